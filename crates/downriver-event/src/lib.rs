@@ -1,0 +1,16 @@
+//! The vocabulary that everything shares: positions, schemas, presence, and the block, the unit in which
+//! changes are stored. It knows no database, no network and no clock.
+
+pub mod block;
+pub mod position;
+pub mod presence;
+pub mod schema;
+pub mod view;
+
+/// The stored and wire messages this vocabulary is written in.
+pub use downriver_api::log::v1 as pb;
+
+pub use block::{Block, BlockBuilder, EncodedBlock};
+pub use position::{Epoch, Incarnation, Lsn, Offset, SourcePosition};
+pub use presence::Presence;
+pub use schema::{Column, LogicalType, ReplicaIdentity, TableId, TableSchema};

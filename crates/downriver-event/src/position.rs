@@ -1,0 +1,134 @@
+//! Positions. `Offset` is ours and dense; `SourcePosition` is the source's and says where a commit ends.
+//! Row positions inside a transaction are deliberately not represented: they are neither ordered across
+//! transactions nor unique.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::pb;
+
+/// Dense position of an event in a stream, assigned at append and never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offset(pub u64);
+
+impl Offset {
+    /// The offset `events` further on.
+    #[must_use]
+    pub fn plus(self, events: u64) -> Self {
+        Self(self.0 + events)
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Fencing number of the owner of a stream or sink table. Decided only by Raft; grows with every owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Number of the log's history; grows when unsealed data was lost for good or a backup was restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u32);
+
+/// A PostgreSQL write-ahead log position, compared as an unsigned number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// The text is not `XXXXXXXX/XXXXXXXX`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a log sequence number such as 16/B374D848")]
+pub struct InvalidLsn(pub String);
+
+impl FromStr for Lsn {
+    type Err = InvalidLsn;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLsn> {
+        let invalid = || InvalidLsn(text.to_owned());
+        let (high, low) = text.split_once('/').ok_or_else(invalid)?;
+        let high = u32::from_str_radix(high, 16).map_err(|_| invalid())?;
+        let low = u32::from_str_radix(low, 16).map_err(|_| invalid())?;
+        Ok(Self(u64::from(high) << 32 | u64::from(low)))
+    }
+}
+
+/// Where a source transaction's commit ends; inclusive: everything up to it is fully contained.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SourcePosition {
+    /// `Commit.end_lsn`.
+    Postgres(Lsn),
+}
+
+impl SourcePosition {
+    /// Whether everything up to `other` is contained in what `self` names. Positions of different
+    /// kinds of source cover nothing of each other.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Postgres(mine), Self::Postgres(theirs)) => mine >= theirs,
+        }
+    }
+
+    #[must_use]
+    pub fn lsn(&self) -> Option<Lsn> {
+        match self {
+            Self::Postgres(lsn) => Some(*lsn),
+        }
+    }
+
+    #[must_use]
+    pub fn to_pb(&self) -> pb::SourcePosition {
+        let kind = match self {
+            Self::Postgres(lsn) => {
+                pb::source_position::Kind::Postgres(pb::PostgresPosition { end_lsn: lsn.0 })
+            }
+        };
+        pb::SourcePosition { kind: Some(kind) }
+    }
+
+    /// `None` when the message names no position or a kind of source that this build does not know.
+    #[must_use]
+    pub fn from_pb(position: &pb::SourcePosition) -> Option<Self> {
+        match position.kind.as_ref()? {
+            pb::source_position::Kind::Postgres(p) => Some(Self::Postgres(Lsn(p.end_lsn))),
+        }
+    }
+}
+
+impl fmt::Display for SourcePosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(lsn) => lsn.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_lsn_is_compared_as_an_unsigned_number_and_prints_as_postgres_does() {
+        let low: Lsn = "0/FFFFFFFF".parse().expect("valid");
+        let high: Lsn = "1/0".parse().expect("valid");
+        assert!(low < high);
+        assert_eq!(high.to_string(), "1/0");
+        assert!("8000000000000000/0".parse::<Lsn>().is_err());
+        let top: Lsn = "FFFFFFFF/FFFFFFFF".parse().expect("valid");
+        assert_eq!(top.0, u64::MAX);
+    }
+}

@@ -1,0 +1,294 @@
+//! The shape of a table's rows at one point of its history, and the canonical type of each column.
+
+use crate::pb;
+
+/// Identifies a table for the life of its source; kept through a rename. PostgreSQL: the relation's oid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId(pub u32);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSchema {
+    pub id: TableId,
+    /// Dense for each table, from 1; 0 while it has not been registered.
+    pub version: u32,
+    pub namespace: String,
+    pub name: String,
+    pub columns: Vec<Column>,
+    /// Column ids of the primary key in key order; empty when the table has none.
+    pub key: Vec<u32>,
+    pub identity: ReplicaIdentity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Never reused within a table. PostgreSQL: attnum.
+    pub id: u32,
+    pub name: String,
+    pub ty: LogicalType,
+    pub nullable: bool,
+    pub source_type: String,
+}
+
+/// One canonical form per type, the same through snapshot and stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogicalType {
+    Bool,
+    Int16,
+    Int32,
+    Int64,
+    Float32,
+    Float64,
+    /// Precision 0: unconstrained. Carried as the source's exact digits.
+    Decimal {
+        precision: u32,
+        scale: i32,
+    },
+    Text,
+    Bytes,
+    Uuid,
+    Json,
+    /// Days since 1970-01-01.
+    Date,
+    /// Microseconds since midnight, 24:00:00 included.
+    Time,
+    /// Wall clock in microseconds since 1970-01-01.
+    Timestamp,
+    /// Instant in microseconds since 1970-01-01 UTC.
+    TimestampTz,
+    Interval,
+    Enum {
+        labels: Vec<String>,
+    },
+    Array(Box<LogicalType>),
+    /// Not interpreted: the source's text.
+    Other,
+}
+
+/// How a column's cells lie in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Physical {
+    Bool,
+    Int32,
+    Int64,
+    Float32,
+    Float64,
+    /// Length and bytes.
+    Variable,
+    /// Sixteen bytes each.
+    Fixed16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaIdentity {
+    Default,
+    Index,
+    Full,
+    Nothing,
+}
+
+/// A stored schema that this build cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaError {
+    #[error("column {column:?} of table {table:?} has a type that this version does not know")]
+    UnknownType { table: String, column: String },
+    #[error("table {table:?} has a replica identity that this version does not know")]
+    UnknownIdentity { table: String },
+}
+
+impl TableSchema {
+    /// `namespace.name`.
+    #[must_use]
+    pub fn qualified_name(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
+    }
+
+    #[must_use]
+    pub fn column_index(&self, id: u32) -> Option<usize> {
+        self.columns.iter().position(|column| column.id == id)
+    }
+
+    /// Indexes into `columns` of the primary key, in key order.
+    #[must_use]
+    pub fn key_indexes(&self) -> Vec<usize> {
+        self.key
+            .iter()
+            .filter_map(|id| self.column_index(*id))
+            .collect()
+    }
+
+    /// Whether rows of both can be told apart only by the version number.
+    #[must_use]
+    pub fn same_shape(&self, other: &Self) -> bool {
+        Self {
+            version: 0,
+            ..self.clone()
+        } == Self {
+            version: 0,
+            ..other.clone()
+        }
+    }
+
+    #[must_use]
+    pub fn to_pb(&self) -> pb::TableSchema {
+        let identity = match self.identity {
+            ReplicaIdentity::Default => pb::ReplicaIdentity::Default,
+            ReplicaIdentity::Index => pb::ReplicaIdentity::Index,
+            ReplicaIdentity::Full => pb::ReplicaIdentity::Full,
+            ReplicaIdentity::Nothing => pb::ReplicaIdentity::Nothing,
+        };
+        pb::TableSchema {
+            table_id: self.id.0,
+            version: self.version,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            columns: self.columns.iter().map(Column::to_pb).collect(),
+            key: self.key.clone(),
+            identity: identity as i32,
+        }
+    }
+
+    /// # Errors
+    /// A type or identity that this build does not know.
+    pub fn from_pb(schema: &pb::TableSchema) -> Result<Self, SchemaError> {
+        let identity = match schema.identity() {
+            pb::ReplicaIdentity::Default => ReplicaIdentity::Default,
+            pb::ReplicaIdentity::Index => ReplicaIdentity::Index,
+            pb::ReplicaIdentity::Full => ReplicaIdentity::Full,
+            pb::ReplicaIdentity::Nothing => ReplicaIdentity::Nothing,
+            pb::ReplicaIdentity::Unspecified => {
+                return Err(SchemaError::UnknownIdentity {
+                    table: schema.name.clone(),
+                });
+            }
+        };
+        let columns = schema
+            .columns
+            .iter()
+            .map(|column| {
+                let ty = column.r#type.as_ref().and_then(LogicalType::from_pb);
+                Ok(Column {
+                    id: column.id,
+                    name: column.name.clone(),
+                    ty: ty.ok_or_else(|| SchemaError::UnknownType {
+                        table: schema.name.clone(),
+                        column: column.name.clone(),
+                    })?,
+                    nullable: column.nullable,
+                    source_type: column.source_type.clone(),
+                })
+            })
+            .collect::<Result<_, SchemaError>>()?;
+        Ok(Self {
+            id: TableId(schema.table_id),
+            version: schema.version,
+            namespace: schema.namespace.clone(),
+            name: schema.name.clone(),
+            columns,
+            key: schema.key.clone(),
+            identity,
+        })
+    }
+}
+
+impl Column {
+    fn to_pb(&self) -> pb::Column {
+        pb::Column {
+            id: self.id,
+            name: self.name.clone(),
+            r#type: Some(self.ty.to_pb()),
+            nullable: self.nullable,
+            source_type: self.source_type.clone(),
+        }
+    }
+}
+
+impl LogicalType {
+    #[must_use]
+    pub fn physical(&self) -> Physical {
+        match self {
+            Self::Bool => Physical::Bool,
+            Self::Int16 | Self::Int32 | Self::Date => Physical::Int32,
+            Self::Int64 | Self::Time | Self::Timestamp | Self::TimestampTz => Physical::Int64,
+            Self::Float32 => Physical::Float32,
+            Self::Float64 => Physical::Float64,
+            Self::Uuid | Self::Interval => Physical::Fixed16,
+            Self::Decimal { .. }
+            | Self::Text
+            | Self::Bytes
+            | Self::Json
+            | Self::Enum { .. }
+            | Self::Array(_)
+            | Self::Other => Physical::Variable,
+        }
+    }
+
+    #[must_use]
+    pub fn to_pb(&self) -> pb::LogicalType {
+        use pb::SimpleType as S;
+        use pb::logical_type::Kind;
+        let simple = |s: S| Kind::Simple(s as i32);
+        let kind = match self {
+            Self::Bool => simple(S::Bool),
+            Self::Int16 => simple(S::Int16),
+            Self::Int32 => simple(S::Int32),
+            Self::Int64 => simple(S::Int64),
+            Self::Float32 => simple(S::Float32),
+            Self::Float64 => simple(S::Float64),
+            Self::Text => simple(S::Text),
+            Self::Bytes => simple(S::Bytes),
+            Self::Uuid => simple(S::Uuid),
+            Self::Json => simple(S::Json),
+            Self::Date => simple(S::Date),
+            Self::Time => simple(S::Time),
+            Self::Timestamp => simple(S::Timestamp),
+            Self::TimestampTz => simple(S::TimestampTz),
+            Self::Interval => simple(S::Interval),
+            Self::Other => simple(S::Other),
+            Self::Decimal { precision, scale } => Kind::Decimal(pb::DecimalType {
+                precision: *precision,
+                scale: *scale,
+            }),
+            Self::Enum { labels } => Kind::Enumeration(pb::EnumType {
+                labels: labels.clone(),
+            }),
+            Self::Array(element) => Kind::Array(Box::new(element.to_pb())),
+        };
+        pb::LogicalType { kind: Some(kind) }
+    }
+
+    /// `None` for a type that this build does not know.
+    #[must_use]
+    pub fn from_pb(ty: &pb::LogicalType) -> Option<Self> {
+        use pb::SimpleType as S;
+        use pb::logical_type::Kind;
+        Some(match ty.kind.as_ref()? {
+            Kind::Simple(simple) => match S::try_from(*simple).ok()? {
+                S::Bool => Self::Bool,
+                S::Int16 => Self::Int16,
+                S::Int32 => Self::Int32,
+                S::Int64 => Self::Int64,
+                S::Float32 => Self::Float32,
+                S::Float64 => Self::Float64,
+                S::Text => Self::Text,
+                S::Bytes => Self::Bytes,
+                S::Uuid => Self::Uuid,
+                S::Json => Self::Json,
+                S::Date => Self::Date,
+                S::Time => Self::Time,
+                S::Timestamp => Self::Timestamp,
+                S::TimestampTz => Self::TimestampTz,
+                S::Interval => Self::Interval,
+                S::Other => Self::Other,
+                S::Unspecified => return None,
+            },
+            Kind::Decimal(decimal) => Self::Decimal {
+                precision: decimal.precision,
+                scale: decimal.scale,
+            },
+            Kind::Enumeration(e) => Self::Enum {
+                labels: e.labels.clone(),
+            },
+            Kind::Array(element) => Self::Array(Box::new(Self::from_pb(element)?)),
+        })
+    }
+}
