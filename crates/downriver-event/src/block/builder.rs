@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::frame::encode_frame;
+use super::reader::{Block, Column, Values};
 use crate::pb;
 use crate::position::SourcePosition;
 use crate::presence::Presence;
@@ -233,6 +234,35 @@ impl ColumnBuilder {
         }
     }
 
+    /// Copies a cell of a block that was read.
+    ///
+    /// # Panics
+    /// If the columns are of different physical forms.
+    pub fn push_cell(&mut self, column: &Column, cell: usize) {
+        let presence = column.presence(cell);
+        if presence != Presence::Value {
+            return self.push_presence(presence);
+        }
+        match &column.values {
+            Values::Bool(cells) => self.push_bool(cells[cell] != 0),
+            Values::Int32(cells) => self.push_i32(cells[cell]),
+            Values::Int64(cells) => self.push_i64(cells[cell]),
+            Values::Float32(cells) => self.push_f32(cells[cell]),
+            Values::Float64(cells) => self.push_f64(cells[cell]),
+            Values::Variable { .. } => {
+                self.push_bytes(
+                    column
+                        .bytes(cell)
+                        .expect("a variable-length column has bytes"),
+                );
+            }
+            Values::Fixed16(_) => {
+                let bytes = column.bytes(cell).expect("a 16-byte column has bytes");
+                self.push_fixed16(bytes.try_into().expect("a cell has 16 bytes"));
+            }
+        }
+    }
+
     fn is_value(&self, cell: usize) -> bool {
         self.presence.is_empty() || self.presence[cell] == Presence::Value.code()
     }
@@ -443,11 +473,24 @@ impl BlockBuilder {
     /// # Panics
     /// If no transaction is open.
     pub fn commit(&mut self, position: &SourcePosition) -> u64 {
+        self.end_transaction(Some(position))
+    }
+
+    /// As [`BlockBuilder::commit`], at the position that the append will have: for rows that a snapshot
+    /// read and that join the stream later.
+    ///
+    /// # Panics
+    /// If no transaction is open.
+    pub fn commit_unplaced(&mut self) -> u64 {
+        self.end_transaction(None)
+    }
+
+    fn end_transaction(&mut self, position: Option<&SourcePosition>) -> u64 {
         let open = self.open.take().expect("a transaction is open");
         let here = self.events - open.first_event;
         let total = open.events_before + u64::from(here);
         if total > 0 {
-            self.push_transaction(open, here, Some(position));
+            self.push_transaction(open, here, position, true);
         }
         total
     }
@@ -456,15 +499,16 @@ impl BlockBuilder {
         &mut self,
         open: OpenTransaction,
         events: u32,
-        end: Option<&SourcePosition>,
+        position: Option<&SourcePosition>,
+        ends: bool,
     ) {
         self.transactions.push(pb::Transaction {
             id: open.id,
-            position: end.map(SourcePosition::to_pb),
+            position: position.map(SourcePosition::to_pb),
             commit_time_us: open.commit_time_us,
             first_event: open.first_event,
             events,
-            ends: end.is_some(),
+            ends,
             events_before: open.events_before,
         });
     }
@@ -485,6 +529,21 @@ impl BlockBuilder {
     /// Finishes the block; `None` if it is empty and no transaction ended in it. An open
     /// transaction goes on in the next one, which this builder then holds.
     pub fn cut(&mut self) -> Option<EncodedBlock> {
+        self.cut_message().map(|(encoded, _)| encoded)
+    }
+
+    /// As [`BlockBuilder::cut`], and hands out the block itself for whoever needs its rows now.
+    ///
+    /// # Panics
+    /// If the builder built a block that its reader refuses: a bug.
+    pub fn cut_and_read(&mut self) -> Option<(EncodedBlock, Block)> {
+        self.cut_message().map(|(encoded, message)| {
+            let block = Block::from_pb(message).expect("what was built can be read");
+            (encoded, block)
+        })
+    }
+
+    fn cut_message(&mut self) -> Option<(EncodedBlock, pb::Block)> {
         if self.events == 0 && self.transactions.is_empty() {
             return None;
         }
@@ -497,20 +556,17 @@ impl BlockBuilder {
                 events_before: open.events_before + u64::from(here),
             };
             if here > 0 {
-                self.push_transaction(open, here, None);
+                self.push_transaction(open, here, None, false);
             }
             (here > 0, next)
         });
         let built = std::mem::take(self);
         let (continues, open) = continued.map_or((false, None), |(c, next)| (c, Some(next)));
         self.open = open;
-        if built.events == 0 && built.transactions.is_empty() {
-            return None;
-        }
         Some(built.finish(continues))
     }
 
-    fn finish(self, continues: bool) -> EncodedBlock {
+    fn finish(self, continues: bool) -> (EncodedBlock, pb::Block) {
         let mut tables: Vec<TableId> = self.groups.iter().map(|group| group.table).collect();
         tables.extend(self.markers.iter().flat_map(marker_tables));
         tables.sort_unstable();
@@ -524,14 +580,15 @@ impl BlockBuilder {
             groups: self.groups.into_iter().map(GroupBuilder::finish).collect(),
             markers: self.markers,
         };
-        EncodedBlock {
+        let encoded = EncodedBlock {
             frame: encode_frame(&block.encode_to_vec()),
             events: block.events,
             time_min_us,
             time_max_us,
             tables,
             continues,
-        }
+        };
+        (encoded, block)
     }
 }
 

@@ -94,6 +94,10 @@ impl Block {
     pub fn from_message(message: Bytes) -> Result<Self, BlockError> {
         let block =
             pb::Block::decode(message).map_err(|error| BlockError::Message(error.to_string()))?;
+        Self::from_pb(block)
+    }
+
+    pub(super) fn from_pb(block: pb::Block) -> Result<Self, BlockError> {
         let mut next = 0;
         for transaction in &block.transactions {
             if transaction.first_event != next {
@@ -318,6 +322,28 @@ impl Column {
         match self.presence.get(cell) {
             Some(code) => Presence::from_code(*code).expect("checked when the block was opened"),
             None => Presence::Value,
+        }
+    }
+
+    /// Appends a form of the cell that is equal for equal cells and differs for different ones, among
+    /// columns of one type: a key's bytes are those of its columns, one after another.
+    pub fn write_key(&self, cell: usize, key: &mut Vec<u8>) {
+        let presence = self.presence(cell);
+        key.push(presence.code());
+        if presence != Presence::Value {
+            return;
+        }
+        match &self.values {
+            Values::Bool(cells) => key.push(cells[cell]),
+            Values::Int32(cells) => key.extend_from_slice(&cells[cell].to_le_bytes()),
+            Values::Int64(cells) => key.extend_from_slice(&cells[cell].to_le_bytes()),
+            Values::Float32(cells) => key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes()),
+            Values::Float64(cells) => key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes()),
+            Values::Variable { .. } | Values::Fixed16(_) => {
+                let bytes = self.bytes(cell).expect("the column holds bytes");
+                key.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+                key.extend_from_slice(bytes);
+            }
         }
     }
 
