@@ -2,8 +2,10 @@
 //! changes are stored. It knows no database, no network and no clock.
 
 pub mod block;
+pub mod pattern;
 pub mod position;
 pub mod presence;
+pub mod problem;
 pub mod schema;
 pub mod view;
 

@@ -1,0 +1,181 @@
+//! Captures one source into its stream.
+//!
+//! ```text
+//!             ┌──────── fill ── pop ── decode ─> builder ── cut ─> outbox ─> log
+//!   PostgreSQL│                                    ▲                          │
+//!             │  snapshot workers ── held chunk ───┘ once the stream passed   │
+//!             └──────────────────────── acknowledge <───── sealed position ───┘
+//! ```
+//!
+//! `run` connects, decides what is to be read, and keeps the event loop going; a transient failure starts it
+//! again from the log's position, so nothing that was in flight needs to be saved. A failure that will
+//! not go away stops the source with its problem.
+
+pub(crate) mod merge;
+mod outbox;
+mod progress;
+mod registry;
+mod snapshot;
+mod stream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use downriver_event::Epoch;
+use downriver_event::problem::Problem;
+use downriver_log::{AppendError, Log, LogError, StoreError};
+use downriver_source::SourceError;
+use downriver_source::postgres::config::PostgresConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::retry::Backoff;
+use crate::status::{Board, SourceStatus, TableState};
+use outbox::OutboxError;
+
+#[derive(Clone, Debug)]
+pub struct SnapshotConfig {
+    /// False: capture starts with the stream.
+    pub initial: bool,
+    pub chunk_rows: u64,
+    pub max_workers: usize,
+    /// 0: no limit.
+    pub rows_per_second: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// The source's name, and its stream's.
+    pub name: String,
+    pub postgres: PostgresConfig,
+    pub snapshot: SnapshotConfig,
+    /// Where transactions larger than memory are written.
+    pub spill: PathBuf,
+}
+
+/// Why a capture ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("another owner has epoch {0}")]
+    Fenced(Epoch),
+    #[error("the log did not take an append")]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot write to the spill folder {folder:?}")]
+    Spill { folder: PathBuf, source: std::io::Error },
+    /// The stream moved under us; starting again from its position is the cure.
+    #[error("the stream is at offset {0}: starting again from there")]
+    Behind(u64),
+    #[error("table {0} was made since the capture began: starting again to take it in")]
+    NewTable(String),
+    #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
+    SchemaMoved(String),
+    #[error("stopped: {}", .0.reason)]
+    Problem(Problem),
+}
+
+impl From<OutboxError> for CaptureError {
+    fn from(error: OutboxError) -> Self {
+        match error {
+            OutboxError::Append(AppendError::Rejected { next, .. }) => Self::Behind(next.0),
+            OutboxError::Append(AppendError::Log(error)) => Self::Log(error),
+            OutboxError::Store(error) => Self::Store(error),
+            OutboxError::Spill { folder, source } => Self::Spill { folder, source },
+        }
+    }
+}
+
+/// What to do about an error.
+enum Act {
+    /// Start again from the log's position.
+    Retry(Problem),
+    Stop(Problem),
+    /// Somebody else owns the stream.
+    Leave,
+}
+
+/// Runs until it is told to stop, or a problem stops it. Stopping loses nothing: what was not appended
+/// is sent again by the source.
+pub async fn run(
+    config: CaptureConfig,
+    log: Arc<dyn Log>,
+    status: Board<SourceStatus>,
+    nudge: Arc<tokio::sync::Notify>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new();
+    loop {
+        let began = tokio::time::Instant::now();
+        let running = stream::run(&config, &log, &status, &nudge);
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            result = running => result,
+        };
+        let Err(error) = result;
+        if began.elapsed() > std::time::Duration::from_secs(60) {
+            backoff.reset();
+        }
+        match act_on(&error) {
+            Act::Retry(problem) => {
+                tracing::warn!(source = config.name, error = %chain(&error), "capture failed; it will be tried again");
+                status.update(|s| s.problem = Some(problem));
+            }
+            Act::Stop(problem) => {
+                tracing::error!(source = config.name, code = problem.code, error = %chain(&error), "capture stopped");
+                status.update(|s| {
+                    s.state = TableState::Stopped;
+                    s.problem = Some(problem);
+                });
+                return stop.cancelled().await;
+            }
+            Act::Leave => {
+                tracing::warn!(source = config.name, error = %error, "capture left to another owner");
+                return stop.cancelled().await;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = backoff.wait() => {}
+        }
+    }
+}
+
+fn act_on(error: &CaptureError) -> Act {
+    match error {
+        CaptureError::Source(error) => match (error.is_transient(), error.problem()) {
+            (true, problem) => Act::Retry(problem),
+            (false, problem) => Act::Stop(problem),
+        },
+        CaptureError::Fenced(_) => Act::Leave,
+        CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => Act::Retry(Problem::new(
+            "DR-1102",
+            error.to_string(),
+            "nothing: the capture starts again by itself",
+        )),
+        CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
+            "DR-1100",
+            chain(error),
+            "make the object store reachable and see that the data folder's disk has room; capture goes on by itself",
+        )),
+        CaptureError::Spill { .. } => Act::Retry(Problem::new(
+            "DR-1101",
+            chain(error),
+            "make room on the disk of the data folder; capture goes on by itself",
+        )),
+        CaptureError::Problem(problem) => Act::Stop(problem.clone()),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

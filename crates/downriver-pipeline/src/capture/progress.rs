@@ -1,0 +1,81 @@
+//! What a table's snapshot stores beside its rows, so that a crash resumes at the chunk: where the next
+//! chunk starts and which rows have to be read again because they moved.
+//!
+//! ```text
+//! format u8 = 1 | exhausted u8 | next: len u32, bytes | moved: count u32, (len u32, bytes)*
+//! ```
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+
+use super::merge::Key;
+
+const FORMAT: u8 = 1;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resume {
+    /// The last chunk was read; only moved rows are left.
+    pub(crate) exhausted: bool,
+    /// `None`: from the table's start (or nothing, when exhausted).
+    pub(crate) next: Option<Bytes>,
+    pub(crate) moved: Vec<Key>,
+}
+
+impl Resume {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        let mut put = |out: &mut BytesMut, bytes: &[u8]| {
+            out.put_u32_le(u32::try_from(bytes.len()).expect("a key is under VALUE_BYTES_MAX"));
+            out.extend_from_slice(bytes);
+        };
+        out.put_u8(FORMAT);
+        out.put_u8(u8::from(self.exhausted));
+        put(&mut out, self.next.as_deref().unwrap_or_default());
+        out.put_u32_le(u32::try_from(self.moved.len()).expect("moved rows fit the memory"));
+        for key in &self.moved {
+            put(&mut out, key);
+        }
+        out.freeze()
+    }
+
+    /// `None` if the bytes are of a format that this build does not know.
+    pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.is_empty() {
+            return Some(Self::default());
+        }
+        if bytes.try_get_u8().ok()? != FORMAT {
+            return None;
+        }
+        let exhausted = bytes.try_get_u8().ok()? != 0;
+        let mut take = |bytes: &mut Bytes| {
+            let len = bytes.try_get_u32_le().ok()? as usize;
+            (bytes.len() >= len).then(|| bytes.split_to(len))
+        };
+        let next = take(&mut bytes)?;
+        let count = bytes.try_get_u32_le().ok()?;
+        let mut moved = Vec::new();
+        for _ in 0..count {
+            moved.push(take(&mut bytes)?.to_vec().into_boxed_slice());
+        }
+        Some(Self { exhausted, next: (!next.is_empty()).then_some(next), moved })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_is_read_back_and_anything_cut_is_refused() {
+        let resume = Resume {
+            exhausted: true,
+            next: Some(Bytes::from_static(b"next")),
+            moved: vec![b"a".to_vec().into(), Vec::new().into()],
+        };
+        let bytes = resume.encode();
+        assert_eq!(Resume::decode(bytes.clone()), Some(resume));
+        for len in 1..bytes.len() {
+            assert_eq!(Resume::decode(bytes.slice(..len)), None, "cut at {len}");
+        }
+        assert_eq!(Resume::decode(Bytes::new()), Some(Resume::default()));
+    }
+}

@@ -1,0 +1,226 @@
+//! Reads the tables whose snapshot is not done, chunk by chunk, several tables at once. Each worker has a
+//! session of its own and one table at a time; it reads the next chunk while the capture holds the last.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use downriver_event::block::{BLOCK_RAW_BYTES_MAX, OldImage, RowOp};
+use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema, pb};
+use downriver_source::SourceError;
+use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::postgres::snapshot::{ChunkRequest, PgSnapshot, SnapshotSession};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::SnapshotConfig;
+use super::merge::Key;
+use super::progress::Resume;
+
+/// How often the server's snapshot is looked at while old transactions keep chunks from starting.
+const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(200);
+
+/// One table's snapshot, as far as it has come.
+#[derive(Clone, Debug)]
+pub(crate) struct TableTask {
+    pub(crate) schema: Arc<TableSchema>,
+    pub(crate) generation: u64,
+    pub(crate) resume: Resume,
+    /// Whether the start of the generation is in the log already.
+    pub(crate) started: bool,
+}
+
+/// What a worker read, waiting for its place in the stream.
+pub(crate) struct HeldChunk {
+    pub(crate) schema: Arc<TableSchema>,
+    pub(crate) generation: u64,
+    pub(crate) snapshot: PgSnapshot,
+    /// The stream must pass this position before the chunk joins it.
+    pub(crate) high: Lsn,
+    pub(crate) blocks: Vec<EncodedBlock>,
+    pub(crate) rows: u64,
+    /// Where the next chunk starts; `None` after the last one.
+    pub(crate) next: Option<Bytes>,
+    /// The keys that were read again.
+    pub(crate) reread: Vec<Key>,
+    pub(crate) began: Instant,
+    /// The capture's answer, asked for after the last chunk: the rows to read again, and, when there are
+    /// none left, the end of the table.
+    pub(crate) moved: Option<oneshot::Sender<Vec<Key>>>,
+}
+
+pub(crate) enum FromWorker {
+    Chunk(Box<HeldChunk>),
+    /// The table cannot be read; the others go on.
+    Failed { table: TableId, error: SourceError },
+}
+
+/// Starts the workers; they end when the queue is empty or the receiver is gone.
+pub(crate) fn start(
+    config: &PostgresConfig,
+    snapshot: &SnapshotConfig,
+    tasks: Vec<TableTask>,
+) -> (mpsc::Receiver<FromWorker>, JoinSet<()>) {
+    let workers = snapshot.max_workers.clamp(1, tasks.len().max(1));
+    let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
+    let (sender, receiver) = mpsc::channel(1);
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let worker = Worker {
+            config: config.clone(),
+            snapshot: snapshot.clone(),
+            queue: Arc::clone(&queue),
+            chunks: sender.clone(),
+        };
+        running.spawn(worker.run());
+    }
+    (receiver, running)
+}
+
+struct Worker {
+    config: PostgresConfig,
+    snapshot: SnapshotConfig,
+    queue: Arc<Mutex<VecDeque<TableTask>>>,
+    chunks: mpsc::Sender<FromWorker>,
+}
+
+/// The capture has stopped listening.
+struct Gone;
+
+impl Worker {
+    async fn run(self) {
+        loop {
+            let next = self.queue.lock().expect("no holder panics").pop_front();
+            let Some(task) = next else { return };
+            let table = task.schema.id;
+            match self.table(task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(Gone)) => return,
+                Err(error) => {
+                    if self.chunks.send(FromWorker::Failed { table, error }).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
+        let mut session = SnapshotSession::connect(&self.config).await?;
+        loop {
+            let reread = task.resume.exhausted.then(|| std::mem::take(&mut task.resume.moved));
+            let mut held = self.read(&mut session, &task, reread).await?;
+            task.started = true;
+            let (answer, moved) = oneshot::channel();
+            let last = held.next.is_none();
+            task.resume.next.clone_from(&held.next);
+            held.moved = last.then_some(answer);
+            if self.chunks.send(FromWorker::Chunk(Box::new(held))).await.is_err() {
+                return Ok(Err(Gone));
+            }
+            if last {
+                return self.moved_rows(&mut session, &task, moved).await;
+            }
+        }
+    }
+
+    /// Reads the rows that moved between chunks, until none moves any more.
+    async fn moved_rows(
+        &self,
+        session: &mut SnapshotSession,
+        task: &TableTask,
+        mut moved: oneshot::Receiver<Vec<Key>>,
+    ) -> Result<Result<(), Gone>, SourceError> {
+        loop {
+            let Ok(keys) = moved.await else { return Ok(Err(Gone)) };
+            if keys.is_empty() {
+                return Ok(Ok(()));
+            }
+            let mut held = self.read(session, task, Some(keys)).await?;
+            let (answer, next) = oneshot::channel();
+            held.moved = Some(answer);
+            moved = next;
+            if self.chunks.send(FromWorker::Chunk(Box::new(held))).await.is_err() {
+                return Ok(Err(Gone));
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        session: &mut SnapshotSession,
+        task: &TableTask,
+        reread: Option<Vec<Key>>,
+    ) -> Result<HeldChunk, SourceError> {
+        let reread_keys = reread.clone().unwrap_or_default();
+        let request = ChunkRequest {
+            after: task.resume.next.clone(),
+            keys: reread.map(|keys| keys.into_iter().map(Bytes::from).collect()),
+            rows_max: self.snapshot.chunk_rows,
+        };
+        let began = Instant::now();
+        let now_us = micros_since_epoch();
+        let starts = !task.started;
+        let mut builder = BlockBuilder::new();
+        let mut blocks = Vec::new();
+        let mut rows = 0u64;
+        builder.begin("snapshot".into(), now_us);
+        if starts {
+            builder.marker(pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+                table_id: task.schema.id.0,
+                generation: task.generation,
+            }));
+        }
+        let chunk = session
+            .read_chunk(&task.schema, request, &mut |row| {
+                row.push_into(builder.row(&task.schema, RowOp::Snapshot, OldImage::None))?;
+                rows += 1;
+                if rows % 256 == 0 && builder.raw_bytes() >= BLOCK_RAW_BYTES_MAX - (512 << 10) {
+                    builder.commit_unplaced();
+                    blocks.extend(builder.cut());
+                    builder.begin("snapshot".into(), now_us);
+                }
+                Ok(())
+            })
+            .await?;
+        builder.commit_unplaced();
+        blocks.extend(builder.cut());
+        self.throttle(rows, began).await;
+        Ok(HeldChunk {
+            schema: Arc::clone(&task.schema),
+            generation: task.generation,
+            snapshot: chunk.snapshot,
+            high: chunk.high,
+            blocks,
+            rows,
+            next: chunk.next,
+            reread: reread_keys,
+            began,
+            moved: None,
+        })
+    }
+
+    async fn throttle(&self, rows: u64, began: Instant) {
+        if self.snapshot.rows_per_second > 0 {
+            let wanted = Duration::from_secs_f64(rows as f64 / self.snapshot.rows_per_second as f64);
+            tokio::time::sleep(wanted.saturating_sub(began.elapsed())).await;
+        }
+    }
+}
+
+/// Waits until every transaction that runs now has left the server's snapshot. What a chunk sees
+/// afterwards differs from the stream only by transactions that are streamed from now on.
+pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(), SourceError> {
+    let mut session = SnapshotSession::connect(config).await?;
+    let running = session.current_snapshot().await?;
+    while session.current_snapshot().await?.xmin < running.xmax {
+        tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
+    }
+    Ok(())
+}
+
+pub(crate) fn micros_since_epoch() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,557 @@
+//! One run of a capture: connect, take up the stream where the log stands, and loop until something fails.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use downriver_event::block::BLOCK_RAW_BYTES_MAX;
+use downriver_event::problem::Problem;
+use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, pb};
+use downriver_decode::postgres::decoder::{Decoded, PgDecoder, Relation};
+use downriver_log::{ChunkDone, Log, LogError};
+use downriver_source::postgres::catalog::Catalog;
+use downriver_source::postgres::replication::{Acknowledger, Message, ReplicationStream};
+use downriver_source::postgres::setup;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::merge::RecentChanges;
+use super::outbox::{Outbox, Tip};
+use super::progress::Resume;
+use super::registry::{Registered, Registry};
+use super::snapshot::{self, FromWorker, HeldChunk, TableTask};
+use super::{CaptureConfig, CaptureError};
+use crate::status::{Board, SnapshotProgress, SourceStatus, TableState, TableStatus};
+
+/// A block of whole transactions is cut when it has passed this many raw bytes.
+const BLOCK_RAW_BYTES: usize = 1 << 20;
+/// An open transaction is cut into blocks of this many raw bytes; the largest row comes on top.
+const OPEN_BLOCK_RAW_BYTES: usize = BLOCK_RAW_BYTES_MAX - (512 << 10);
+/// Rows between two looks at the size of the open block.
+const ROWS_PER_SIZE_CHECK: u32 = 64;
+/// How often an idle source's position is stored.
+const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
+/// How often held chunks ask the server where it is.
+const TICK: Duration = Duration::from_millis(50);
+/// Chunks waiting for the stream, over all tables.
+const HELD_CHUNKS_MAX: usize = 4;
+
+/// How far the snapshot of a table has come, as the log knows it.
+struct TableProgress {
+    generation: u64,
+    resume: Resume,
+}
+
+struct Run<'a> {
+    config: &'a CaptureConfig,
+    log: &'a Arc<dyn Log>,
+    status: &'a Board<SourceStatus>,
+    catalog: Catalog,
+    /// Relations by id that this source captures; `false`: seen, and not captured.
+    captured: HashMap<TableId, bool>,
+    registry: Registry,
+    decoder: PgDecoder,
+    builder: BlockBuilder,
+    outbox: Outbox,
+    recent: RecentChanges,
+    snapshots: HashMap<TableId, TableProgress>,
+    held: Vec<HeldChunk>,
+    /// Every commit up to here was received and decoded.
+    received: Lsn,
+    /// The position of the newest whole transaction in the builder.
+    committed: Option<SourcePosition>,
+    /// `received` when the append under way began.
+    received_at_append: Lsn,
+    position_appended: Instant,
+}
+
+/// Never returns without an error.
+pub(super) async fn run(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    nudge: &Notify,
+) -> Result<Infallible, CaptureError> {
+    let catalog = Catalog::connect(&config.postgres).await?;
+    let identity = catalog.identity().await?;
+    let known = log.state(&config.name);
+    let position = known.as_ref().and_then(|state| state.position.as_ref()?.lsn());
+    if let Some(known) = known.filter(|k| !k.identity.is_empty() && k.identity != identity) {
+        return Err(CaptureError::Problem(Problem::new(
+            "DR-1021",
+            format!(
+                "the database is not the one that source {:?} captured up to {}: its system identifier differs",
+                config.name,
+                known.position.as_ref().map_or_else(String::new, ToString::to_string),
+            ),
+            "point the source back at the original database, or delete the source and apply it under a new name",
+        )));
+    }
+    let prepared = setup::prepare(&config.postgres, position).await?;
+    let start = SourcePosition::Postgres(prepared.position);
+    let state = log.open(&config.name, Some(start.clone()), identity).await?;
+    let position = state.position.clone().unwrap_or(start);
+    let from = position.lsn().ok_or_else(|| {
+        CaptureError::Problem(Problem::new(
+            "DR-1022",
+            format!("stream {:?} holds another kind of source", config.name),
+            "delete the source and apply it under a new name",
+        ))
+    })?;
+    let tip = Tip {
+        stream: config.name.clone(),
+        incarnation: state.incarnation,
+        epoch: state.epoch,
+        next: state.next,
+        position: state.position.clone(),
+    };
+    std::fs::create_dir_all(&config.spill)
+        .map_err(|source| CaptureError::Spill { folder: config.spill.clone(), source })?;
+    let mut run = Run {
+        config,
+        log,
+        status,
+        catalog,
+        captured: HashMap::new(),
+        registry: Registry::new(&state),
+        decoder: PgDecoder::new(state.position.is_some().then_some(from)),
+        builder: BlockBuilder::new(),
+        outbox: Outbox::new(Arc::clone(log), config.spill.clone(), tip),
+        recent: RecentChanges::default(),
+        snapshots: HashMap::new(),
+        held: Vec::new(),
+        received: from,
+        committed: None,
+        received_at_append: from,
+        position_appended: Instant::now(),
+    };
+    status.update(|s| {
+        s.passed = from;
+        s.passed_offset = state.next;
+    });
+    let tasks = run.take_tables(prepared.tables, &state)?;
+    let stream = ReplicationStream::start(&config.postgres, from).await?;
+    run.run(stream, tasks, nudge).await
+}
+
+impl Run<'_> {
+    /// Registers the captured tables and returns those whose snapshot is not done.
+    fn take_tables(
+        &mut self,
+        tables: Vec<downriver_source::postgres::catalog::SourceTable>,
+        state: &downriver_log::StreamState,
+    ) -> Result<Vec<TableTask>, CaptureError> {
+        let mut tasks = Vec::new();
+        let mut statuses = std::collections::BTreeMap::new();
+        for table in tables {
+            let id = table.schema.id;
+            let name = table.schema.qualified_name();
+            self.captured.insert(id, table.problem.is_none());
+            if let Some(problem) = table.problem {
+                let refused = TableStatus {
+                    state: TableState::Refused,
+                    problem: Some(problem),
+                    ..TableStatus::default()
+                };
+                statuses.insert(name, refused);
+                continue;
+            }
+            let schema = match self.registry.newest(id) {
+                // What the stream brings decides when a known table's shape changes.
+                Some(known) => Arc::clone(known),
+                None => {
+                    let registered = self.registry.register(table.schema);
+                    self.announce(&registered);
+                    Arc::clone(registered.schema())
+                }
+            };
+            let chunks = state.chunks.get(&id);
+            let mut table_status =
+                TableStatus { state: TableState::Streaming, ..TableStatus::default() };
+            if self.config.snapshot.initial && !chunks.is_some_and(|chunks| chunks.done) {
+                let resume = chunks.map_or_else(
+                    || Some(Resume::default()),
+                    |chunks| Resume::decode(chunks.resume_after.clone()),
+                );
+                let resume = resume.ok_or_else(|| {
+                    CaptureError::Log(LogError::Unavailable(format!(
+                        "the progress of the snapshot of {name} was written by a newer version"
+                    )))
+                })?;
+                let generation = chunks.map_or(1, |chunks| chunks.generation);
+                let rows = chunks.map_or(0, |chunks| chunks.rows);
+                table_status.state = TableState::Snapshotting;
+                table_status.snapshot = Some(SnapshotProgress {
+                    rows_done: rows,
+                    rows_estimated: table.estimated_rows,
+                    ..SnapshotProgress::default()
+                });
+                self.recent.track(id);
+                tasks.push(TableTask {
+                    schema,
+                    generation,
+                    resume: resume.clone(),
+                    started: chunks.is_some(),
+                });
+                self.snapshots.insert(id, TableProgress { generation, resume });
+            }
+            statuses.insert(name, table_status);
+        }
+        let snapshotting = !tasks.is_empty();
+        self.status.update(|s| {
+            s.state = if snapshotting { TableState::Snapshotting } else { TableState::Streaming };
+            s.problem = None;
+            s.tables = statuses;
+        });
+        self.flush()?;
+        Ok(tasks)
+    }
+
+    async fn run(
+        mut self,
+        mut stream: ReplicationStream,
+        tasks: Vec<TableTask>,
+        nudge: &Notify,
+    ) -> Result<Infallible, CaptureError> {
+        let acknowledger = stream.acknowledger();
+        let mut changes = self.log.changes();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Chunks may start only when the transactions that run now are gone from the server's snapshot.
+        let postgres = self.config.postgres.clone();
+        let mut old_transactions = (!tasks.is_empty())
+            .then(|| Box::pin(async move { snapshot::old_transactions_gone(&postgres).await }));
+        let mut tasks = Some(tasks);
+        let (_idle, mut chunks) = mpsc::channel(1);
+        let mut workers = JoinSet::new();
+        self.acknowledge(&acknowledger);
+        loop {
+            if self.outbox.can_append() {
+                self.received_at_append = self.received;
+                self.outbox.append();
+            }
+            let full = self.outbox.is_full();
+            let room = self.held.len() < HELD_CHUNKS_MAX;
+            tokio::select! {
+                biased;
+                result = self.outbox.appended() => {
+                    result?;
+                    self.appended();
+                }
+                filled = stream.fill(), if !full => {
+                    filled?;
+                    self.drain(&mut stream).await?;
+                    self.release_chunks()?;
+                }
+                Some(from_worker) = chunks.recv(), if room => {
+                    self.from_worker(from_worker)?;
+                    self.release_chunks()?;
+                }
+                gone = async { old_transactions.as_mut().expect("guarded").await }, if old_transactions.is_some() => {
+                    gone?;
+                    old_transactions = None;
+                    let tasks = tasks.take().unwrap_or_default();
+                    (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks);
+                }
+                Some(ended) = workers.join_next() => {
+                    if let Err(panic) = ended
+                        && panic.is_panic()
+                    {
+                        std::panic::resume_unwind(panic.into_panic());
+                    }
+                }
+                _ = changes.changed() => self.acknowledge(&acknowledger),
+                () = nudge.notified() => acknowledger.request_reply(),
+                _ = ticks.tick() => self.tick(&acknowledger),
+            }
+        }
+    }
+
+    /// Decodes everything that is buffered, then hands over what is complete.
+    async fn drain(&mut self, stream: &mut ReplicationStream) -> Result<(), CaptureError> {
+        let mut rows = 0u32;
+        while let Some(message) = stream.pop()? {
+            let payload = match message {
+                Message::Keepalive { wal_end, .. } => {
+                    if !self.decoder.in_transaction() {
+                        self.received = self.received.max(wal_end);
+                    }
+                    continue;
+                }
+                Message::Data { payload, .. } => payload,
+            };
+            match self.decoder.decode(payload, &mut self.builder).map_err(downriver_source::SourceError::from)? {
+                Decoded::Relation(relation) => self.relation(&relation).await?,
+                Decoded::Commit { end_lsn, events } => {
+                    self.received = self.received.max(end_lsn);
+                    if events > 0 {
+                        self.committed = Some(SourcePosition::Postgres(end_lsn));
+                        self.status_events(events);
+                    }
+                    if self.builder.raw_bytes() >= BLOCK_RAW_BYTES {
+                        self.flush()?;
+                    }
+                    if self.outbox.is_full() {
+                        break;
+                    }
+                }
+                Decoded::Row => {
+                    rows += 1;
+                    if rows.is_multiple_of(ROWS_PER_SIZE_CHECK)
+                        && self.builder.raw_bytes() >= OPEN_BLOCK_RAW_BYTES
+                    {
+                        self.cut_open()?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let wanted = !stream.has_backlog() || self.builder.raw_bytes() >= BLOCK_RAW_BYTES;
+        if wanted && !self.builder.in_transaction() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// A relation's shape decides which schema its rows use from here on.
+    async fn relation(&mut self, relation: &Relation) -> Result<(), CaptureError> {
+        let table = TableId(relation.id);
+        match self.captured.get(&table) {
+            Some(true) => {}
+            Some(false) => {
+                self.decoder.set_schema(relation.id, None);
+                return Ok(());
+            }
+            None if self.config.postgres.captures(&relation.namespace, &relation.name) => {
+                // Made since the capture began. Starting again finds it and takes its snapshot, which
+                // contains what is passed over here.
+                return Err(CaptureError::NewTable(format!("{}.{}", relation.namespace, relation.name)));
+            }
+            None => {
+                self.captured.insert(table, false);
+                self.decoder.set_schema(relation.id, None);
+                return Ok(());
+            }
+        }
+        let schema = self.catalog.schema_of(relation, self.registry.newest(table).map(|s| &**s)).await?;
+        let registered = self.registry.register(schema);
+        self.announce(&registered);
+        self.decoder.set_schema(relation.id, Some(Arc::clone(registered.schema())));
+        Ok(())
+    }
+
+    /// Puts a new version's announcement into the log, before its first row.
+    fn announce(&mut self, registered: &Registered) {
+        let Registered::New { schema, previous_version } = registered else { return };
+        self.outbox.register(Arc::clone(schema));
+        let change = pb::marker::Kind::SchemaChange(pb::SchemaChange {
+            schema: Some(schema.to_pb()),
+            previous_version: *previous_version,
+        });
+        if self.builder.in_transaction() {
+            self.builder.marker(change);
+        } else {
+            self.builder.begin("schema".into(), snapshot::micros_since_epoch());
+            self.builder.marker(change);
+            self.builder.commit_unplaced();
+        }
+    }
+
+    /// Hands over the whole transactions that were built.
+    fn flush(&mut self) -> Result<(), CaptureError> {
+        debug_assert!(!self.builder.in_transaction());
+        let block = self.cut();
+        let position = self.committed.take();
+        Ok(self.outbox.commit(block, position)?)
+    }
+
+    /// Hands over a full block of a transaction that goes on.
+    fn cut_open(&mut self) -> Result<(), CaptureError> {
+        match self.cut() {
+            Some(block) => Ok(self.outbox.push_open(block)?),
+            None => Ok(()),
+        }
+    }
+
+    fn cut(&mut self) -> Option<downriver_event::EncodedBlock> {
+        if !self.recent.tracks_any() {
+            return self.builder.cut();
+        }
+        let (encoded, block) = self.builder.cut_and_read()?;
+        let registry = &self.registry;
+        self.recent.observe(&block, |table, version| registry.version(table, version));
+        for (table, moved) in self.recent.newly_moved() {
+            if let Some(progress) = self.snapshots.get_mut(&table) {
+                progress.resume.moved.extend(moved);
+                self.outbox.chunk_done(ChunkDone {
+                    table,
+                    generation: progress.generation,
+                    resume_after: progress.resume.encode(),
+                    rows: 0,
+                    last: false,
+                });
+            }
+        }
+        Some(encoded)
+    }
+
+    fn from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
+        match from_worker {
+            FromWorker::Chunk(chunk) => self.held.push(*chunk),
+            FromWorker::Failed { table, error } if error.is_transient() => {
+                tracing::warn!(source = self.config.name, table = table.0, "snapshot failed; it will be tried again");
+                return Err(error.into());
+            }
+            FromWorker::Failed { table, error } => {
+                let problem = error.problem();
+                tracing::error!(source = self.config.name, table = table.0, code = problem.code, "snapshot stopped");
+                self.recent.forget(table);
+                self.snapshots.remove(&table);
+                self.table_status(table, |status| {
+                    status.state = TableState::Stopped;
+                    status.problem = Some(problem);
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the chunks that the stream has passed join it.
+    fn release_chunks(&mut self) -> Result<(), CaptureError> {
+        if self.builder.in_transaction() || self.outbox.is_full() {
+            return Ok(());
+        }
+        let (passed, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|chunk| chunk.high <= self.received);
+        self.held = held;
+        let passed: Vec<HeldChunk> = passed;
+        if passed.is_empty() {
+            return Ok(());
+        }
+        self.flush()?;
+        passed.into_iter().try_for_each(|chunk| self.release(chunk))
+    }
+
+    fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
+        let table = chunk.schema.id;
+        let newest = self.registry.newest(table).map(|schema| schema.version);
+        if newest != Some(chunk.schema.version) {
+            return Err(CaptureError::SchemaMoved(chunk.schema.qualified_name()));
+        }
+        let newer = self.recent.newer_than(table, |xid| chunk.snapshot.sees(xid));
+        for block in newer.resolve(std::mem::take(&mut chunk.blocks), &chunk.schema) {
+            self.outbox.commit(Some(block), None)?;
+        }
+        let Some(progress) = self.snapshots.get_mut(&table) else { return Ok(()) };
+        for key in &chunk.reread {
+            progress.resume.moved.retain(|moved| moved != key);
+        }
+        progress.resume.next = chunk.next.take();
+        progress.resume.exhausted = chunk.moved.is_some();
+        let last = chunk.moved.is_some() && progress.resume.moved.is_empty();
+        let moved = if chunk.moved.is_some() { progress.resume.moved.clone() } else { Vec::new() };
+        let done = ChunkDone {
+            table,
+            generation: progress.generation,
+            resume_after: progress.resume.encode(),
+            rows: chunk.rows,
+            last,
+        };
+        self.outbox.chunk_done(done);
+        self.table_status(table, |status| {
+            if let Some(snapshot) = &mut status.snapshot {
+                snapshot.began.get_or_insert(chunk.began);
+                snapshot.rows_done += chunk.rows;
+                snapshot.rows_of_run += chunk.rows;
+                snapshot.rows_estimated = snapshot.rows_estimated.max(snapshot.rows_done);
+            }
+        });
+        if last {
+            self.end_table(table, chunk.generation)?;
+        }
+        if let Some(answer) = chunk.moved {
+            // A worker that is gone has failed, and said so.
+            let _ = answer.send(moved);
+        }
+        Ok(())
+    }
+
+    fn end_table(&mut self, table: TableId, generation: u64) -> Result<(), CaptureError> {
+        self.recent.forget(table);
+        self.snapshots.remove(&table);
+        let rows = self.table_status(table, |status| {
+            status.state = TableState::Streaming;
+            status.snapshot.as_mut().map_or(0, |snapshot| {
+                snapshot.rows_estimated = snapshot.rows_done;
+                snapshot.rows_done
+            })
+        });
+        self.builder.begin("snapshot".into(), snapshot::micros_since_epoch());
+        self.builder.marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+            table_id: table.0,
+            generation,
+            rows: rows.unwrap_or_default(),
+        }));
+        self.builder.commit_unplaced();
+        self.flush()?;
+        if self.snapshots.is_empty() {
+            tracing::info!(source = self.config.name, "snapshot complete");
+            self.status.update(|s| s.state = TableState::Streaming);
+        }
+        Ok(())
+    }
+
+    fn table_status<T>(&self, table: TableId, change: impl FnOnce(&mut TableStatus) -> T) -> Option<T> {
+        let name = self.registry.newest(table)?.qualified_name();
+        let mut result = None;
+        self.status.update(|s| result = s.tables.get_mut(&name).map(change));
+        result
+    }
+
+    fn status_events(&self, events: u64) {
+        self.status.update(|s| s.events += events);
+    }
+
+    fn appended(&mut self) {
+        let (passed, offset) = (self.received_at_append, self.outbox.tip().next);
+        self.position_appended = Instant::now();
+        self.status.update(|s| {
+            s.problem = None;
+            s.passed = s.passed.max(passed);
+            s.passed_offset = offset;
+        });
+    }
+
+    fn acknowledge(&self, acknowledger: &Acknowledger) {
+        let state = self.log.state(&self.config.name);
+        let sealed = state.and_then(|state| state.sealed_position.as_ref()?.lsn());
+        if let Some(sealed) = sealed {
+            acknowledger.acknowledge(sealed);
+            self.status.update(|s| s.acknowledged = s.acknowledged.max(sealed));
+        }
+        acknowledger.received(self.received);
+    }
+
+    fn tick(&mut self, acknowledger: &Acknowledger) {
+        if !self.held.is_empty() {
+            acknowledger.request_reply();
+        }
+        let idle = self.outbox.is_idle() && self.builder.events() == 0 && !self.decoder.in_transaction();
+        if !idle {
+            return;
+        }
+        let (passed, offset) = (self.received, self.outbox.tip().next);
+        self.status.update(|s| {
+            s.passed = s.passed.max(passed);
+            s.passed_offset = offset;
+        });
+        let position = SourcePosition::Postgres(self.received);
+        let stored = self.outbox.tip().position.as_ref().is_some_and(|stored| stored.covers(&position));
+        if !stored && self.position_appended.elapsed() >= POSITION_APPEND_EVERY {
+            self.received_at_append = self.received;
+            self.outbox.append_position(position);
+        }
+    }
+}

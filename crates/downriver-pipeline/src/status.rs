@@ -1,0 +1,141 @@
+//! What is visible from outside of a running capture or delivery.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use downriver_event::problem::Problem;
+use downriver_event::{Lsn, Offset};
+use tokio::sync::watch;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TableState {
+    #[default]
+    Pending,
+    Snapshotting,
+    Streaming,
+    Paused,
+    /// Something is wrong with it; others go on.
+    Stopped,
+    /// It cannot be captured or mirrored as it is.
+    Refused,
+}
+
+impl TableState {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Snapshotting => "snapshotting",
+            Self::Streaming => "streaming",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotProgress {
+    pub rows_done: u64,
+    /// The database's own estimate; 0 when it has none.
+    pub rows_estimated: u64,
+    /// Rows of this run and when it began: the rate is over both.
+    pub rows_of_run: u64,
+    pub began: Option<Instant>,
+}
+
+impl SnapshotProgress {
+    #[must_use]
+    pub fn rows_per_second(&self) -> f64 {
+        let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
+        if seconds < 0.001 { 0.0 } else { self.rows_of_run as f64 / seconds }
+    }
+
+    /// `None` while it cannot be told.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        let rate = self.rows_per_second();
+        let left = self.rows_estimated.checked_sub(self.rows_done)?;
+        (rate > 0.0).then(|| Duration::from_secs_f64(left as f64 / rate))
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct TableStatus {
+    pub state: TableState,
+    pub problem: Option<Problem>,
+    pub snapshot: Option<SnapshotProgress>,
+    /// Deliveries only; exclusive.
+    pub delivered: Offset,
+    /// Deliveries only: the table's name in the sink.
+    pub target: String,
+}
+
+/// A capture, seen from outside.
+#[derive(Clone, Debug, Default)]
+pub struct SourceStatus {
+    pub state: TableState,
+    pub problem: Option<Problem>,
+    /// By qualified name.
+    pub tables: BTreeMap<String, TableStatus>,
+    /// Everything committed at the source up to here is in the log.
+    pub passed: Lsn,
+    /// The log's end when `passed` was reached: whoever has delivered up to here has everything up to `passed`.
+    pub passed_offset: Offset,
+    pub acknowledged: Lsn,
+    /// Events of this run.
+    pub events: u64,
+}
+
+/// A delivery, seen from outside.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryStatus {
+    pub state: TableState,
+    pub problem: Option<Problem>,
+    pub tables: BTreeMap<String, TableStatus>,
+    pub events: u64,
+    /// Commit time of the newest delivered event, microseconds since 1970.
+    pub delivered_time_us: i64,
+}
+
+impl DeliveryStatus {
+    /// Everything before it is in every table that has not stopped.
+    #[must_use]
+    pub fn delivered(&self) -> Option<Offset> {
+        let tables = self.tables.values().filter(|table| table.state != TableState::Refused);
+        tables.map(|table| table.delivered).min()
+    }
+}
+
+/// One writer, many readers of a status.
+#[derive(Debug)]
+pub struct Board<T>(Arc<watch::Sender<T>>);
+
+impl<T> Clone for Board<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Default> Default for Board<T> {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(T::default())))
+    }
+}
+
+impl<T: Clone> Board<T> {
+    pub fn update(&self, change: impl FnOnce(&mut T)) {
+        self.0.send_modify(change);
+    }
+
+    #[must_use]
+    pub fn get(&self) -> T {
+        self.0.borrow().clone()
+    }
+
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<T> {
+        self.0.subscribe()
+    }
+}
