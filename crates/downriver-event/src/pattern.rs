@@ -20,9 +20,13 @@ pub fn selects(patterns: &[String], namespace: &str, table: &str) -> bool {
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
     let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
     for part in parts {
         match rest.find(part) {
             Some(at) => rest = &rest[at + part.len()..],
@@ -38,8 +42,9 @@ mod tests {
 
     #[test]
     fn later_patterns_win_and_a_star_spans_anything() {
-        let patterns: Vec<String> =
-            ["public.*", "!public.audit_*", "public.audit_kept"].map(String::from).into();
+        let patterns: Vec<String> = ["public.*", "!public.audit_*", "public.audit_kept"]
+            .map(String::from)
+            .into();
         assert!(selects(&patterns, "public", "orders"));
         assert!(!selects(&patterns, "public", "audit_log"));
         assert!(selects(&patterns, "public", "audit_kept"));

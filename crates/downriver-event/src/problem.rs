@@ -13,6 +13,11 @@ pub struct Problem {
 impl Problem {
     #[must_use]
     pub fn new(code: &'static str, reason: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), fix: fix.into(), field: None }
+        Self {
+            code,
+            reason: reason.into(),
+            fix: fix.into(),
+            field: None,
+        }
     }
 }

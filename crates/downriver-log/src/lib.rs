@@ -3,7 +3,10 @@
 //! `log` is the contract that everything else uses. The journal state machine is pure; who replicates its
 //! commands (downriver-cluster) is not known here.
 
+pub mod journal;
 pub mod log;
+pub mod reader;
+pub mod segment;
 pub mod store;
 
 pub use log::{

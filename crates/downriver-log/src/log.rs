@@ -42,8 +42,8 @@ pub struct StreamState {
     /// What identifies the source's history, as its owner stored it at `open`.
     pub identity: Bytes,
     /// Every registered schema version.
-    pub schemas: BTreeMap<(TableId, u32), Arc<TableSchema>>,
-    pub chunks: BTreeMap<TableId, ChunkState>,
+    pub schemas: Arc<BTreeMap<(TableId, u32), Arc<TableSchema>>>,
+    pub chunks: Arc<BTreeMap<TableId, ChunkState>>,
 }
 
 impl StreamState {

@@ -111,11 +111,11 @@ pub fn encode_frame(raw: &[u8]) -> Bytes {
     Bytes::from(frame)
 }
 
-/// Checks a frame at the start of `bytes` and returns its payload, decompressed.
+/// Checks the frame at the start of `bytes` without opening it.
 ///
 /// # Errors
-/// Damaged or unknown bytes; nothing is allocated before the lengths are checked.
-pub fn decode_frame(bytes: &[u8]) -> Result<Bytes, FrameError> {
+/// Damaged or unknown bytes.
+pub fn check_frame(bytes: &[u8]) -> Result<FrameHeader, FrameError> {
     let header = FrameHeader::parse(bytes)?;
     if bytes.len() < header.frame_len() {
         return Err(FrameError::Truncated {
@@ -130,6 +130,15 @@ pub fn decode_frame(bytes: &[u8]) -> Result<Bytes, FrameError> {
             actual,
         });
     }
+    Ok(header)
+}
+
+/// Checks a frame at the start of `bytes` and returns its payload, decompressed.
+///
+/// # Errors
+/// Damaged or unknown bytes; nothing is allocated before the lengths are checked.
+pub fn decode_frame(bytes: &[u8]) -> Result<Bytes, FrameError> {
+    let header = check_frame(bytes)?;
     let payload = &bytes[FRAME_HEADER_BYTES..header.frame_len()];
     let raw = zstd::bulk::decompress(payload, header.uncompressed_len)
         .map_err(|_| FrameError::Payload)?;

@@ -8,7 +8,9 @@ mod frame;
 mod reader;
 
 pub use builder::{BlockBuilder, ColumnBuilder, EncodedBlock, OldImage, RowColumns, RowOp};
-pub use frame::{FRAME_HEADER_BYTES, FrameError, FrameHeader, decode_frame, encode_frame};
+pub use frame::{
+    FRAME_HEADER_BYTES, FrameError, FrameHeader, check_frame, decode_frame, encode_frame,
+};
 pub use reader::{Block, BlockError, Column, Interval, RowGroup, Values};
 
 /// Largest block before compression, in bytes. A reader refuses to allocate more.

@@ -337,8 +337,12 @@ impl Column {
             Values::Bool(cells) => key.push(cells[cell]),
             Values::Int32(cells) => key.extend_from_slice(&cells[cell].to_le_bytes()),
             Values::Int64(cells) => key.extend_from_slice(&cells[cell].to_le_bytes()),
-            Values::Float32(cells) => key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes()),
-            Values::Float64(cells) => key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes()),
+            Values::Float32(cells) => {
+                key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes())
+            }
+            Values::Float64(cells) => {
+                key.extend_from_slice(&(cells[cell] + 0.0).to_bits().to_le_bytes())
+            }
             Values::Variable { .. } | Values::Fixed16(_) => {
                 let bytes = self.bytes(cell).expect("the column holds bytes");
                 key.extend_from_slice(&(bytes.len() as u64).to_le_bytes());

@@ -1,0 +1,163 @@
+//! The part of the replicated state that is not a stream: resources, catalog pointers, sink tables,
+//! records. Pure, as the journal is.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use downriver_api::cluster::v1 as pb;
+use downriver_event::{Epoch, Offset, TableId};
+
+/// A specification as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredResource {
+    pub kind: String,
+    pub name: String,
+    pub spec_json: Bytes,
+    /// Grows with every change of anything.
+    pub revision: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct ResourcePut {
+    pub kind: String,
+    pub name: String,
+    pub spec_json: Bytes,
+    /// The revision that must be current; 0: it must not exist; `None`: not checked.
+    pub expected_revision: Option<u64>,
+}
+
+/// Who owns a sink's table, and how far it has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkTableState {
+    pub epoch: Epoch,
+    pub owner: u64,
+    pub delivered: Offset,
+    pub detail: Bytes,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Control {
+    /// By kind and name.
+    pub(crate) resources: BTreeMap<(String, String), StoredResource>,
+    pub(crate) next_revision: u64,
+    /// By catalog, namespace and table.
+    pub(crate) pointers: BTreeMap<(String, String, String), String>,
+    /// By pipeline and table.
+    pub(crate) sink_tables: BTreeMap<(String, TableId), SinkTableState>,
+    pub(crate) records: BTreeMap<String, Bytes>,
+}
+
+/// Why a command changed nothing.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    Conflict(String),
+    Invalid(String),
+}
+
+impl Control {
+    fn revision(&self, kind: &str, name: &str) -> u64 {
+        let key = (kind.to_owned(), name.to_owned());
+        self.resources
+            .get(&key)
+            .map_or(0, |resource| resource.revision)
+    }
+
+    fn check_revision(&self, kind: &str, name: &str, expected: Option<u64>) -> Result<(), Refused> {
+        let current = self.revision(kind, name);
+        match expected {
+            Some(expected) if expected != current => Err(Refused::Conflict(format!(
+                "{kind} {name:?} is at revision {current}, not {expected}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn put_resources(&mut self, command: pb::PutResources) -> Result<Vec<u64>, Refused> {
+        for put in &command.puts {
+            self.check_revision(&put.kind, &put.name, put.expected_revision)?;
+        }
+        let revisions = command.puts.into_iter().map(|put| {
+            self.next_revision += 1;
+            let resource = StoredResource {
+                kind: put.kind.clone(),
+                name: put.name.clone(),
+                spec_json: put.spec_json,
+                revision: self.next_revision,
+            };
+            self.resources.insert((put.kind, put.name), resource);
+            self.next_revision
+        });
+        Ok(revisions.collect())
+    }
+
+    pub(crate) fn delete_resource(&mut self, command: &pb::DeleteResource) -> Result<(), Refused> {
+        self.check_revision(&command.kind, &command.name, command.expected_revision)?;
+        self.resources
+            .remove(&(command.kind.clone(), command.name.clone()));
+        Ok(())
+    }
+
+    pub(crate) fn swap_pointers(&mut self, command: pb::SwapPointer) -> Result<(), Refused> {
+        let key = |swap: &pb::PointerSwap| {
+            (
+                swap.catalog.clone(),
+                swap.namespace.clone(),
+                swap.table.clone(),
+            )
+        };
+        for swap in &command.swaps {
+            let current = self.pointers.get(&key(swap)).map_or("", String::as_str);
+            if current != swap.expected {
+                let (namespace, table) = (&swap.namespace, &swap.table);
+                return Err(Refused::Conflict(format!(
+                    "table {namespace}.{table} has moved on"
+                )));
+            }
+        }
+        for swap in command.swaps {
+            if swap.metadata_location.is_empty() {
+                self.pointers.remove(&key(&swap));
+            } else {
+                self.pointers.insert(key(&swap), swap.metadata_location);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn open_sink_table(&mut self, command: pb::OpenSinkTable) -> SinkTableState {
+        let state = self
+            .sink_tables
+            .entry((command.pipeline, TableId(command.table_id)))
+            .or_default();
+        state.epoch = Epoch(state.epoch.0 + 1);
+        state.owner = command.node_id;
+        state.clone()
+    }
+
+    pub(crate) fn commit_sink_table(
+        &mut self,
+        command: pb::CommitSinkTable,
+    ) -> Result<(), Refused> {
+        let key = (command.pipeline, TableId(command.table_id));
+        let Some(state) = self.sink_tables.get_mut(&key) else {
+            return Err(Refused::Invalid("the sink's table was never opened".into()));
+        };
+        if state.epoch.0 != command.epoch {
+            return Err(Refused::Conflict(format!(
+                "the table's owner has epoch {}",
+                state.epoch
+            )));
+        }
+        state.delivered = state.delivered.max(Offset(command.delivered));
+        state.detail = command.detail;
+        Ok(())
+    }
+
+    pub(crate) fn put_record(&mut self, command: pb::PutRecord) {
+        if command.value.is_empty() {
+            self.records.remove(&command.key);
+        } else {
+            self.records.insert(command.key, command.value);
+        }
+    }
+}

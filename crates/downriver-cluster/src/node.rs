@@ -1,0 +1,693 @@
+//! A node: Raft, the applied state, and what can be asked of them.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use downriver_api::cluster::v1::command::Kind as C;
+use downriver_api::cluster::v1::command_reply::Kind as R;
+use downriver_api::cluster::v1::{self as pb, PointerSwap};
+use downriver_event::{Epoch, Offset, SourcePosition, TableId};
+use downriver_log::reader;
+use downriver_log::segment::SegmentReader;
+use downriver_log::{
+    Append, AppendError, Appended, Log, LogError, ObjectStore, Payload, ReadError, StoredBlock,
+    StreamState,
+};
+use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::control::{ResourcePut, SinkTableState, StoredResource};
+use crate::network::NoPeers;
+use crate::propose::Proposer;
+use crate::sealer::{self, SealError};
+use crate::state::Replicated;
+use crate::store::{LogStore, Shared, StateMachine};
+use crate::{TypeConfig, sealer::seal_all};
+
+const INLINE_BLOCK_BYTES_MAX: usize = 512 << 10;
+const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
+/// How long a node that starts alone may take to lead.
+const LEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long segments are kept; the longer-lasting of what is set wins.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    pub max_age: Option<Duration>,
+    pub max_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This node's own folder.
+    pub data: PathBuf,
+    pub node_id: u64,
+    pub store: Arc<dyn ObjectStore>,
+    pub seal_interval: Duration,
+    pub seal_bytes: u64,
+    /// Inline bytes that may wait for the object store before appends are turned away.
+    pub unsealed_bytes_max: u64,
+    pub retention: Retention,
+}
+
+impl NodeConfig {
+    #[must_use]
+    pub fn new(data: PathBuf, store: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            data,
+            node_id: 1,
+            store,
+            seal_interval: Duration::from_secs(30),
+            seal_bytes: 32 << 20,
+            unsealed_bytes_max: 128 << 20,
+            retention: Retention {
+                max_age: Some(Duration::from_secs(7 * 86_400)),
+                max_bytes: None,
+            },
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("the node's folder {path:?} cannot be used")]
+    Folder {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(Box<dyn std::error::Error + Send + Sync>),
+    #[error("Raft did not start: {0}")]
+    Raft(String),
+    #[error("the stream cannot be sealed: {0}")]
+    Seal(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The state is not what was expected; nothing was changed.
+    #[error("{0}")]
+    Conflict(String),
+    /// The command makes no sense; nothing was changed.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not decided: it may still be applied.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Up to which offset of a stream its protected readers have read; `None`: nobody reads it.
+pub(crate) type Protected = Arc<dyn Fn(&str) -> Option<Offset> + Send + Sync>;
+
+pub struct Node {
+    config: NodeConfig,
+    raft: Raft<TypeConfig>,
+    shared: Arc<Shared>,
+    proposer: Proposer,
+    segments: SegmentReader,
+    store_problem: Mutex<Option<String>>,
+    protected: OnceLock<Protected>,
+    fatal: watch::Receiver<Option<String>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("node_id", &self.config.node_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Opens the node's folder, makes a one-voter cluster of an empty one, and returns when it leads and
+    /// everything committed is applied.
+    ///
+    /// # Errors
+    /// The folder is damaged, of another format, or cannot be written.
+    pub async fn start(config: NodeConfig) -> Result<Arc<Self>, NodeError> {
+        let folder = |source| NodeError::Folder {
+            path: config.data.clone(),
+            source,
+        };
+        std::fs::create_dir_all(&config.data).map_err(folder)?;
+        remove_leftovers(&config.data).map_err(folder)?;
+        let store_error = |error| NodeError::Store(Box::new(error));
+        let log_store = LogStore::open(&config.data).map_err(store_error)?;
+        let state_machine = StateMachine::open(&config.data).map_err(store_error)?;
+        let shared = state_machine.shared();
+        let raft_config = openraft::Config {
+            cluster_name: "downriver".into(),
+            heartbeat_interval: 100,
+            election_timeout_min: 300,
+            election_timeout_max: 600,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(20_000),
+            // Our own rule cuts the log: never past a block that is in no segment.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            ..openraft::Config::default()
+        };
+        let raft_error = |error: String| NodeError::Raft(error);
+        let raft_config = raft_config
+            .validate()
+            .map_err(|error| raft_error(error.to_string()))?;
+        let raft = Raft::new(
+            config.node_id,
+            Arc::new(raft_config),
+            NoPeers,
+            log_store,
+            state_machine,
+        )
+        .await
+        .map_err(|error| raft_error(error.to_string()))?;
+        let initialized = raft
+            .is_initialized()
+            .await
+            .map_err(|error| raft_error(error.to_string()))?;
+        if !initialized {
+            let members =
+                std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
+            raft.initialize(members)
+                .await
+                .map_err(|error| raft_error(error.to_string()))?;
+        }
+        let wait = raft.wait(Some(LEAD_WITHIN));
+        let leads = wait.state(ServerState::Leader, "a single node leads").await;
+        leads.map_err(|error| raft_error(error.to_string()))?;
+        raft.ensure_linearizable()
+            .await
+            .map_err(|error| raft_error(error.to_string()))?;
+
+        let (fatal_sender, fatal) = watch::channel(None);
+        let (proposer, proposing) =
+            Proposer::start(raft.clone(), config.data.clone(), fatal_sender);
+        let node = Arc::new(Self {
+            segments: SegmentReader::new(Arc::clone(&config.store)),
+            config,
+            raft,
+            shared,
+            proposer,
+            store_problem: Mutex::default(),
+            protected: OnceLock::new(),
+            fatal,
+            tasks: Mutex::default(),
+        });
+        let sealing = tokio::spawn(sealer::run(Arc::clone(&node)));
+        node.tasks
+            .lock()
+            .expect("no holder panics")
+            .extend([proposing, sealing]);
+        Ok(node)
+    }
+
+    /// Resolves with the reason when the journal has failed for good: the process must end.
+    pub async fn failed(&self) -> String {
+        let mut fatal = self.fatal.clone();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops serving; everything that was answered is durable already.
+    pub async fn shutdown(&self) {
+        for task in self.tasks.lock().expect("no holder panics").drain(..) {
+            task.abort();
+        }
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(error = %error, "Raft did not stop cleanly");
+        }
+    }
+
+    /// Says who reads a stream and how far; until then nothing is forgotten.
+    pub fn protect(&self, readers: impl Fn(&str) -> Option<Offset> + Send + Sync + 'static) {
+        let _ = self.protected.set(Arc::new(readers));
+    }
+
+    /// Why segments cannot be stored now, if they cannot.
+    #[must_use]
+    pub fn store_problem(&self) -> Option<String> {
+        self.store_problem.lock().expect("no holder panics").clone()
+    }
+
+    /// Seals everything of a stream that is committed.
+    ///
+    /// # Errors
+    /// The store cannot take it now.
+    pub async fn seal_now(&self, stream: &str) -> Result<(), NodeError> {
+        let sealed: Result<(), SealError> = seal_all(self, stream).await;
+        sealed.map_err(|error| NodeError::Seal(error.to_string()))
+    }
+
+    pub(crate) fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.config.store
+    }
+
+    pub(crate) fn proposer(&self) -> &Proposer {
+        &self.proposer
+    }
+
+    pub(crate) fn protected(&self) -> Option<&Protected> {
+        self.protected.get()
+    }
+
+    pub(crate) fn set_store_problem(&self, problem: Option<String>) {
+        *self.store_problem.lock().expect("no holder panics") = problem;
+    }
+
+    pub(crate) fn with_state<T>(&self, look: impl FnOnce(&Replicated) -> T) -> T {
+        look(&self.shared.replicated.read().expect("no writer panics"))
+    }
+
+    pub(crate) async fn take_snapshot(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::warn!(error = %error, "no snapshot of the journal can be taken now");
+        }
+    }
+
+    /// Cuts the Raft log behind what is in a snapshot and in segments.
+    pub(crate) async fn cut_raft_log(&self) {
+        let Some(snapshot) = self.shared.snapshot_index() else {
+            return;
+        };
+        let unsealed = self.with_state(|state| state.journal.first_unsealed_index());
+        let up_to = unsealed.map_or(snapshot, |first| snapshot.min(first.saturating_sub(1)));
+        let purged = self
+            .raft
+            .metrics()
+            .borrow()
+            .purged
+            .map_or(0, |purged| purged.index);
+        if up_to > purged
+            && let Err(error) = self.raft.trigger().purge_log(up_to).await
+        {
+            tracing::warn!(error = %error, "the Raft log cannot be cut now");
+        }
+    }
+
+    pub(crate) async fn propose(&self, command: C) -> Result<R, ControlError> {
+        match self.proposer.propose(command).await? {
+            R::Conflict(conflict) => Err(ControlError::Conflict(conflict.reason)),
+            R::Invalid(invalid) => Err(ControlError::Invalid(invalid.reason)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Stores all or none.
+    ///
+    /// # Errors
+    /// A revision is not the expected one; or not decided.
+    pub async fn apply_resources(&self, puts: Vec<ResourcePut>) -> Result<Vec<u64>, ControlError> {
+        let puts = puts.into_iter().map(|put| pb::ResourcePut {
+            kind: put.kind,
+            name: put.name,
+            spec_json: put.spec_json,
+            expected_revision: put.expected_revision,
+        });
+        match self
+            .propose(C::PutResources(pb::PutResources {
+                puts: puts.collect(),
+            }))
+            .await?
+        {
+            R::Revisions(revisions) => Ok(revisions.revisions),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// # Errors
+    /// The revision is not the expected one; or not decided.
+    pub async fn delete_resource(
+        &self,
+        kind: &str,
+        name: &str,
+        expected_revision: Option<u64>,
+    ) -> Result<(), ControlError> {
+        let (kind, name) = (kind.to_owned(), name.to_owned());
+        let delete = pb::DeleteResource {
+            kind,
+            name,
+            expected_revision,
+        };
+        self.propose(C::DeleteResource(delete)).await.map(|_| ())
+    }
+
+    #[must_use]
+    pub fn resources(&self) -> Vec<StoredResource> {
+        self.with_state(|state| state.control.resources.values().cloned().collect())
+    }
+
+    /// Moves all pointers or none.
+    ///
+    /// # Errors
+    /// A pointer is not where it was expected; or not decided.
+    pub async fn swap_pointers(&self, swaps: Vec<PointerSwap>) -> Result<(), ControlError> {
+        self.propose(C::SwapPointer(pb::SwapPointer { swaps }))
+            .await
+            .map(|_| ())
+    }
+
+    #[must_use]
+    pub fn pointer(&self, catalog: &str, namespace: &str, table: &str) -> Option<String> {
+        let key = (catalog.to_owned(), namespace.to_owned(), table.to_owned());
+        self.with_state(|state| state.control.pointers.get(&key).cloned())
+    }
+
+    /// Namespace, table and metadata location of a catalog's tables.
+    #[must_use]
+    pub fn pointers(&self, catalog: &str) -> Vec<(String, String, String)> {
+        self.with_state(|state| {
+            let pointers = state
+                .control
+                .pointers
+                .iter()
+                .filter(|((c, _, _), _)| c == catalog);
+            pointers
+                .map(|((_, n, t), location)| (n.clone(), t.clone(), location.clone()))
+                .collect()
+        })
+    }
+
+    /// Gives the table a new owner's epoch.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn open_sink_table(
+        &self,
+        pipeline: &str,
+        table: TableId,
+    ) -> Result<SinkTableState, ControlError> {
+        let open = pb::OpenSinkTable {
+            pipeline: pipeline.to_owned(),
+            table_id: table.0,
+            node_id: self.config.node_id,
+        };
+        match self.propose(C::OpenSinkTable(open)).await? {
+            R::SinkTable(state) => Ok(SinkTableState {
+                epoch: Epoch(state.epoch),
+                owner: state.owner,
+                delivered: Offset(state.delivered),
+                detail: state.detail,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stores how far the sink's table has come; progress never goes back.
+    ///
+    /// # Errors
+    /// Another owner has a newer epoch; or not decided.
+    pub async fn commit_sink_table(
+        &self,
+        pipeline: &str,
+        table: TableId,
+        epoch: Epoch,
+        delivered: Offset,
+        detail: Bytes,
+    ) -> Result<(), ControlError> {
+        let commit = pb::CommitSinkTable {
+            pipeline: pipeline.to_owned(),
+            table_id: table.0,
+            epoch: epoch.0,
+            delivered: delivered.0,
+            detail,
+        };
+        self.propose(C::CommitSinkTable(commit)).await.map(|_| ())
+    }
+
+    #[must_use]
+    pub fn sink_tables(&self, pipeline: &str) -> Vec<(TableId, SinkTableState)> {
+        self.with_state(|state| {
+            let tables = state
+                .control
+                .sink_tables
+                .iter()
+                .filter(|((p, _), _)| p == pipeline);
+            tables
+                .map(|((_, table), state)| (*table, state.clone()))
+                .collect()
+        })
+    }
+
+    /// Forgets a stream and deletes its objects.
+    ///
+    /// # Errors
+    /// Not decided, or the store cannot delete now.
+    pub async fn drop_stream(&self, stream: &str) -> Result<(), ControlError> {
+        let drop = pb::DropStream {
+            group: 0,
+            stream: stream.to_owned(),
+        };
+        match self.propose(C::DropStream(drop)).await {
+            Ok(_) | Err(ControlError::Invalid(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let unavailable =
+            |error: downriver_log::StoreError| ControlError::Unavailable(error.to_string());
+        let prefix = format!("log/{stream}/");
+        loop {
+            let keys = self
+                .store()
+                .list(&prefix, None)
+                .await
+                .map_err(unavailable)?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            for (key, _) in keys {
+                self.store().delete(&key).await.map_err(unavailable)?;
+            }
+        }
+    }
+
+    /// A small replicated value under a name; `None` removes it.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn put_record(&self, key: &str, value: Option<Bytes>) -> Result<(), ControlError> {
+        let record = pb::PutRecord {
+            key: key.to_owned(),
+            value: value.unwrap_or_default(),
+        };
+        self.propose(C::PutRecord(record)).await.map(|_| ())
+    }
+
+    #[must_use]
+    pub fn record(&self, key: &str) -> Option<Bytes> {
+        self.with_state(|state| state.control.records.get(key).cloned())
+    }
+}
+
+fn unexpected(reply: &R) -> ControlError {
+    ControlError::Invalid(format!("unexpected reply: {reply:?}"))
+}
+
+/// Files that a crash left half-written.
+fn remove_leftovers(data: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(data)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == "segment") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn log_error(stream: &str, error: ControlError) -> LogError {
+    match error {
+        ControlError::Invalid(_) => LogError::NoStream(stream.to_owned()),
+        other => LogError::Unavailable(other.to_string()),
+    }
+}
+
+#[async_trait]
+impl Log for Node {
+    async fn open(
+        &self,
+        stream: &str,
+        start: Option<SourcePosition>,
+        identity: Bytes,
+    ) -> Result<StreamState, LogError> {
+        let open = pb::OpenStream {
+            group: 0,
+            stream: stream.to_owned(),
+            node_id: self.config.node_id,
+            start: start.as_ref().map(SourcePosition::to_pb),
+            identity,
+        };
+        self.propose(C::OpenStream(open))
+            .await
+            .map_err(|error| log_error(stream, error))?;
+        let state = self
+            .state(stream)
+            .ok_or_else(|| LogError::NoStream(stream.to_owned()))?;
+        Ok((*state).clone())
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let inline = check_inline(&append)?;
+        if inline > 0 {
+            let waiting = self.with_state(|state| state.journal.unsealed_bytes());
+            if waiting + inline > self.config.unsealed_bytes_max {
+                let reason = self
+                    .store_problem()
+                    .unwrap_or_else(|| "segments are being written".into());
+                return Err(LogError::Unavailable(format!(
+                    "{} MiB wait for the object store: {reason}",
+                    waiting >> 20
+                ))
+                .into());
+            }
+        }
+        let stream = append.stream.clone();
+        let command = C::AppendBlocks(append_command(append));
+        match self
+            .propose(command)
+            .await
+            .map_err(|error| log_error(&stream, error))?
+        {
+            R::Appended(done) => Ok(Appended {
+                next: Offset(done.next_offset),
+            }),
+            R::Rejected(rejected) => Err(AppendError::Rejected {
+                epoch: Epoch(rejected.epoch),
+                next: Offset(rejected.next_offset),
+                position: rejected.position.as_ref().and_then(SourcePosition::from_pb),
+            }),
+            other => Err(LogError::Unavailable(format!("unexpected reply: {other:?}")).into()),
+        }
+    }
+
+    fn state(&self, stream: &str) -> Option<Arc<StreamState>> {
+        self.with_state(|state| state.states.get(stream).cloned())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    async fn read(
+        &self,
+        stream: &str,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredBlock>, ReadError> {
+        let plan = self.with_state(|state| {
+            let found = state.journal.streams.get(stream);
+            let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
+            reader::plan(found, from, bytes_max)
+        })?;
+        reader::execute(plan, &self.segments, from, bytes_max).await
+    }
+
+    async fn offset_at_time(&self, stream: &str, time_us: i64) -> Result<Offset, ReadError> {
+        // Commit times need not ascend: the first segment that reaches the time is looked through.
+        let (mut from, end) = self.with_state(|state| {
+            let found = state.journal.streams.get(stream);
+            let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
+            let late = found
+                .segments
+                .iter()
+                .find(|segment| segment.time_max_us >= time_us);
+            Ok::<_, ReadError>((
+                late.map_or(found.sealed, |segment| segment.place.base),
+                found.next,
+            ))
+        })?;
+        while from < end {
+            for block in self.read(stream, from, 4 << 20).await? {
+                if let Some(offset) = reader::transaction_at(&block, time_us) {
+                    return Ok(offset);
+                }
+                from = block.end();
+            }
+        }
+        Ok(end)
+    }
+
+    fn objects(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.config.store)
+    }
+}
+
+/// Bytes that would travel inline.
+fn check_inline(append: &Append) -> Result<u64, LogError> {
+    let mut total = 0;
+    for payload in &append.payloads {
+        let Payload::Inline(block) = payload else {
+            continue;
+        };
+        if block.frame.len() > INLINE_BLOCK_BYTES_MAX {
+            return Err(LogError::Limit {
+                what: "an inline block",
+                limit: INLINE_BLOCK_BYTES_MAX as u64,
+            });
+        }
+        total += block.frame.len();
+    }
+    if total > INLINE_APPEND_BYTES_MAX {
+        return Err(LogError::Limit {
+            what: "an inline append",
+            limit: INLINE_APPEND_BYTES_MAX as u64,
+        });
+    }
+    Ok(total as u64)
+}
+
+fn append_command(append: Append) -> pb::AppendBlocks {
+    use pb::block_payload::Payload as Stored;
+    let block = |payload: Payload| match payload {
+        Payload::Inline(block) => pb::BlockPayload {
+            events: u64::from(block.events),
+            time_min_us: block.time_min_us,
+            time_max_us: block.time_max_us,
+            table_ids: block.tables.iter().map(|table| table.0).collect(),
+            payload: Some(Stored::Inline(block.frame)),
+        },
+        Payload::Object {
+            object,
+            events,
+            time_min_us,
+            time_max_us,
+        } => pb::BlockPayload {
+            events,
+            time_min_us,
+            time_max_us,
+            table_ids: Vec::new(),
+            payload: Some(Stored::Object(pb::ObjectRef {
+                key: object.key,
+                len: object.len,
+                crc: object.crc,
+                footer_offset: object.footer_offset,
+            })),
+        },
+    };
+    pb::AppendBlocks {
+        group: 0,
+        stream: append.stream,
+        incarnation: append.incarnation.0,
+        epoch: append.epoch.0,
+        base_offset: append.base.0,
+        position_before: append.position_before.as_ref().map(SourcePosition::to_pb),
+        position_after: append.position_after.as_ref().map(SourcePosition::to_pb),
+        schemas: append.schemas.iter().map(|schema| schema.to_pb()).collect(),
+        chunks_done: append
+            .chunks_done
+            .into_iter()
+            .map(|chunk| pb::ChunkDone {
+                table_id: chunk.table.0,
+                generation: chunk.generation,
+                resume_after: chunk.resume_after,
+                rows: chunk.rows,
+                last: chunk.last,
+            })
+            .collect(),
+        blocks: append.payloads.into_iter().map(block).collect(),
+    }
+}

@@ -1,0 +1,396 @@
+//! Snapshot files: length-delimited `SnapshotItem`s, the header first, a checksum last. Written beside,
+//! fsynced and renamed; streamed, so the state's bytes are not there twice.
+//!
+//! ```text
+//!  item (varint length, message)* | crc32c of everything before, u32 little endian
+//! ```
+
+use std::fs::File;
+use std::io::{BufWriter, Read as _, Seek as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Buf as _;
+use downriver_api::cluster::v1 as pb;
+use downriver_api::cluster::v1::snapshot_item::Kind;
+use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
+use downriver_log::journal::{Segment, Stream, Unsealed, UnsealedPayload};
+use downriver_log::segment::SegmentPlace;
+use downriver_log::{ChunkState, ObjectRef};
+use openraft::{BasicNode, SnapshotMeta};
+use prost::Message as _;
+
+use crate::control::{SinkTableState, StoredResource};
+use crate::state::Replicated;
+
+const FORMAT: u32 = 1;
+const SUFFIX: &str = "snapshot";
+
+type Meta = SnapshotMeta<u64, BasicNode>;
+
+/// The newest snapshot file of the folder. Names are time-ordered.
+pub(crate) fn newest(folder: &Path) -> std::io::Result<Option<PathBuf>> {
+    let mut newest = None;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == SUFFIX) && newest.as_ref() < Some(&path)
+        {
+            newest = Some(path);
+        }
+    }
+    Ok(newest)
+}
+
+/// Where a snapshot that comes from another node is collected.
+pub(crate) fn receiving(folder: &Path) -> PathBuf {
+    folder.join("receiving")
+}
+
+/// Takes a received file over as the folder's newest snapshot.
+pub(crate) fn adopt(
+    folder: &Path,
+    received: &File,
+    meta: &Meta,
+) -> std::io::Result<(PathBuf, Replicated)> {
+    received.sync_all()?;
+    let from = receiving(folder);
+    let (_, replicated) = read(&from).map_err(std::io::Error::other)?;
+    let path = folder.join(format!("{}.{SUFFIX}", meta.snapshot_id));
+    std::fs::rename(from, &path)?;
+    File::open(folder)?.sync_all()?;
+    Ok((path, replicated))
+}
+
+struct Summed<W> {
+    to: W,
+    crc: u32,
+}
+
+impl<W: Write> Summed<W> {
+    fn item(&mut self, kind: Kind) -> std::io::Result<()> {
+        let bytes = pb::SnapshotItem { kind: Some(kind) }.encode_length_delimited_to_vec();
+        self.crc = crc32c::crc32c_append(self.crc, &bytes);
+        self.to.write_all(&bytes)
+    }
+}
+
+pub(crate) fn write(
+    folder: &Path,
+    meta: &Meta,
+    replicated: &Replicated,
+) -> std::io::Result<PathBuf> {
+    let beside = folder.join("writing");
+    let file = File::create(&beside)?;
+    let mut out = Summed {
+        to: BufWriter::new(file),
+        crc: 0,
+    };
+    out.item(Kind::Header(pb::SnapshotHeader {
+        format: FORMAT,
+        meta_json: serde_json::to_vec(meta)?.into(),
+        next_revision: replicated.control.next_revision,
+    }))?;
+    let control = &replicated.control;
+    for resource in control.resources.values() {
+        out.item(Kind::Resource(pb::ResourceState {
+            kind: resource.kind.clone(),
+            name: resource.name.clone(),
+            spec_json: resource.spec_json.clone(),
+            revision: resource.revision,
+        }))?;
+    }
+    for ((catalog, namespace, table), location) in &control.pointers {
+        out.item(Kind::Pointer(pb::PointerSwap {
+            catalog: catalog.clone(),
+            namespace: namespace.clone(),
+            table: table.clone(),
+            expected: String::new(),
+            metadata_location: location.clone(),
+        }))?;
+    }
+    for ((pipeline, table), state) in &control.sink_tables {
+        out.item(Kind::SinkTable(pb::SinkTableState {
+            pipeline: pipeline.clone(),
+            table_id: table.0,
+            epoch: state.epoch.0,
+            owner: state.owner,
+            delivered: state.delivered.0,
+            detail: state.detail.clone(),
+        }))?;
+    }
+    for (key, value) in &control.records {
+        out.item(Kind::Record(pb::PutRecord {
+            key: key.clone(),
+            value: value.clone(),
+        }))?;
+    }
+    for (name, stream) in &replicated.journal.streams {
+        out.item(Kind::Stream(stream_item(name, stream)))?;
+        for block in &stream.unsealed {
+            out.item(Kind::Unsealed(unsealed_item(block)))?;
+        }
+    }
+    let crc = out.crc;
+    out.to.write_all(&crc.to_le_bytes())?;
+    out.to
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?
+        .sync_all()?;
+    let path = folder.join(format!("{}.{SUFFIX}", meta.snapshot_id));
+    std::fs::rename(beside, &path)?;
+    File::open(folder)?.sync_all()?;
+    Ok(path)
+}
+
+fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
+    let segment = |segment: &Segment| pb::SegmentRef {
+        base_offset: segment.place.base.0,
+        end_offset: segment.place.end.0,
+        object: Some(object_item(&segment.place.object)),
+        time_min_us: segment.time_min_us,
+        time_max_us: segment.time_max_us,
+        position_after: segment
+            .place
+            .position_after
+            .as_ref()
+            .map(SourcePosition::to_pb),
+        epoch: segment.place.epoch.0,
+    };
+    let chunk = |(table, chunk): (&TableId, &ChunkState)| pb::ChunkDone {
+        table_id: table.0,
+        generation: chunk.generation,
+        resume_after: chunk.resume_after.clone(),
+        rows: chunk.rows,
+        last: chunk.done,
+    };
+    pb::StreamState {
+        group: 0,
+        stream: name.to_owned(),
+        incarnation: stream.incarnation.0,
+        epoch: stream.epoch.0,
+        owner: stream.owner,
+        next_offset: stream.next.0,
+        position: stream.position.as_ref().map(SourcePosition::to_pb),
+        identity: stream.identity.clone(),
+        sealed_offset: stream.sealed.0,
+        sealed_position: stream.sealed_position.as_ref().map(SourcePosition::to_pb),
+        trimmed_offset: stream.trimmed.0,
+        segments: stream.segments.iter().map(segment).collect(),
+        schemas: stream
+            .schemas
+            .values()
+            .map(|schema| schema.to_pb())
+            .collect(),
+        chunks: stream.chunks.iter().map(chunk).collect(),
+    }
+}
+
+fn object_item(object: &ObjectRef) -> pb::ObjectRef {
+    pb::ObjectRef {
+        key: object.key.clone(),
+        len: object.len,
+        crc: object.crc,
+        footer_offset: object.footer_offset,
+    }
+}
+
+fn unsealed_item(block: &Unsealed) -> pb::UnsealedBlock {
+    let payload = match &block.payload {
+        UnsealedPayload::Inline(frame) => pb::block_payload::Payload::Inline(frame.clone()),
+        UnsealedPayload::Object(object) => pb::block_payload::Payload::Object(object_item(object)),
+    };
+    pb::UnsealedBlock {
+        base_offset: block.base.0,
+        epoch: block.epoch.0,
+        payload: Some(pb::BlockPayload {
+            events: block.events,
+            time_min_us: block.time_min_us,
+            time_max_us: block.time_max_us,
+            payload: Some(payload),
+            table_ids: block.tables.clone(),
+        }),
+        position_after: block.position_after.as_ref().map(SourcePosition::to_pb),
+        raft_index: block.raft_index,
+        ends_append: block.ends_append,
+    }
+}
+
+/// Reads a snapshot file whole, or says what is wrong with it.
+pub(crate) fn read(path: &Path) -> Result<(Meta, Replicated), String> {
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(|e| e.to_string())?;
+    file.rewind().map_err(|e| e.to_string())?;
+    file.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let Some(len) = bytes.len().checked_sub(4) else {
+        return Err("it is cut short".into());
+    };
+    let expected = u32::from_le_bytes(bytes[len..].try_into().expect("four bytes"));
+    let actual = crc32c::crc32c(&bytes[..len]);
+    if expected != actual {
+        return Err(format!(
+            "its checksum is {actual:08x}, should be {expected:08x}"
+        ));
+    }
+    let mut items = bytes::Bytes::from(bytes).slice(..len);
+    let mut restored = Replicated::default();
+    let mut meta = None;
+    let mut stream = None;
+    while items.has_remaining() {
+        let item =
+            pb::SnapshotItem::decode_length_delimited(&mut items).map_err(|e| e.to_string())?;
+        match item
+            .kind
+            .ok_or("it has an item that this build does not know")?
+        {
+            Kind::Header(header) => {
+                if header.format != FORMAT {
+                    return Err(format!(
+                        "it has format {}, this build reads {FORMAT}",
+                        header.format
+                    ));
+                }
+                restored.control.next_revision = header.next_revision;
+                meta = Some(serde_json::from_slice(&header.meta_json).map_err(|e| e.to_string())?);
+            }
+            Kind::Stream(item) => {
+                let name = item.stream.clone();
+                restored
+                    .journal
+                    .streams
+                    .insert(name.clone(), read_stream(item)?);
+                stream = Some(name);
+            }
+            Kind::Unsealed(item) => {
+                let stream = stream
+                    .as_ref()
+                    .and_then(|name| restored.journal.streams.get_mut(name));
+                let stream = stream.ok_or("it has a block without a stream")?;
+                stream.unsealed.push_back(read_unsealed(item)?);
+            }
+            other => read_control(&mut restored, other),
+        }
+    }
+    let names: Vec<String> = restored.journal.streams.keys().cloned().collect();
+    for name in names {
+        restored.renew(&name);
+    }
+    Ok((meta.ok_or("it has no header")?, restored))
+}
+
+fn read_control(restored: &mut Replicated, kind: Kind) {
+    let control = &mut restored.control;
+    match kind {
+        Kind::Resource(item) => {
+            let resource = StoredResource {
+                kind: item.kind.clone(),
+                name: item.name.clone(),
+                spec_json: item.spec_json,
+                revision: item.revision,
+            };
+            control.resources.insert((item.kind, item.name), resource);
+        }
+        Kind::Pointer(item) => {
+            control.pointers.insert(
+                (item.catalog, item.namespace, item.table),
+                item.metadata_location,
+            );
+        }
+        Kind::SinkTable(item) => {
+            let state = SinkTableState {
+                epoch: Epoch(item.epoch),
+                owner: item.owner,
+                delivered: Offset(item.delivered),
+                detail: item.detail,
+            };
+            control
+                .sink_tables
+                .insert((item.pipeline, TableId(item.table_id)), state);
+        }
+        Kind::Record(item) => {
+            control.records.insert(item.key, item.value);
+        }
+        Kind::Header(_) | Kind::Stream(_) | Kind::Unsealed(_) => {}
+    }
+}
+
+fn position(item: Option<&downriver_event::pb::SourcePosition>) -> Option<SourcePosition> {
+    item.and_then(SourcePosition::from_pb)
+}
+
+fn read_object(item: Option<pb::ObjectRef>) -> Result<ObjectRef, String> {
+    let item = item.ok_or("it has a segment without an object")?;
+    Ok(ObjectRef {
+        key: item.key,
+        len: item.len,
+        crc: item.crc,
+        footer_offset: item.footer_offset,
+    })
+}
+
+fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
+    let mut segments = Vec::with_capacity(item.segments.len());
+    for segment in item.segments {
+        segments.push(Segment {
+            place: SegmentPlace {
+                base: Offset(segment.base_offset),
+                end: Offset(segment.end_offset),
+                epoch: Epoch(segment.epoch),
+                position_after: position(segment.position_after.as_ref()),
+                object: read_object(segment.object)?,
+            },
+            time_min_us: segment.time_min_us,
+            time_max_us: segment.time_max_us,
+        });
+    }
+    let mut schemas = std::collections::BTreeMap::new();
+    for schema in &item.schemas {
+        let schema = TableSchema::from_pb(schema).map_err(|e| e.to_string())?;
+        schemas.insert((schema.id, schema.version), Arc::new(schema));
+    }
+    let chunks = item.chunks.into_iter().map(|chunk| {
+        let state = ChunkState {
+            generation: chunk.generation,
+            resume_after: chunk.resume_after,
+            rows: chunk.rows,
+            done: chunk.last,
+        };
+        (TableId(chunk.table_id), state)
+    });
+    Ok(Stream {
+        incarnation: Incarnation(item.incarnation),
+        epoch: Epoch(item.epoch),
+        owner: item.owner,
+        next: Offset(item.next_offset),
+        position: position(item.position.as_ref()),
+        identity: item.identity,
+        sealed: Offset(item.sealed_offset),
+        sealed_position: position(item.sealed_position.as_ref()),
+        trimmed: Offset(item.trimmed_offset),
+        segments,
+        unsealed: std::collections::VecDeque::new(),
+        schemas: Arc::new(schemas),
+        chunks: Arc::new(chunks.collect()),
+    })
+}
+
+fn read_unsealed(item: pb::UnsealedBlock) -> Result<Unsealed, String> {
+    let payload = item.payload.ok_or("it has a block without a payload")?;
+    Ok(Unsealed {
+        base: Offset(item.base_offset),
+        events: payload.events,
+        epoch: Epoch(item.epoch),
+        payload: match payload.payload {
+            Some(pb::block_payload::Payload::Inline(frame)) => UnsealedPayload::Inline(frame),
+            Some(pb::block_payload::Payload::Object(object)) => {
+                UnsealedPayload::Object(read_object(Some(object))?)
+            }
+            None => return Err("it has a block without a payload".into()),
+        },
+        time_min_us: payload.time_min_us,
+        time_max_us: payload.time_max_us,
+        tables: payload.table_ids,
+        position_after: position(item.position_after.as_ref()),
+        ends_append: item.ends_append,
+        raft_index: item.raft_index,
+    })
+}

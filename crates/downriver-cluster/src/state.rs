@@ -1,0 +1,144 @@
+//! The replicated state: what each command of an entry does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downriver_api::cluster::v1::command::Kind as C;
+use downriver_api::cluster::v1::command_reply::Kind as R;
+use downriver_api::cluster::v1::{self as pb};
+use downriver_event::SourcePosition;
+use downriver_log::StreamState;
+use downriver_log::journal::{Applied, Journal};
+
+use crate::control::{Control, Refused};
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Replicated {
+    pub(crate) journal: Journal,
+    pub(crate) control: Control,
+    /// Each stream's state as readers see it; renewed when a command touches the stream.
+    pub(crate) states: BTreeMap<String, Arc<StreamState>>,
+}
+
+impl Replicated {
+    pub(crate) fn apply(&mut self, entry: pb::Entry, raft_index: u64) -> pb::EntryReply {
+        let replies = entry.commands.into_iter().map(|command| {
+            let kind = match command.kind {
+                Some(kind) => self.command(kind, raft_index),
+                None => invalid("a command that this build does not know"),
+            };
+            pb::CommandReply { kind: Some(kind) }
+        });
+        pb::EntryReply {
+            replies: replies.collect(),
+        }
+    }
+
+    fn command(&mut self, command: C, raft_index: u64) -> R {
+        match command {
+            C::OpenStream(open) => {
+                let applied = self.journal.open(&open);
+                self.streamed(&open.stream, applied)
+            }
+            C::AppendBlocks(append) => {
+                let stream = append.stream.clone();
+                let applied = self.journal.append(append, raft_index);
+                self.streamed(&stream, applied)
+            }
+            C::SealSegment(seal) => {
+                let applied = self.journal.seal(&seal);
+                self.streamed(&seal.stream, applied)
+            }
+            C::TrimStream(trim) => {
+                let applied = self.journal.trim(&trim);
+                self.streamed(&trim.stream, applied)
+            }
+            C::DropStream(drop) => {
+                let applied = self.journal.drop_stream(&drop);
+                self.streamed(&drop.stream, applied)
+            }
+            C::PutResources(puts) => match self.control.put_resources(puts) {
+                Ok(revisions) => R::Revisions(pb::Revisions { revisions }),
+                Err(refused) => refused_reply(refused),
+            },
+            C::DeleteResource(delete) => done(self.control.delete_resource(&delete)),
+            C::SwapPointer(swap) => done(self.control.swap_pointers(swap)),
+            C::OpenSinkTable(open) => {
+                let (pipeline, table_id) = (open.pipeline.clone(), open.table_id);
+                let state = self.control.open_sink_table(open);
+                R::SinkTable(pb::SinkTableState {
+                    pipeline,
+                    table_id,
+                    epoch: state.epoch.0,
+                    owner: state.owner,
+                    delivered: state.delivered.0,
+                    detail: state.detail,
+                })
+            }
+            C::CommitSinkTable(commit) => done(self.control.commit_sink_table(commit)),
+            C::PutRecord(record) => {
+                self.control.put_record(record);
+                R::Done(pb::Done {})
+            }
+        }
+    }
+
+    fn streamed(&mut self, stream: &str, applied: Applied) -> R {
+        self.renew(stream);
+        match applied {
+            Applied::Opened | Applied::Sealed | Applied::Trimmed | Applied::Dropped => {
+                R::Done(pb::Done {})
+            }
+            Applied::Appended { next } => R::Appended(pb::AppendDone {
+                next_offset: next.0,
+            }),
+            Applied::Rejected {
+                epoch,
+                next,
+                position,
+            } => R::Rejected(pb::AppendRejected {
+                epoch: epoch.0,
+                next_offset: next.0,
+                position: position.as_ref().map(SourcePosition::to_pb),
+            }),
+            Applied::Stale => R::Conflict(pb::Conflict {
+                reason: "the stream has moved on".into(),
+            }),
+            Applied::NoStream => invalid("the stream does not exist"),
+            Applied::Invalid(reason) => invalid(reason),
+        }
+    }
+
+    /// Brings what readers see of a stream up to date.
+    pub(crate) fn renew(&mut self, stream: &str) {
+        match self.journal.streams.get(stream) {
+            Some(state) => {
+                self.states
+                    .insert(stream.to_owned(), Arc::new(state.state()));
+            }
+            None => {
+                self.states.remove(stream);
+            }
+        }
+    }
+}
+
+fn invalid(reason: &str) -> R {
+    R::Invalid(pb::Invalid {
+        reason: reason.to_owned(),
+    })
+}
+
+fn done(result: Result<(), Refused>) -> R {
+    match result {
+        Ok(()) => R::Done(pb::Done {}),
+        Err(refused) => refused_reply(refused),
+    }
+}
+
+fn refused_reply(refused: Refused) -> R {
+    match refused {
+        Refused::Conflict(reason) => R::Conflict(pb::Conflict { reason }),
+        Refused::Invalid(reason) => R::Invalid(pb::Invalid { reason }),
+    }
+}

@@ -1,0 +1,23 @@
+//! A segment: one immutable object of consecutive blocks with a footer index.
+//!
+//! ```text
+//!  +---------+---------+-----+--------+------------+---------+------+
+//!  | frame 0 | frame 1 | ... | footer | footer len | its crc | DRS1 |
+//!  +---------+---------+-----+--------+------------+---------+------+
+//!                            ^ ObjectRef.footer_offset     4 + 4 + 4 bytes, little endian
+//! ```
+//! The footer is a `SegmentFooter` message: for each block its place, its first event relative to the
+//! segment's base, its time range and tables. Offsets are relative, so a segment is written before its base
+//! offset is known.
+
+mod read;
+mod write;
+
+pub use read::{SegmentPlace, SegmentReader, read_footer};
+pub use write::SegmentWriter;
+
+const MAGIC: &[u8; 4] = b"DRS1";
+const TRAILER_BYTES: u64 = 12;
+const FOOTER_FORMAT: u32 = 1;
+/// Largest footer that a reader allocates.
+const FOOTER_BYTES_MAX: u64 = 64 << 20;

@@ -1,0 +1,297 @@
+//! S3, and what speaks its protocol, as the object store.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::{ObjectStore, StoreError};
+
+const ATTEMPTS: u32 = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How to reach the store; what is not set comes from the environment as the AWS SDK reads it.
+#[derive(Clone, Default)]
+pub struct S3Options {
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub path_style: bool,
+    pub access_key: Option<String>,
+    pub secret_key: Option<String>,
+}
+
+impl std::fmt::Debug for S3Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Options")
+            .field("endpoint", &self.endpoint)
+            .field("region", &self.region)
+            .field("path_style", &self.path_style)
+            .finish_non_exhaustive()
+    }
+}
+
+pub struct S3Store {
+    options: S3Options,
+    /// Made at first use: reading the environment's configuration may need the network.
+    client: OnceCell<Client>,
+    bucket: String,
+    /// Empty, or ends with a slash.
+    prefix: String,
+    url: String,
+}
+
+impl std::fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("S3Store").field(&self.url).finish()
+    }
+}
+
+impl S3Store {
+    #[must_use]
+    pub fn open(bucket: &str, prefix: &str, options: &S3Options) -> Self {
+        let prefix = prefix.trim_matches('/');
+        let (prefix, url) = if prefix.is_empty() {
+            (String::new(), format!("s3://{bucket}"))
+        } else {
+            (format!("{prefix}/"), format!("s3://{bucket}/{prefix}"))
+        };
+        Self {
+            options: options.clone(),
+            client: OnceCell::new(),
+            bucket: bucket.to_owned(),
+            prefix,
+            url,
+        }
+    }
+
+    async fn client(&self) -> &Client {
+        self.client.get_or_init(|| connect(&self.options)).await
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    async fn read(&self, key: &str, range: Option<String>) -> Result<Bytes, StoreError> {
+        let request = self
+            .client()
+            .await
+            .get_object()
+            .bucket(&self.bucket)
+            .key(self.key(key));
+        let reply = request
+            .set_range(range)
+            .send()
+            .await
+            .map_err(|error| classify(key, &error))?;
+        let body = reply.body.collect().await;
+        Ok(body
+            .map_err(|error| StoreError::Unavailable(format!("{key}: {error}")))?
+            .into_bytes())
+    }
+}
+
+async fn connect(options: &S3Options) -> Client {
+    let http = Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let mut config = match (&options.access_key, &options.secret_key) {
+        (Some(access), Some(secret)) => aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .credentials_provider(Credentials::new(
+                access,
+                secret,
+                None,
+                None,
+                "configuration",
+            )),
+        _ => {
+            let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+            aws_sdk_s3::config::Builder::from(&loader.load().await)
+        }
+    };
+    config = config
+        .http_client(http)
+        .force_path_style(options.path_style)
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .operation_attempt_timeout(OPERATION_TIMEOUT)
+                .build(),
+        );
+    if let Some(endpoint) = &options.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    let region = options.region.clone().unwrap_or_else(|| "us-east-1".into());
+    if options.region.is_some() || options.access_key.is_some() {
+        config = config.region(Region::new(region));
+    }
+    Client::from_conf(config.build())
+}
+
+fn classify<E: ProvideErrorMetadata, R>(key: &str, error: &SdkError<E, R>) -> StoreError
+where
+    SdkError<E, R>: std::error::Error,
+    R: HttpStatus,
+{
+    let detail = || match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{key}: {code}: {message}"),
+        _ => format!("{key}: {}", chain(error)),
+    };
+    let status = match error {
+        SdkError::ServiceError(service) => service.raw().http_status(),
+        SdkError::ResponseError(response) => response.raw().http_status(),
+        _ => return StoreError::Unavailable(detail()),
+    };
+    match (status, error.code()) {
+        (_, Some("NoSuchBucket")) => StoreError::Refused(detail()),
+        (404, _) => StoreError::NotFound(key.to_owned()),
+        (400..=407 | 409..=428, _) => StoreError::Refused(detail()),
+        _ => StoreError::Unavailable(detail()),
+    }
+}
+
+/// The status of a raw reply.
+trait HttpStatus {
+    fn http_status(&self) -> u16;
+}
+
+impl HttpStatus for aws_sdk_s3::config::http::HttpResponse {
+    fn http_status(&self) -> u16 {
+        self.status().as_u16()
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let request = self
+            .client()
+            .await
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.key(key));
+        let sent = request.body(ByteStream::from(bytes)).send().await;
+        sent.map(|_| ()).map_err(|error| classify(key, &error))
+    }
+
+    async fn put_file(&self, key: &str, file: &Path) -> Result<(), StoreError> {
+        let body = ByteStream::from_path(file).await;
+        let body = body.map_err(|error| StoreError::Unavailable(format!("{key}: {error}")))?;
+        let request = self
+            .client()
+            .await
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.key(key));
+        let sent = request.body(body).send().await;
+        sent.map(|_| ()).map_err(|error| classify(key, &error))
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let bytes = self
+            .read(
+                key,
+                Some(format!("bytes={}-{}", range.start, range.end - 1)),
+            )
+            .await?;
+        if bytes.len() as u64 == range.end - range.start {
+            Ok(bytes)
+        } else {
+            let read = bytes.len();
+            Err(StoreError::Unavailable(format!(
+                "{key}: {read} bytes came of range {range:?}"
+            )))
+        }
+    }
+
+    async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        self.read(key, None).await
+    }
+
+    async fn head(&self, key: &str) -> Result<u64, StoreError> {
+        let request = self
+            .client()
+            .await
+            .head_object()
+            .bucket(&self.bucket)
+            .key(self.key(key));
+        let reply = request
+            .send()
+            .await
+            .map_err(|error| classify(key, &error))?;
+        Ok(reply
+            .content_length()
+            .and_then(|len| u64::try_from(len).ok())
+            .unwrap_or_default())
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        let request = self.client().await.list_objects_v2().bucket(&self.bucket);
+        let request = request
+            .prefix(self.key(prefix))
+            .set_start_after(after.map(|after| self.key(after)));
+        let reply = request
+            .send()
+            .await
+            .map_err(|error| classify(prefix, &error))?;
+        let listed = reply.contents().iter().filter_map(|object| {
+            let key = object.key()?.strip_prefix(&self.prefix)?;
+            Some((key.to_owned(), u64::try_from(object.size()?).ok()?))
+        });
+        Ok(listed.collect())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let request = self
+            .client()
+            .await
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(self.key(key));
+        match request.send().await.map_err(|error| classify(key, &error)) {
+            Ok(_) | Err(StoreError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn is_local(&self) -> bool {
+        false
+    }
+}
