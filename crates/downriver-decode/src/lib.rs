@@ -1,1 +1,8 @@
-//! downriver-decode
+//! Bytes and schemas in, canonical transactions out. No I/O and no clock: what is here can be run a million
+//! times a second with generated input.
+//!
+//! - `postgres::message`: one pgoutput message, borrowed.
+//! - `postgres::text`, `postgres::binary`: one value, in either form, into the same canonical cell.
+//! - `postgres::decoder`: messages into the rows of a block.
+
+pub mod postgres;

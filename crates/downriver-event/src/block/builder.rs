@@ -112,7 +112,8 @@ enum Buffer {
 }
 
 impl ColumnBuilder {
-    fn new(id: u32, ty: &LogicalType) -> Self {
+    #[must_use]
+    pub fn new(id: u32, ty: &LogicalType) -> Self {
         let values = match ty.physical() {
             Physical::Bool => Buffer::Bool(Vec::new()),
             Physical::Int32 => Buffer::Int32(Vec::new()),
@@ -289,6 +290,13 @@ impl ColumnBuilder {
             min_int: bounds.map(|b| b.0),
             max_int: bounds.map(|b| b.1),
         }
+    }
+
+    /// The cells pushed so far as a column that can be read; `None` if there are none.
+    #[must_use]
+    pub fn read(self) -> Option<Column> {
+        let cells = self.cells as usize;
+        (cells > 0).then(|| Column::new(self.finish(), cells).expect("what was built can be read"))
     }
 
     fn finish(self) -> pb::ColumnData {

@@ -240,7 +240,7 @@ impl RowGroup {
 }
 
 impl Column {
-    fn new(column: pb::ColumnData, cells: usize) -> Result<Self, BlockError> {
+    pub(super) fn new(column: pb::ColumnData, cells: usize) -> Result<Self, BlockError> {
         if !(column.presence.is_empty() || column.presence.len() == cells) {
             return Err(BlockError::Shape("a column's presence is not one a cell"));
         }

@@ -1,0 +1,18 @@
+//! PostgreSQL: the pgoutput protocol and the types' text and binary forms.
+
+pub mod binary;
+mod civil;
+pub mod decoder;
+pub mod message;
+pub mod text;
+
+/// A value that is not what its type allows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    #[error("is not a valid {0}")]
+    Invalid(&'static str),
+    #[error("is not UTF-8")]
+    NotUtf8,
+    #[error("has {0} bytes, more than the limit of {max}", max = downriver_event::block::VALUE_BYTES_MAX)]
+    TooLarge(usize),
+}
