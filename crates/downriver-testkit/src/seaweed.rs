@@ -93,9 +93,15 @@ impl Seaweed {
             for port in ports {
                 TcpStream::connect(("127.0.0.1", port)).await?;
             }
-            // Both listen before the bucket and the table bucket are made; the log says when they are.
-            let text = std::fs::read_to_string(&log)?;
-            Ok(text.contains(BUCKET) && text.contains(WAREHOUSE))
+            // The gateway listens before its filer is there and answers 5xx until then.
+            for port in ports {
+                if crate::daemon::http_status(&format!("127.0.0.1:{port}"), "/v1/config").await?
+                    >= 500
+                {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         })
         .await
     }
