@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use downriver_testkit::oracle::Oracle;
 use downriver_testkit::shop;
 use downriver_testkit::workload::{Style, Workload};
-use e2e::{CATCH_UP, Shop};
+use e2e::Shop;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
