@@ -1,0 +1,323 @@
+//! A PostgreSQL server of its own for one test.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio_postgres::{Client, NoTls};
+
+use crate::host;
+use crate::port::Port;
+
+/// The user that Downriver connects as, and its password. It may replicate and owns nothing.
+pub const CDC_USER: &str = "cdc";
+pub const CDC_PASSWORD: &str = "river";
+
+/// What differs from a plain test server with `wal_level = logical`.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Lines of postgresql.conf, behind ours and so stronger.
+    pub settings: Vec<String>,
+    /// Where the data lives; a temporary folder unless given.
+    pub data: Option<PathBuf>,
+}
+
+pub struct Postgres {
+    programs: PathBuf,
+    data: PathBuf,
+    log: PathBuf,
+    port: Port,
+    server_user: Option<String>,
+    child: Option<Child>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Postgres {
+    /// A running server with an empty database `shop` and the role `cdc`.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Result<Self> {
+        let programs = host::postgres_programs()?;
+        let (folder, base) = match &options.data {
+            Some(path) => (None, path.clone()),
+            None => {
+                let folder = tempfile::Builder::new().prefix("downriver-pg-").tempdir()?;
+                let path = folder.path().to_path_buf();
+                (Some(folder), path)
+            }
+        };
+        let data = base.join("data");
+        fs::create_dir_all(&data)?;
+        let server_user = unprivileged_user()?;
+        if let Some(user) = &server_user {
+            let (uid, gid) = (
+                host::id_number(&["-u", user])?,
+                host::id_number(&["-g", user])?,
+            );
+            for path in [&base, &data] {
+                std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+            }
+        }
+        let mut server = Self {
+            programs,
+            log: base.join("server.log"),
+            data,
+            port: Port::reserve()?,
+            server_user,
+            child: None,
+            _folder: folder,
+        };
+        server.initialize(&options.settings)?;
+        server.run().await?;
+        server.prepare().await?;
+        Ok(server)
+    }
+
+    fn initialize(&self, settings: &[String]) -> Result<()> {
+        let output = host::command_as(self.server_user.as_deref(), &self.programs.join("initdb"))
+            .args([
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(&self.data)
+            .current_dir("/")
+            .output()
+            .context("run initdb")?;
+        if !output.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let mut configuration = OpenOptions::new()
+            .append(true)
+            .open(self.data.join("postgresql.conf"))?;
+        writeln!(
+            configuration,
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\nwal_level = logical\n\
+             max_wal_senders = 20\nmax_replication_slots = 20\nmax_connections = 60\nshared_buffers = 128MB\n\
+             max_wal_size = 4GB\nfsync = off\nlogging_collector = off\njit = off",
+            self.port.number()
+        )?;
+        for line in settings {
+            writeln!(configuration, "{line}")?;
+        }
+        // The administrator comes in without a password, everybody else with one.
+        fs::write(
+            self.data.join("pg_hba.conf"),
+            "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust\n\
+             host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n",
+        )?;
+        Ok(())
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)?;
+        let child = host::command_as(self.server_user.as_deref(), &self.programs.join("postgres"))
+            .arg("-D")
+            .arg(&self.data)
+            .current_dir("/")
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start postgres")?;
+        self.child = Some(child);
+        let url = self.admin_url("postgres");
+        host::until(
+            "PostgreSQL to accept connections",
+            Duration::from_secs(60),
+            async || {
+                if let Some(child) = &mut self.child
+                    && let Some(status) = child.try_wait()?
+                {
+                    bail!("postgres ended with {status}: {}", tail_of(&self.log));
+                }
+                Ok(tokio_postgres::connect(&url, NoTls).await.is_ok())
+            },
+        )
+        .await
+    }
+
+    async fn prepare(&self) -> Result<()> {
+        let admin = self.client_of("postgres").await?;
+        if admin
+            .query_opt("select 1 from pg_database where datname = 'shop'", &[])
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        admin
+            .batch_execute(&format!(
+                "create role {CDC_USER} login replication password '{CDC_PASSWORD}'"
+            ))
+            .await?;
+        admin.batch_execute("create database shop").await?;
+        // What a user grants by hand before the first run: read the tables, make a publication of them.
+        self.client()
+            .await?
+            .batch_execute(&format!(
+                "grant create on database shop to {CDC_USER}; grant usage on schema public to {CDC_USER};
+                 alter default privileges in schema public grant select on tables to {CDC_USER};
+                 create role shop_owner; grant shop_owner to {CDC_USER}; grant create on schema public to shop_owner"
+            ))
+            .await?;
+        Ok(())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// A URL of a database as its administrator.
+    pub fn admin_url(&self, database: &str) -> String {
+        format!(
+            "postgres://postgres@127.0.0.1:{}/{database}",
+            self.port.number()
+        )
+    }
+
+    /// What stands in a source's YAML: the role `cdc`, without its password.
+    pub fn source_url(&self) -> String {
+        format!(
+            "postgres://{CDC_USER}@127.0.0.1:{}/shop",
+            self.port.number()
+        )
+    }
+
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// A connection to `shop` as its administrator.
+    pub async fn client(&self) -> Result<Client> {
+        self.client_of("shop").await
+    }
+
+    pub async fn client_of(&self, database: &str) -> Result<Client> {
+        let (client, connection) = tokio_postgres::connect(&self.admin_url(database), NoTls)
+            .await
+            .context("connect to PostgreSQL")?;
+        // Ends with the client, or with the server: the client's next call then says so.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    pub async fn execute(&self, sql: &str) -> Result<()> {
+        self.client()
+            .await?
+            .batch_execute(sql)
+            .await
+            .with_context(|| sql.chars().take(200).collect::<String>())
+    }
+
+    /// The first column of the first row, as an integer.
+    pub async fn number(&self, sql: &str) -> Result<i64> {
+        Ok(self
+            .client()
+            .await?
+            .query_one(&format!("select ({sql})::int8"), &[])
+            .await?
+            .get(0))
+    }
+
+    /// Fast shutdown: clients are disconnected, walsenders have sent what there was.
+    pub fn stop(&mut self) {
+        self.end("INT");
+    }
+
+    /// As if the machine had lost power.
+    pub fn kill(&mut self) {
+        self.end("QUIT");
+    }
+
+    fn end(&mut self, signal: &str) {
+        if let Some(mut child) = self.child.take() {
+            host::stop(&mut child, signal, Duration::from_secs(60));
+        }
+    }
+
+    /// Starts a stopped server again, on the same port and data.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.run().await
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Leaves the server running when this value is dropped.
+    pub fn leave_running(mut self) {
+        self.child = None;
+        if let Some(folder) = self._folder.take() {
+            let _ = folder.keep();
+        }
+    }
+
+    /// The command line of `psql` for people.
+    pub fn psql(&self) -> String {
+        format!("psql {}", self.admin_url("shop"))
+    }
+
+    /// Runs SQL from a file through psql, for loads that no single statement can carry.
+    pub fn load(&self, file: &Path) -> Result<()> {
+        let output = Command::new(self.programs.join("psql"))
+            .args([
+                "-X",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-d",
+                &self.admin_url("shop"),
+                "-f",
+            ])
+            .arg(file)
+            .stdout(File::create("/dev/null")?)
+            .output()?;
+        if !output.status.success() {
+            bail!(
+                "psql -f {}: {}",
+                file.display(),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.end("QUIT");
+    }
+}
+
+/// PostgreSQL refuses to run as root: Debian's package brings a user for it.
+fn unprivileged_user() -> Result<Option<String>> {
+    if !host::is_root() {
+        return Ok(None);
+    }
+    ["postgres", "nobody"]
+        .into_iter()
+        .find(|user| host::id_number(&["-u", user]).is_ok())
+        .map(|user| Some(user.to_owned()))
+        .context("no unprivileged user to run PostgreSQL as")
+}
+
+pub(crate) fn tail_of(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

@@ -1,0 +1,142 @@
+//! Are PostgreSQL's tables and the lake's equal, as DuckDB and PyIceberg read the lake?
+//!
+//! The comparison itself is `tests/e2e/readers/compare.py`, in other people's engines.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::host;
+use crate::postgres::Postgres;
+use crate::resources;
+use crate::seaweed::{self, Seaweed};
+
+/// Rows and their order-independent checksum, as one reader saw them.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Seen {
+    #[serde(default)]
+    pub rows: u64,
+    #[serde(default)]
+    pub checksum: String,
+    pub error: Option<String>,
+    pub differences: Option<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Comparison {
+    pub table: String,
+    pub equal: bool,
+    pub postgres: Seen,
+    #[serde(default)]
+    pub duckdb: Seen,
+    #[serde(default)]
+    pub pyiceberg: Seen,
+}
+
+/// Where the lake is.
+pub struct Lake {
+    uri: String,
+    warehouse: String,
+    credential: Option<String>,
+    s3: Option<String>,
+}
+
+impl Lake {
+    /// The daemon's own catalog; files in a folder.
+    pub fn builtin(daemon: &Daemon) -> Result<Self> {
+        Ok(Self {
+            uri: daemon.catalog_uri()?,
+            warehouse: resources::SINK.to_owned(),
+            credential: None,
+            s3: None,
+        })
+    }
+
+    /// The daemon's own catalog; files in S3.
+    pub fn builtin_on(daemon: &Daemon, server: &Seaweed) -> Result<Self> {
+        Ok(Self {
+            s3: Some(server.s3_endpoint()),
+            ..Self::builtin(daemon)?
+        })
+    }
+
+    /// SeaweedFS' catalog.
+    pub fn external(server: &Seaweed) -> Self {
+        Self {
+            uri: server.catalog_uri(),
+            warehouse: seaweed::WAREHOUSE.to_owned(),
+            credential: Some(format!("{}:{}", seaweed::ACCESS_KEY, seaweed::SECRET_KEY)),
+            s3: Some(server.s3_endpoint()),
+        }
+    }
+}
+
+/// Compares tables ("schema.table") and returns what each reader saw.
+pub async fn compare(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Result<Vec<Comparison>> {
+    let mut catalog = json!({ "uri": lake.uri, "warehouse": lake.warehouse });
+    if let Some(credential) = &lake.credential {
+        catalog["credential"] = json!(credential);
+    }
+    if let Some(endpoint) = &lake.s3 {
+        catalog["s3"] = json!({
+            "endpoint": endpoint, "access_key": seaweed::ACCESS_KEY, "secret_key": seaweed::SECRET_KEY
+        });
+    }
+    let request = json!({
+        "postgres": { "psql": postgres.program("psql"), "url": postgres.admin_url("shop") },
+        "tables": tables,
+        "namespace": resources::SOURCE,
+        "catalog": catalog,
+    });
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), request.to_string())?;
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/e2e/readers/compare.py"
+    );
+    let output = tokio::process::Command::new(host::venv_program("python")?)
+        .arg(script)
+        .arg(file.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("run compare.py")?;
+    ensure!(
+        output.status.success(),
+        "compare.py failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    #[derive(Deserialize)]
+    struct Answer {
+        tables: Vec<Comparison>,
+    }
+    let answer: Answer = serde_json::from_slice(&output.stdout).context("answer of compare.py")?;
+    Ok(answer.tables)
+}
+
+/// An error that shows the first differences unless all tables are equal.
+pub async fn ensure_equal(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Result<()> {
+    let compared = compare(postgres, lake, tables).await?;
+    for table in &compared {
+        println!(
+            "{}: PostgreSQL {} rows {}, DuckDB {} rows, PyIceberg {} rows, equal: {}",
+            table.table,
+            table.postgres.rows,
+            table.postgres.checksum,
+            table.duckdb.rows,
+            table.pyiceberg.rows,
+            table.equal
+        );
+    }
+    let different: Vec<&Comparison> = compared.iter().filter(|table| !table.equal).collect();
+    ensure!(
+        different.is_empty(),
+        "source and lake differ: {different:#?}"
+    );
+    Ok(())
+}
