@@ -1,1 +1,7 @@
-//! downriver-source
+//! Sessions with source databases: slot, publication, snapshot, stream, acknowledge. What the bytes mean is
+//! downriver-decode's; what is done with the changes is downriver-pipeline's.
+
+mod error;
+pub mod postgres;
+
+pub use error::{Class, SourceError};

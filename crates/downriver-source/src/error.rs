@@ -1,0 +1,114 @@
+//! What can go wrong with a source, classed by what can be done about it.
+
+use downriver_decode::postgres::ValueError;
+use downriver_decode::postgres::decoder::DecodeError;
+use downriver_event::problem::Problem;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Trying again may help.
+    Transient,
+    /// Only a person can help.
+    Definite,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("{}", .problem.reason)]
+    Named {
+        class: Class,
+        problem: Problem,
+        #[source]
+        cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    #[error("the connection to the database failed")]
+    Connection(#[source] std::io::Error),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("column {column:?} of {table} {error}, in a row that the snapshot read")]
+    Value { table: String, column: String, error: ValueError },
+}
+
+impl SourceError {
+    pub(crate) fn definite(code: &'static str, reason: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Named { class: Class::Definite, problem: Problem::new(code, reason, fix), cause: None }
+    }
+
+    pub(crate) fn transient(code: &'static str, reason: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Named { class: Class::Transient, problem: Problem::new(code, reason, fix), cause: None }
+    }
+
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Named { class, .. } => *class == Class::Transient,
+            Self::Connection(_) => true,
+            Self::Decode(_) | Self::Value { .. } => false,
+        }
+    }
+
+    /// For the operator.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Named { problem, .. } => problem.clone(),
+            Self::Connection(cause) => Problem::new(
+                "DR-1002",
+                format!("the connection to the database failed: {cause}"),
+                "make the database reachable; capture goes on by itself",
+            ),
+            Self::Decode(error) => Problem::new(
+                "DR-1040",
+                error.to_string(),
+                "report it with the position; the slot keeps everything from there on",
+            ),
+            Self::Value { error: ValueError::TooLarge(_), .. } => Problem::new(
+                "DR-1041",
+                self.to_string(),
+                "exclude the table from the source, or make the value smaller",
+            ),
+            Self::Value { .. } => Problem::new(
+                "DR-1040",
+                self.to_string(),
+                "report it with the column's type",
+            ),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for SourceError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(server) = error.as_db_error() else {
+            return Self::Connection(std::io::Error::other(error));
+        };
+        from_server(server.code().code(), server.message(), Some(Box::new(error)))
+    }
+}
+
+/// Names what the server refused, by its SQLSTATE.
+pub(crate) fn from_server(
+    state: &str,
+    message: &str,
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+) -> SourceError {
+    let (class, code, fix) = match state {
+        "28P01" | "28000" => (
+            Class::Definite,
+            "DR-1001",
+            "set the right user and password in the source, and a line for it in pg_hba.conf",
+        ),
+        "3D000" => (Class::Definite, "DR-1003", "name an existing database in the source's url"),
+        "42501" => (Class::Definite, "DR-1004", "grant what `downriver check` lists to the source's user"),
+        "55006" => (Class::Transient, "DR-1012", "stop the other client of the slot, or give the source a slot of its own"),
+        "53400" => (Class::Definite, "DR-1011", "raise max_replication_slots or max_wal_senders and restart the server, or drop a slot that nobody uses"),
+        // Connection trouble, resources, operator intervention, system errors, conflicts.
+        _ if ["08", "53", "57", "58", "40"].iter().any(|class| state.starts_with(class)) => (
+            Class::Transient,
+            "DR-1002",
+            "make the database reachable; capture goes on by itself",
+        ),
+        _ => (Class::Definite, "DR-1005", "see the server's message"),
+    };
+    let reason = format!("the database refused ({state}): {message}");
+    SourceError::Named { class, problem: Problem::new(code, reason, fix), cause }
+}

@@ -1,0 +1,439 @@
+//! What the database's catalog says: its tables, their columns and types, where it stands.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use downriver_decode::postgres::decoder::Relation;
+use downriver_event::problem::Problem;
+use downriver_event::{Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
+use tokio_postgres::Client;
+
+use super::config::PostgresConfig;
+use super::sql;
+use crate::error::SourceError;
+
+/// Column ids of columns that the catalog no longer has start here, above every attnum.
+const FORGOTTEN_COLUMN_IDS: u32 = 1 << 16;
+
+/// A table that the patterns select.
+#[derive(Clone, Debug)]
+pub struct SourceTable {
+    /// Version 0: not registered.
+    pub schema: TableSchema,
+    /// The server's estimate; 0 when it has none.
+    pub estimated_rows: u64,
+    /// Why it cannot be captured.
+    pub problem: Option<Problem>,
+}
+
+/// A session that reads the catalog.
+pub struct Catalog {
+    client: Client,
+    types: Mutex<HashMap<u32, TypeRow>>,
+}
+
+#[derive(Clone, Debug)]
+struct TypeRow {
+    kind: char,
+    base: u32,
+    base_modifier: i32,
+    /// 0: not an array.
+    element: u32,
+    labels: Vec<String>,
+}
+
+struct CatalogColumn {
+    table: u32,
+    number: u32,
+    name: String,
+    type_oid: u32,
+    type_modifier: i32,
+    nullable: bool,
+    source_type: String,
+}
+
+impl Catalog {
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
+        Ok(Self { client: sql::connect(config).await?, types: Mutex::default() })
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What identifies the database's history.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn identity(&self) -> Result<Bytes, SourceError> {
+        let row = self
+            .client
+            .query_one(
+                "select system_identifier::text, (select oid::text from pg_database where datname = current_database())
+                   from pg_control_system()",
+                &[],
+            )
+            .await?;
+        Ok(Bytes::from(format!("postgres {} {}", row.get::<_, String>(0), row.get::<_, String>(1))))
+    }
+
+    /// Where the server writes: everything committed before the call lies before it.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn current_position(&self) -> Result<Lsn, SourceError> {
+        let row = self.client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?;
+        let position = parse_lsn(row.get(0))?;
+        // At the start of a page the insert position stands behind the page's header (24 bytes, 40 in a
+        // file's first page), which no record ends at.
+        let into_page = position.0 % 8192;
+        Ok(if into_page == 24 || into_page == 40 { Lsn(position.0 - into_page) } else { position })
+    }
+
+    /// The tables that the patterns select, sorted by name.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn list_tables(&self, config: &PostgresConfig) -> Result<Vec<SourceTable>, SourceError> {
+        let rows = self
+            .client
+            .query(
+                "select c.oid, n.nspname::text, c.relname::text, c.relreplident,
+                        greatest(c.reltuples, 0)::float8,
+                        coalesce((select array_agg(k.attnum::int4 order by k.place)
+                                    from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+                                   where i.indrelid = c.oid and i.indisprimary), '{}')::int4[]
+                   from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                  where c.relkind = 'r' and c.relpersistence = 'p'
+                    and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
+                  order by 2, 3",
+                &[],
+            )
+            .await?;
+        let mut tables = Vec::new();
+        for row in rows {
+            let (namespace, name): (String, String) = (row.get(1), row.get(2));
+            if !config.captures(&namespace, &name) {
+                continue;
+            }
+            let oid: u32 = row.get(0);
+            let identity = replica_identity(u8::try_from(row.get::<_, i8>(3)).unwrap_or_default());
+            let key: Vec<i32> = row.get(5);
+            tables.push(SourceTable {
+                schema: TableSchema {
+                    id: TableId(oid),
+                    version: 0,
+                    namespace,
+                    name,
+                    columns: Vec::new(),
+                    key: key.into_iter().filter_map(|number| u32::try_from(number).ok()).collect(),
+                    identity,
+                },
+                estimated_rows: row.get::<_, f64>(4) as u64,
+                problem: None,
+            });
+        }
+        let oids: Vec<u32> = tables.iter().map(|table| table.schema.id.0).collect();
+        let columns = self.columns(&oids).await?;
+        self.load_types(columns.iter().map(|column| column.type_oid).collect()).await?;
+        for column in columns {
+            let Some(table) = tables.iter_mut().find(|table| table.schema.id.0 == column.table) else { continue };
+            table.schema.columns.push(Column {
+                id: column.number,
+                name: column.name,
+                ty: self.logical(column.type_oid, column.type_modifier),
+                nullable: column.nullable,
+                source_type: column.source_type,
+            });
+        }
+        for table in &mut tables {
+            table.problem = refusal(&table.schema);
+        }
+        refuse_collisions(&mut tables);
+        Ok(tables)
+    }
+
+    async fn columns(&self, tables: &[u32]) -> Result<Vec<CatalogColumn>, SourceError> {
+        let rows = self
+            .client
+            .query(
+                "select attrelid, attnum::int4, attname::text, atttypid, atttypmod, not attnotnull,
+                        format_type(atttypid, atttypmod)
+                   from pg_attribute
+                  where attrelid = any($1) and attnum > 0 and not attisdropped and attgenerated = ''
+                  order by attrelid, attnum",
+                &[&tables],
+            )
+            .await?;
+        let column = |row: &tokio_postgres::Row| CatalogColumn {
+            table: row.get(0),
+            number: u32::try_from(row.get::<_, i32>(1)).unwrap_or_default(),
+            name: row.get(2),
+            type_oid: row.get(3),
+            type_modifier: row.get(4),
+            nullable: row.get(5),
+            source_type: row.get(6),
+        };
+        Ok(rows.iter().map(column).collect())
+    }
+
+    /// The schema of a relation as the stream describes it. Columns are matched by name with the previous
+    /// version's, then with today's catalog.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn schema_of(
+        &self,
+        relation: &Relation,
+        previous: Option<&TableSchema>,
+    ) -> Result<TableSchema, SourceError> {
+        let today = self.columns(&[relation.id]).await?;
+        let types = relation.columns.iter().map(|column| column.type_oid);
+        self.load_types(types.collect()).await?;
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for (place, column) in relation.columns.iter().enumerate() {
+            let before = previous.and_then(|p| p.columns.iter().find(|c| c.name == column.name));
+            let now = today.iter().find(|c| c.name == column.name);
+            let ty = self.logical(column.type_oid, column.type_modifier);
+            let forgotten = || FORGOTTEN_COLUMN_IDS + u32::try_from(place).unwrap_or(u32::MAX >> 1);
+            columns.push(Column {
+                id: before.map(|c| c.id).or(now.map(|c| c.number)).unwrap_or_else(forgotten),
+                name: column.name.clone(),
+                nullable: before.map(|c| c.nullable).or(now.map(|c| c.nullable)).unwrap_or(true),
+                source_type: match (now, before) {
+                    (Some(now), _) if now.type_oid == column.type_oid && now.type_modifier == column.type_modifier => {
+                        now.source_type.clone()
+                    }
+                    (_, Some(before)) if before.ty == ty => before.source_type.clone(),
+                    _ => self.type_name(column.type_oid, column.type_modifier).await?,
+                },
+                ty,
+            });
+        }
+        let identity = replica_identity(relation.replica_identity);
+        Ok(TableSchema {
+            id: TableId(relation.id),
+            version: 0,
+            namespace: if relation.namespace.is_empty() { "pg_catalog".into() } else { relation.namespace.clone() },
+            name: relation.name.clone(),
+            key: self.key_of(relation, &columns, previous, identity).await?,
+            columns,
+            identity,
+        })
+    }
+
+    /// Under the default identity the relation flags the primary key; its order, and the key under any other
+    /// identity, comes from the previous version or the catalog.
+    async fn key_of(
+        &self,
+        relation: &Relation,
+        columns: &[Column],
+        previous: Option<&TableSchema>,
+        identity: ReplicaIdentity,
+    ) -> Result<Vec<u32>, SourceError> {
+        let flagged: Vec<u32> = columns
+            .iter()
+            .zip(&relation.columns)
+            .filter(|(_, described)| described.is_key)
+            .map(|(column, _)| column.id)
+            .collect();
+        let fits = |key: &[u32]| {
+            key.iter().all(|id| columns.iter().any(|c| c.id == *id))
+                && (identity != ReplicaIdentity::Default
+                    || (key.len() == flagged.len() && key.iter().all(|id| flagged.contains(id))))
+        };
+        if let Some(previous) = previous.filter(|p| !p.key.is_empty() && fits(&p.key)) {
+            return Ok(previous.key.clone());
+        }
+        let row = self
+            .client
+            .query_opt(
+                "select array_agg(k.attnum::int4 order by k.place)::int4[]
+                   from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+                  where i.indrelid = $1 and i.indisprimary having count(*) > 0",
+                &[&relation.id],
+            )
+            .await?;
+        let today: Vec<u32> = row.map_or_else(Vec::new, |row| {
+            row.get::<_, Vec<i32>>(0).into_iter().filter_map(|number| u32::try_from(number).ok()).collect()
+        });
+        if fits(&today) || identity != ReplicaIdentity::Default {
+            return Ok(if fits(&today) { today } else { Vec::new() });
+        }
+        Ok(flagged)
+    }
+
+    async fn type_name(&self, oid: u32, modifier: i32) -> Result<String, SourceError> {
+        let row = self.client.query_one("select format_type($1, $2)", &[&oid, &modifier]).await?;
+        Ok(row.get(0))
+    }
+
+    /// Reads what is not known yet of these types, and of those they are made of.
+    async fn load_types(&self, wanted: HashSet<u32>) -> Result<(), SourceError> {
+        let mut missing: Vec<u32> = {
+            let known = self.types.lock().expect("no holder panics");
+            // Labels of an enum grow: it is read again.
+            let stale = |oid: &u32| known.get(oid).is_none_or(|ty| ty.kind != 'b');
+            wanted.into_iter().filter(stale).collect()
+        };
+        while !missing.is_empty() {
+            let rows = self
+                .client
+                .query(
+                    "select oid, typtype, typbasetype, typtypmod,
+                            case when typinput = 'array_in'::regproc then typelem else 0 end,
+                            coalesce((select array_agg(enumlabel::text order by enumsortorder)
+                                        from pg_enum where enumtypid = t.oid), '{}')
+                       from pg_type t where oid = any($1)",
+                    &[&missing],
+                )
+                .await?;
+            missing.clear();
+            let mut known = self.types.lock().expect("no holder panics");
+            for row in rows {
+                let ty = TypeRow {
+                    kind: char::from(u8::try_from(row.get::<_, i8>(1)).unwrap_or_default()),
+                    base: row.get(2),
+                    base_modifier: row.get(3),
+                    element: row.get(4),
+                    labels: row.get(5),
+                };
+                missing.extend([ty.base, ty.element].into_iter().filter(|oid| *oid != 0 && !known.contains_key(oid)));
+                known.insert(row.get(0), ty);
+            }
+        }
+        Ok(())
+    }
+
+    /// The canonical type of a loaded type.
+    fn logical(&self, oid: u32, modifier: i32) -> LogicalType {
+        let known = self.types.lock().expect("no holder panics");
+        logical(&known, oid, modifier)
+    }
+}
+
+fn logical(known: &HashMap<u32, TypeRow>, oid: u32, modifier: i32) -> LogicalType {
+    match oid {
+        16 => LogicalType::Bool,
+        21 => LogicalType::Int16,
+        23 => LogicalType::Int32,
+        20 => LogicalType::Int64,
+        700 => LogicalType::Float32,
+        701 => LogicalType::Float64,
+        1700 => decimal(modifier),
+        25 | 1042 | 1043 => LogicalType::Text,
+        17 => LogicalType::Bytes,
+        2950 => LogicalType::Uuid,
+        114 | 3802 => LogicalType::Json,
+        1082 => LogicalType::Date,
+        1083 => LogicalType::Time,
+        1114 => LogicalType::Timestamp,
+        1184 => LogicalType::TimestampTz,
+        1186 => LogicalType::Interval,
+        _ => match known.get(&oid) {
+            Some(TypeRow { kind: 'e', labels, .. }) => LogicalType::Enum { labels: labels.clone() },
+            Some(TypeRow { kind: 'd', base, base_modifier, .. }) => {
+                logical(known, *base, if *base_modifier == -1 { modifier } else { *base_modifier })
+            }
+            Some(TypeRow { element, .. }) if *element != 0 => match logical(known, *element, modifier) {
+                // Elements that are not interpreted may have any delimiter and quoting.
+                LogicalType::Other | LogicalType::Array(_) => LogicalType::Other,
+                element => LogicalType::Array(Box::new(element)),
+            },
+            _ => LogicalType::Other,
+        },
+    }
+}
+
+/// numeric's modifier: precision in the upper half, an 11-bit signed scale in the lower.
+fn decimal(modifier: i32) -> LogicalType {
+    if modifier < 4 {
+        return LogicalType::Decimal { precision: 0, scale: 0 };
+    }
+    let packed = modifier - 4;
+    let precision = u32::try_from((packed >> 16) & 0xffff).unwrap_or_default();
+    LogicalType::Decimal { precision, scale: ((packed & 0x7ff) ^ 1024) - 1024 }
+}
+
+fn replica_identity(letter: u8) -> ReplicaIdentity {
+    match letter {
+        b'i' => ReplicaIdentity::Index,
+        b'f' => ReplicaIdentity::Full,
+        b'n' => ReplicaIdentity::Nothing,
+        _ => ReplicaIdentity::Default,
+    }
+}
+
+pub(super) fn parse_lsn(text: &str) -> Result<Lsn, SourceError> {
+    text.parse().map_err(|_| {
+        let reason = format!("the server gave {text:?} as a position");
+        SourceError::definite("DR-1040", reason, "report it with the server's version")
+    })
+}
+
+/// Why a table cannot be captured.
+fn refusal(schema: &TableSchema) -> Option<Problem> {
+    let name = sql::qualified(&schema.namespace, &schema.name);
+    if schema.key.is_empty() {
+        return Some(Problem::new(
+            "DR-1030",
+            format!("table {} has no primary key", schema.qualified_name()),
+            format!("alter table {name} add primary key (…); or exclude the table"),
+        ));
+    }
+    if matches!(schema.identity, ReplicaIdentity::Nothing | ReplicaIdentity::Index) {
+        return Some(Problem::new(
+            "DR-1032",
+            format!("the replica identity of table {} is not its primary key", schema.qualified_name()),
+            format!("alter table {name} replica identity default"),
+        ));
+    }
+    None
+}
+
+/// Two tables whose names differ only in case cannot both stand in a lake.
+fn refuse_collisions(tables: &mut [SourceTable]) {
+    let mut seen: HashMap<String, String> = HashMap::new();
+    for table in tables {
+        let name = table.schema.qualified_name();
+        match seen.get(&name.to_lowercase()) {
+            Some(first) => {
+                table.problem = Some(Problem::new(
+                    "DR-1031",
+                    format!("table {name} collides with {first}: their names differ only in case"),
+                    "rename one of them, or exclude one from the source",
+                ));
+            }
+            None => {
+                seen.insert(name.to_lowercase(), name.clone());
+            }
+        }
+        let mut columns = HashSet::new();
+        let twice = table.schema.columns.iter().find(|column| !columns.insert(column.name.to_lowercase()));
+        if let Some(column) = twice {
+            table.problem = Some(Problem::new(
+                "DR-1031",
+                format!("column {:?} of table {name} collides with another: their names differ only in case", column.name),
+                "rename one of them, or exclude the table from the source",
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_numeric_modifier_carries_an_eleven_bit_signed_scale() {
+        let modifier = |precision: i32, scale: i32| ((precision << 16) | (scale & 0x7ff)) + 4;
+        for (precision, scale) in [(12, 2), (3, -2), (3, 5), (1000, -1000)] {
+            let expected = LogicalType::Decimal { precision: precision as u32, scale };
+            assert_eq!(decimal(modifier(precision, scale)), expected);
+        }
+        assert_eq!(decimal(-1), LogicalType::Decimal { precision: 0, scale: 0 });
+    }
+}

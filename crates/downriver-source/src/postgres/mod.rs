@@ -1,0 +1,10 @@
+//! PostgreSQL: the sessions with one database.
+
+pub mod catalog;
+pub mod check;
+pub mod config;
+pub mod replication;
+pub mod setup;
+pub mod snapshot;
+mod sql;
+mod transport;

@@ -1,0 +1,431 @@
+//! Reads a table chunk by chunk, each in a short transaction of its own.
+//!
+//! The consistent point of a chunk: its REPEATABLE READ transaction's snapshot S, taken by its first statement.
+//! After it ended, `high` is where the server writes: every transaction visible in S was logged before.
+//! Chunks are ranges of the primary key; bounds are compared by the server only, in the key's own collation.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use downriver_decode::postgres::binary;
+use downriver_event::block::RowColumns;
+use downriver_event::{LogicalType, Lsn, Presence, TableSchema};
+use futures_util::TryStreamExt as _;
+use tokio_postgres::Client;
+
+use super::catalog::Catalog;
+use super::config::PostgresConfig;
+use super::sql::{self, identifier, literal, qualified};
+use crate::error::SourceError;
+
+/// A transaction snapshot, as `pg_current_snapshot()` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgSnapshot {
+    /// Every transaction below it has ended.
+    pub xmin: u64,
+    /// No transaction from here on has ended.
+    pub xmax: u64,
+    /// Those between that have not.
+    pub running: Vec<u64>,
+}
+
+impl PgSnapshot {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+        Some(Self { xmin, xmax, running: running.map(|xid| xid.parse().ok()).collect::<Option<_>>()? })
+    }
+
+    /// Whether a committed transaction is visible. The stream's 32-bit id is widened to the one nearest to
+    /// the snapshot: ids further apart than 2^31 cannot be alive together.
+    #[must_use]
+    pub fn sees(&self, xid: u32) -> bool {
+        let mut wide = (self.xmax & !0xffff_ffff) | u64::from(xid);
+        if wide > self.xmax + (1 << 31) {
+            wide = wide.saturating_sub(1 << 32);
+        } else if wide + (1 << 31) < self.xmax {
+            wide += 1 << 32;
+        }
+        wide < self.xmin || (wide < self.xmax && !self.running.contains(&wide))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct ChunkRequest {
+    /// Where the chunk starts, as an earlier chunk gave it; `None`: at the table's start.
+    pub after: Option<Bytes>,
+    /// Read just the rows with these keys (of the form that `Column::write_key` writes).
+    pub keys: Option<Vec<Bytes>>,
+    pub rows_max: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    pub snapshot: PgSnapshot,
+    pub high: Lsn,
+    /// Where the next chunk starts; `None` after the last.
+    pub next: Option<Bytes>,
+}
+
+/// One row of COPY's binary form.
+#[derive(Debug)]
+pub struct BinaryRow<'a> {
+    schema: &'a TableSchema,
+    fields: &'a [u8],
+}
+
+impl BinaryRow<'_> {
+    /// Pushes every column's cell.
+    ///
+    /// # Errors
+    /// A value that is not of its column's type.
+    pub fn push_into(&self, columns: RowColumns<'_>) -> Result<(), SourceError> {
+        let mut rest = self.fields;
+        for (column, out) in self.schema.columns.iter().zip(columns.new) {
+            if rest.len() < 4 {
+                return Err(malformed("a row ends early"));
+            }
+            let len = rest.get_i32();
+            if len == -1 {
+                out.push_presence(Presence::Null);
+                continue;
+            }
+            let value = usize::try_from(len).ok().and_then(|len| rest.split_at_checked(len));
+            let (value, after) = value.ok_or_else(|| malformed("a value ends early"))?;
+            rest = after;
+            binary::push(&column.ty, value, out).map_err(|error| SourceError::Value {
+                table: self.schema.qualified_name(),
+                column: column.name.clone(),
+                error,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn malformed(what: &str) -> SourceError {
+    SourceError::definite("DR-1040", format!("COPY sent what is not its format: {what}"), "report it")
+}
+
+pub struct SnapshotSession {
+    catalog: Catalog,
+}
+
+impl SnapshotSession {
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
+        Ok(Self { catalog: Catalog::connect(config).await? })
+    }
+
+    fn client(&self) -> &Client {
+        self.catalog.client()
+    }
+
+    /// # Errors
+    /// The query failed.
+    pub async fn current_snapshot(&self) -> Result<PgSnapshot, SourceError> {
+        let row = self.client().query_one("select pg_current_snapshot()::text", &[]).await?;
+        PgSnapshot::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
+    }
+
+    /// Reads one chunk, row by row.
+    ///
+    /// # Errors
+    /// A query failed, or `row` did.
+    pub async fn read_chunk(
+        &mut self,
+        schema: &TableSchema,
+        request: ChunkRequest,
+        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+    ) -> Result<Chunk, SourceError> {
+        self.client().batch_execute("begin isolation level repeatable read read only").await?;
+        let read = self.read_in_transaction(schema, request, row).await;
+        let ended = self.client().batch_execute("commit").await;
+        let (snapshot, next) = read?;
+        ended?;
+        let high = self.catalog.current_position().await?;
+        Ok(Chunk { snapshot, high, next })
+    }
+
+    async fn read_in_transaction(
+        &self,
+        schema: &TableSchema,
+        request: ChunkRequest,
+        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+    ) -> Result<(PgSnapshot, Option<Bytes>), SourceError> {
+        let snapshot = self.current_snapshot().await?;
+        let table = format!("only {}", qualified(&schema.namespace, &schema.name));
+        let key = KeyColumns::of(schema);
+        if let Some(keys) = request.keys {
+            if !keys.is_empty() {
+                let rows: Vec<String> =
+                    keys.iter().map(|bytes| key.row_of(bytes)).collect::<Result<_, _>>()?;
+                let filter = format!("({}) in ({})", key.names(), rows.join(", "));
+                self.copy(schema, &table, &filter, row).await?;
+            }
+            return Ok((snapshot, None));
+        }
+        let mut filters = Vec::new();
+        if let Some(after) = &request.after {
+            filters.push(format!("({}) > {}", key.names(), key.row(&decode_bound(after)?)));
+        }
+        let from = filters.clone();
+        let last = self
+            .client()
+            .query_opt(
+                &format!(
+                    "select {} from {table} {} order by {} offset {} limit 1",
+                    key.texts(),
+                    where_(&from),
+                    key.names(),
+                    request.rows_max.saturating_sub(1)
+                ),
+                &[],
+            )
+            .await?;
+        let next = last.map(|last| (0..key.0.len()).map(|at| last.get(at)).collect::<Vec<String>>());
+        if let Some(bound) = &next {
+            filters.push(format!("({}) <= {}", key.names(), key.row(bound)));
+        }
+        self.copy(schema, &table, &filters.join(" and "), row).await?;
+        Ok((snapshot, next.map(|bound| encode_bound(&bound))))
+    }
+
+    async fn copy(
+        &self,
+        schema: &TableSchema,
+        table: &str,
+        filter: &str,
+        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+    ) -> Result<(), SourceError> {
+        let columns: Vec<String> = schema.columns.iter().map(select_column).collect();
+        let filter = if filter.is_empty() { String::new() } else { format!("where {filter}") };
+        let query = format!("copy (select {} from {table} {filter}) to stdout (format binary)", columns.join(", "));
+        let stream = self.client().copy_out(&query).await?;
+        let mut stream = std::pin::pin!(stream);
+        let mut buffer = BytesMut::new();
+        let mut header = true;
+        while let Some(bytes) = stream.try_next().await? {
+            // Usually one row a message; the header comes with the first.
+            let mut rest: &[u8] = if buffer.is_empty() {
+                &bytes
+            } else {
+                buffer.extend_from_slice(&bytes);
+                &buffer
+            };
+            if header {
+                let Some(after) = after_header(rest)? else {
+                    let kept = BytesMut::from(rest);
+                    buffer = kept;
+                    continue;
+                };
+                header = false;
+                rest = after;
+            }
+            loop {
+                match split_row(rest, schema.columns.len())? {
+                    Split::Row(fields, after) => {
+                        row(&BinaryRow { schema, fields })?;
+                        rest = after;
+                    }
+                    Split::End => {
+                        rest = &[];
+                        break;
+                    }
+                    Split::More => break,
+                }
+            }
+            buffer = BytesMut::from(rest);
+        }
+        if buffer.is_empty() { Ok(()) } else { Err(malformed("it ends in the middle of a row")) }
+    }
+}
+
+fn where_(filters: &[String]) -> String {
+    if filters.is_empty() { String::new() } else { format!("where {}", filters.join(" and ")) }
+}
+
+/// Types that are not interpreted come as text, as they do in the stream.
+fn select_column(column: &downriver_event::Column) -> String {
+    let name = identifier(&column.name);
+    if column.ty == LogicalType::Other { format!("{name}::text") } else { name }
+}
+
+/// Past the signature, flags and extension; `None` if there is more to come.
+fn after_header(bytes: &[u8]) -> Result<Option<&[u8]>, SourceError> {
+    const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+    if bytes.len() < SIGNATURE.len() + 8 {
+        return Ok(None);
+    }
+    let rest = bytes.strip_prefix(SIGNATURE).ok_or_else(|| malformed("no signature"))?;
+    let extension = u32::from_be_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
+    Ok(rest[8..].get(extension..))
+}
+
+enum Split<'a> {
+    Row(&'a [u8], &'a [u8]),
+    End,
+    More,
+}
+
+fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
+    let Some((count, mut rest)) = bytes.split_first_chunk::<2>() else { return Ok(Split::More) };
+    let count = i16::from_be_bytes(*count);
+    if count == -1 {
+        return Ok(Split::End);
+    }
+    if usize::try_from(count) != Ok(columns) {
+        return Err(malformed("a row has another number of columns"));
+    }
+    let start = rest;
+    for _ in 0..columns {
+        let Some((len, after)) = rest.split_first_chunk::<4>() else { return Ok(Split::More) };
+        rest = after;
+        let len = i32::from_be_bytes(*len);
+        if len >= 0 {
+            let len = usize::try_from(len).expect("not negative");
+            let Some(after) = rest.get(len..) else { return Ok(Split::More) };
+            rest = after;
+        }
+    }
+    Ok(Split::Row(&start[..start.len() - rest.len()], rest))
+}
+
+/// The primary key's columns, in key order.
+struct KeyColumns<'a>(Vec<&'a downriver_event::Column>);
+
+impl<'a> KeyColumns<'a> {
+    fn of(schema: &'a TableSchema) -> Self {
+        Self(schema.key_indexes().into_iter().map(|index| &schema.columns[index]).collect())
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.0.iter().map(|column| identifier(&column.name)).collect();
+        names.join(", ")
+    }
+
+    fn texts(&self) -> String {
+        let texts: Vec<String> = self.0.iter().map(|column| format!("{}::text", identifier(&column.name))).collect();
+        texts.join(", ")
+    }
+
+    /// A row of values printed as text.
+    fn row(&self, values: &[String]) -> String {
+        let values: Vec<String> = values
+            .iter()
+            .zip(&self.0)
+            .map(|(value, column)| format!("{}::{}", literal(value), column.source_type))
+            .collect();
+        format!("({})", values.join(", "))
+    }
+
+    /// A row of values as `Column::write_key` wrote them.
+    fn row_of(&self, key: &[u8]) -> Result<String, SourceError> {
+        let mut rest = key;
+        let mut values = Vec::with_capacity(self.0.len());
+        for column in &self.0 {
+            let value = key_value(&column.ty, &mut rest).ok_or_else(|| {
+                SourceError::definite(
+                    "DR-1042",
+                    format!("a row's key cannot be looked up by column {:?} ({})", column.name, column.source_type),
+                    "report it; excluding the table lets the others go on",
+                )
+            })?;
+            values.push(format!("{value}::{}", column.source_type));
+        }
+        Ok(format!("({})", values.join(", ")))
+    }
+}
+
+/// One value of a key as an SQL expression.
+fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
+    let (presence, after) = rest.split_first()?;
+    *rest = after;
+    if *presence != Presence::Value.code() {
+        return None;
+    }
+    let mut take = |len: usize| {
+        let (taken, after) = rest.split_at_checked(len)?;
+        *rest = after;
+        Some(taken)
+    };
+    match ty {
+        LogicalType::Bool => Some(if take(1)? == [0] { "false".into() } else { "true".into() }),
+        LogicalType::Int16 | LogicalType::Int32 => {
+            Some(format!("({})", i32::from_le_bytes(take(4)?.try_into().ok()?)))
+        }
+        LogicalType::Date => {
+            let days = i32::from_le_bytes(take(4)?.try_into().ok()?);
+            Some(format!("(date '1970-01-01' + ({days}))"))
+        }
+        LogicalType::Int64 => Some(format!("({})", i64::from_le_bytes(take(8)?.try_into().ok()?))),
+        LogicalType::Time => {
+            let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
+            Some(format!("(time '00:00' + interval '{micros} microseconds')"))
+        }
+        LogicalType::Timestamp | LogicalType::TimestampTz => {
+            let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
+            let zone = if *ty == LogicalType::TimestampTz { "timestamptz '1970-01-01 00:00:00+00'" } else { "timestamp '1970-01-01'" };
+            Some(format!("({zone} + interval '{micros} microseconds')"))
+        }
+        LogicalType::Uuid => {
+            let hex: String = take(16)?.iter().map(|byte| format!("{byte:02x}")).collect();
+            Some(format!("'{hex}'"))
+        }
+        LogicalType::Bytes => {
+            let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
+            let hex: String = take(len)?.iter().map(|byte| format!("{byte:02x}")).collect();
+            Some(format!("E'\\\\x{hex}'"))
+        }
+        LogicalType::Text | LogicalType::Decimal { .. } | LogicalType::Enum { .. } | LogicalType::Other | LogicalType::Json => {
+            let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
+            Some(literal(std::str::from_utf8(take(len)?).ok()?))
+        }
+        LogicalType::Float32 | LogicalType::Float64 | LogicalType::Interval | LogicalType::Array(_) => None,
+    }
+}
+
+/// Length and text of each of the bound's values.
+fn encode_bound(values: &[String]) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for value in values {
+        bytes.put_u32_le(u32::try_from(value.len()).expect("a key's value is small"));
+        bytes.extend_from_slice(value.as_bytes());
+    }
+    bytes.freeze()
+}
+
+fn decode_bound(mut bytes: &[u8]) -> Result<Vec<String>, SourceError> {
+    let mut values = Vec::new();
+    while !bytes.is_empty() {
+        let value = bytes.try_get_u32_le().ok().and_then(|len| bytes.split_at_checked(len as usize));
+        let (value, after) = value.ok_or_else(|| malformed("a stored bound"))?;
+        bytes = after;
+        values.push(String::from_utf8(value.to_vec()).map_err(|_| malformed("a stored bound"))?);
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_snapshot_sees_what_ended_before_it_across_the_wrap_of_ids() {
+        let snapshot = PgSnapshot::parse("4294967290:4294967300:4294967295,4294967298").unwrap();
+        assert!(snapshot.sees(4_294_967_289));
+        assert!(!snapshot.sees(4_294_967_295));
+        assert!(snapshot.sees(4_294_967_294));
+        assert!(!snapshot.sees(2), "4294967298 runs");
+        assert!(snapshot.sees(1), "4294967297 has ended");
+        assert!(!snapshot.sees(4), "4294967300 was not there yet");
+        assert!(PgSnapshot::parse("7:7:").unwrap().sees(6));
+    }
+
+    #[test]
+    fn a_bound_is_read_back() {
+        let bound = vec!["a'b".to_owned(), String::new(), "ü".to_owned()];
+        assert_eq!(decode_bound(&encode_bound(&bound)).unwrap(), bound);
+    }
+}

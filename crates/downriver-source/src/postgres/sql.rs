@@ -1,0 +1,69 @@
+//! SQL sessions, and how names and values are written into statements.
+
+use tokio_postgres::{Client, NoTls};
+
+use super::config::PostgresConfig;
+use super::transport;
+use crate::error::SourceError;
+
+/// Settings that decide how values print, the same in every session of ours.
+pub(super) const PINNED: [(&str, &str); 6] = [
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "3"),
+    ("TimeZone", "UTC"),
+    ("client_encoding", "UTF8"),
+];
+
+/// Opens a session with the pinned settings. It ends when the client is dropped.
+pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceError> {
+    let stream = transport::connect(config).await?;
+    let options: Vec<String> = PINNED
+        .iter()
+        .chain(&[("statement_timeout", "0"), ("lock_timeout", "0"), ("row_security", "off")])
+        .map(|(name, value)| format!("-c {name}={value}"))
+        .collect();
+    let mut session = tokio_postgres::Config::new();
+    session
+        .user(&config.user)
+        .dbname(&config.database)
+        .application_name("downriver")
+        .options(options.join(" "))
+        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    if let Some(password) = &config.password {
+        session.password(password);
+    }
+    let (client, connection) = session.connect_raw(stream, NoTls).await.map_err(|error| {
+        // Without a password the client gives up before the server can refuse.
+        if config.password.is_none() && error.as_db_error().is_none() && error.to_string().contains("password") {
+            return SourceError::definite(
+                "DR-1001",
+                format!("{} asks for a password and the source has none", config.place()),
+                "set postgres.password in the source",
+            );
+        }
+        SourceError::from(error)
+    })?;
+    tokio::spawn(async move {
+        // Whoever uses the client sees its error.
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// A quoted identifier.
+pub(super) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A quoted qualified name.
+pub(super) fn qualified(namespace: &str, name: &str) -> String {
+    format!("{}.{}", identifier(namespace), identifier(name))
+}
+
+/// A string literal that means the same whatever standard_conforming_strings says.
+pub(super) fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
