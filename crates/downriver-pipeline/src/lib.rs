@@ -2,15 +2,11 @@
 //!
 //! - `capture`: one source into its stream: the event loop, the hand-over from snapshot to stream,
 //!   acknowledgement.
-//! - `delivery`: one stream into one sink's tables.
-//! - `verify`: compares a pipeline's two ends.
 //!
 //! It does not know who decided that it should run (the binary does) nor how the log is replicated.
 
 pub mod capture;
-pub mod delivery;
 mod retry;
 pub mod status;
-pub mod verify;
 
 pub use status::{SnapshotProgress, SourceStatus, TableState, TableStatus};

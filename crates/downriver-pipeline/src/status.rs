@@ -66,10 +66,6 @@ pub struct TableStatus {
     pub state: TableState,
     pub problem: Option<Problem>,
     pub snapshot: Option<SnapshotProgress>,
-    /// Deliveries only; exclusive.
-    pub delivered: Offset,
-    /// Deliveries only: the table's name in the sink.
-    pub target: String,
 }
 
 /// A capture, seen from outside.
@@ -86,26 +82,6 @@ pub struct SourceStatus {
     pub acknowledged: Lsn,
     /// Events of this run.
     pub events: u64,
-}
-
-/// A delivery, seen from outside.
-#[derive(Clone, Debug, Default)]
-pub struct DeliveryStatus {
-    pub state: TableState,
-    pub problem: Option<Problem>,
-    pub tables: BTreeMap<String, TableStatus>,
-    pub events: u64,
-    /// Commit time of the newest delivered event, microseconds since 1970.
-    pub delivered_time_us: i64,
-}
-
-impl DeliveryStatus {
-    /// Everything before it is in every table that has not stopped.
-    #[must_use]
-    pub fn delivered(&self) -> Option<Offset> {
-        let tables = self.tables.values().filter(|table| table.state != TableState::Refused);
-        tables.map(|table| table.delivered).min()
-    }
 }
 
 /// One writer, many readers of a status.

@@ -81,7 +81,8 @@ impl From<tokio_postgres::Error> for SourceError {
         let Some(server) = error.as_db_error() else {
             return Self::Connection(std::io::Error::other(error));
         };
-        from_server(server.code().code(), server.message(), Some(Box::new(error)))
+        let (state, message) = (server.code().code().to_owned(), server.message().to_owned());
+        from_server(&state, &message, Some(Box::new(error)))
     }
 }
 

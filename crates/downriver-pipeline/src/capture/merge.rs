@@ -169,9 +169,15 @@ impl RecentChanges {
         newer
     }
 
-    /// Rows remembered, over all tables: what the limit on memory looks at.
-    pub(crate) fn remembered(&self) -> usize {
-        self.tables.values().flatten().map(|streamed| streamed.rows.len()).sum()
+    /// Forgets what is visible in a snapshot that is older than every chunk of these tables will be.
+    pub(crate) fn forget_visible(
+        &mut self,
+        waits: impl Fn(TableId) -> bool,
+        visible: impl Fn(u32) -> bool,
+    ) {
+        for (_, recent) in self.tables.iter_mut().filter(|(table, _)| waits(**table)) {
+            recent.retain(|streamed| !visible(streamed.xid));
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Resume {
 impl Resume {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
-        let mut put = |out: &mut BytesMut, bytes: &[u8]| {
+        let put = |out: &mut BytesMut, bytes: &[u8]| {
             out.put_u32_le(u32::try_from(bytes.len()).expect("a key is under VALUE_BYTES_MAX"));
             out.extend_from_slice(bytes);
         };
@@ -46,7 +46,7 @@ impl Resume {
             return None;
         }
         let exhausted = bytes.try_get_u8().ok()? != 0;
-        let mut take = |bytes: &mut Bytes| {
+        let take = |bytes: &mut Bytes| {
             let len = bytes.try_get_u32_le().ok()? as usize;
             (bytes.len() >= len).then(|| bytes.split_to(len))
         };

@@ -32,7 +32,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(state: &StreamState) -> Self {
         let mut registry = Self::default();
-        for (key, schema) in &state.schemas {
+        for (key, schema) in state.schemas.iter() {
             registry.all.insert(*key, Arc::clone(schema));
             registry.newest.insert(key.0, Arc::clone(schema));
         }

@@ -1,7 +1,7 @@
 //! Reads the tables whose snapshot is not done, chunk by chunk, several tables at once. Each worker has a
 //! session of its own and one table at a time; it reads the next chunk while the capture holds the last.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,6 +50,9 @@ pub(crate) struct HeldChunk {
     pub(crate) moved: Option<oneshot::Sender<Vec<Key>>>,
 }
 
+/// The tables that a worker has begun to read.
+pub(crate) type Begun = Arc<Mutex<HashSet<TableId>>>;
+
 pub(crate) enum FromWorker {
     Chunk(Box<HeldChunk>),
     /// The table cannot be read; the others go on.
@@ -61,6 +64,7 @@ pub(crate) fn start(
     config: &PostgresConfig,
     snapshot: &SnapshotConfig,
     tasks: Vec<TableTask>,
+    begun: &Begun,
 ) -> (mpsc::Receiver<FromWorker>, JoinSet<()>) {
     let workers = snapshot.max_workers.clamp(1, tasks.len().max(1));
     let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
@@ -71,6 +75,7 @@ pub(crate) fn start(
             config: config.clone(),
             snapshot: snapshot.clone(),
             queue: Arc::clone(&queue),
+            begun: Arc::clone(begun),
             chunks: sender.clone(),
         };
         running.spawn(worker.run());
@@ -82,6 +87,7 @@ struct Worker {
     config: PostgresConfig,
     snapshot: SnapshotConfig,
     queue: Arc<Mutex<VecDeque<TableTask>>>,
+    begun: Begun,
     chunks: mpsc::Sender<FromWorker>,
 }
 
@@ -94,6 +100,7 @@ impl Worker {
             let next = self.queue.lock().expect("no holder panics").pop_front();
             let Some(task) = next else { return };
             let table = task.schema.id;
+            self.begun.lock().expect("no holder panics").insert(table);
             match self.table(task).await {
                 Ok(Ok(())) => {}
                 Ok(Err(Gone)) => return,
@@ -212,7 +219,7 @@ impl Worker {
 /// Waits until every transaction that runs now has left the server's snapshot. What a chunk sees
 /// afterwards differs from the stream only by transactions that are streamed from now on.
 pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(), SourceError> {
-    let mut session = SnapshotSession::connect(config).await?;
+    let session = SnapshotSession::connect(config).await?;
     let running = session.current_snapshot().await?;
     while session.current_snapshot().await?.xmin < running.xmax {
         tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;

@@ -21,7 +21,7 @@ use super::merge::RecentChanges;
 use super::outbox::{Outbox, Tip};
 use super::progress::Resume;
 use super::registry::{Registered, Registry};
-use super::snapshot::{self, FromWorker, HeldChunk, TableTask};
+use super::snapshot::{self, Begun, FromWorker, HeldChunk, TableTask};
 use super::{CaptureConfig, CaptureError};
 use crate::status::{Board, SnapshotProgress, SourceStatus, TableState, TableStatus};
 
@@ -58,6 +58,8 @@ struct Run<'a> {
     recent: RecentChanges,
     snapshots: HashMap<TableId, TableProgress>,
     held: Vec<HeldChunk>,
+    /// Tables whose chunks are being read: of the others, changes that a chunk's snapshot saw are forgotten.
+    begun: Begun,
     /// Every commit up to here was received and decoded.
     received: Lsn,
     /// The position of the newest whole transaction in the builder.
@@ -122,6 +124,7 @@ pub(super) async fn run(
         recent: RecentChanges::default(),
         snapshots: HashMap::new(),
         held: Vec::new(),
+        begun: Begun::default(),
         received: from,
         committed: None,
         received_at_append: from,
@@ -253,7 +256,7 @@ impl Run<'_> {
                     gone?;
                     old_transactions = None;
                     let tasks = tasks.take().unwrap_or_default();
-                    (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks);
+                    (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks, &self.begun);
                 }
                 Some(ended) = workers.join_next() => {
                     if let Err(panic) = ended
@@ -443,6 +446,10 @@ impl Run<'_> {
         let newer = self.recent.newer_than(table, |xid| chunk.snapshot.sees(xid));
         for block in newer.resolve(std::mem::take(&mut chunk.blocks), &chunk.schema) {
             self.outbox.commit(Some(block), None)?;
+        }
+        {
+            let begun = self.begun.lock().expect("no holder panics");
+            self.recent.forget_visible(|table| !begun.contains(&table), |xid| chunk.snapshot.sees(xid));
         }
         let Some(progress) = self.snapshots.get_mut(&table) else { return Ok(()) };
         for key in &chunk.reread {

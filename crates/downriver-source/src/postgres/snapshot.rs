@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use super::catalog::Catalog;
 use super::config::PostgresConfig;
-use super::sql::{self, identifier, literal, qualified};
+use super::sql::{identifier, literal, qualified};
 use crate::error::SourceError;
 
 /// A transaction snapshot, as `pg_current_snapshot()` prints it.
