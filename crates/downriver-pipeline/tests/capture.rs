@@ -143,6 +143,7 @@ fn apply(
             rows.insert(key, after.cells.iter().enumerate().map(cell).collect());
         }
         pb::Op::Truncate => rows.clear(),
+        pb::Op::SchemaChange | pb::Op::SnapshotStart | pb::Op::SnapshotEnd => {}
         other => panic!("{other:?}"),
     }
 }
