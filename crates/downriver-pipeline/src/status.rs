@@ -48,8 +48,14 @@ pub struct SnapshotProgress {
 impl SnapshotProgress {
     #[must_use]
     pub fn rows_per_second(&self) -> f64 {
-        let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
-        if seconds < 0.001 { 0.0 } else { self.rows_of_run as f64 / seconds }
+        let seconds = self
+            .began
+            .map_or(0.0, |began| began.elapsed().as_secs_f64());
+        if seconds < 0.001 {
+            0.0
+        } else {
+            self.rows_of_run as f64 / seconds
+        }
     }
 
     /// `None` while it cannot be told.

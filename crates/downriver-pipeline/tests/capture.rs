@@ -39,7 +39,12 @@ fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
     CaptureConfig {
         name: "shop".into(),
         postgres: source,
-        snapshot: SnapshotConfig { initial: true, chunk_rows: 150, max_workers: 2, rows_per_second: 0 },
+        snapshot: SnapshotConfig {
+            initial: true,
+            chunk_rows: 150,
+            max_workers: 2,
+            rows_per_second: 0,
+        },
         spill: folder.join("spill"),
     }
 }
@@ -48,8 +53,18 @@ fn start(config: &CaptureConfig, node: &Arc<Node>) -> Capture {
     let status = Board::default();
     let nudge = Arc::new(Notify::new());
     let log: Arc<dyn Log> = node.clone();
-    let run = capture::run(config.clone(), log, status.clone(), Arc::clone(&nudge), CancellationToken::new());
-    Capture { task: tokio::spawn(run), status, nudge }
+    let run = capture::run(
+        config.clone(),
+        log,
+        status.clone(),
+        Arc::clone(&nudge),
+        CancellationToken::new(),
+    );
+    Capture {
+        task: tokio::spawn(run),
+        status,
+        nudge,
+    }
 }
 
 impl Capture {
@@ -100,7 +115,11 @@ async fn fold(node: &Node, to: Offset) -> BTreeMap<String, BTreeMap<String, Row>
             for event in view::events(&block, stored.base, &position, schema).unwrap() {
                 assert_eq!(event.offset, expected, "offsets are dense");
                 expected += 1;
-                apply(&mut tables, &event, schema(event.table_id, event.schema_version));
+                apply(
+                    &mut tables,
+                    &event,
+                    schema(event.table_id, event.schema_version),
+                );
             }
             from = stored.end();
         }
@@ -137,7 +156,9 @@ fn apply(
             let cell = |(at, cell): (usize, &pb::Cell)| {
                 text(cell).unwrap_or_else(|presence| {
                     assert_eq!(presence, pb::Presence::Unchanged as i32);
-                    before.as_ref().map_or_else(|| Some("(to be filled)".into()), |row| row[at].clone())
+                    before
+                        .as_ref()
+                        .map_or_else(|| Some("(to be filled)".into()), |row| row[at].clone())
                 })
             };
             rows.insert(key, after.cells.iter().enumerate().map(cell).collect());
@@ -150,11 +171,16 @@ fn apply(
 
 async fn source_rows(postgres: &Postgres, table: &str) -> BTreeMap<String, Row> {
     let client = postgres.client().await.unwrap();
-    let rows = client.simple_query(&format!("select * from {table}")).await.unwrap();
+    let rows = client
+        .simple_query(&format!("select * from {table}"))
+        .await
+        .unwrap();
     rows.iter()
         .filter_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => {
-                let cells: Row = (0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect();
+                let cells: Row = (0..row.len())
+                    .map(|at| row.get(at).map(str::to_owned))
+                    .collect();
                 Some((cells[0].clone().unwrap(), cells))
             }
             _ => None,
@@ -185,7 +211,11 @@ async fn write_randomly(postgres: &Postgres, seed: u64, stop: CancellationToken)
                 _ => format!("update items set n = n + 1 where id = {id};"),
             });
         }
-        statements.push_str(if random.random_bool(0.9) { "commit" } else { "rollback" });
+        statements.push_str(if random.random_bool(0.9) {
+            "commit"
+        } else {
+            "rollback"
+        });
         client.batch_execute(&statements).await.unwrap();
         transactions += 1;
     }
@@ -206,7 +236,10 @@ const ITEMS: &str = "
 async fn the_log_folds_to_the_source_after_kills_during_snapshot_and_stream() {
     let folder = tempfile::tempdir().unwrap();
     let postgres = Arc::new(Postgres::start().await.unwrap());
-    postgres.execute("grant create on database shop to cdc; grant create on schema public to cdc").await.unwrap();
+    postgres
+        .execute("grant create on database shop to cdc; grant create on schema public to cdc")
+        .await
+        .unwrap();
     postgres.execute(ITEMS).await.unwrap();
     let config = config(&postgres, folder.path());
     let mut node = node(folder.path()).await;

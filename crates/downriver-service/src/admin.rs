@@ -47,7 +47,12 @@ pub trait Engine: Send + Sync + 'static {
     async fn put(&self, puts: Vec<(pb::Kind, String, Value, u64)>) -> Result<(), Problem>;
 
     /// Stops, drops what was made for it, and forgets it. Returns what is dropped.
-    async fn remove(&self, kind: pb::Kind, name: &str, dry_run: bool) -> Result<Vec<String>, Problem>;
+    async fn remove(
+        &self,
+        kind: pb::Kind,
+        name: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Problem>;
 
     /// Looks at the database; changes nothing.
     async fn preflight(&self, name: &str, spec: &Spec) -> Vec<Finding>;
@@ -95,14 +100,27 @@ impl Admin {
                     continue;
                 }
             };
-            let known = stored.iter().find(|s| s.kind == resource.kind() && s.name == document.name);
+            let known = stored
+                .iter()
+                .find(|s| s.kind == resource.kind() && s.name == document.name);
             if let Some(known) = known.filter(|known| known.spec == document.spec) {
-                plan.changes.push(planned(resource.kind(), &document, known.revision, "unchanged", String::new()));
+                plan.changes.push(planned(
+                    resource.kind(),
+                    &document,
+                    known.revision,
+                    "unchanged",
+                    String::new(),
+                ));
                 continue;
             }
-            if plan.changes.iter().any(|c| c.kind == resource.kind() && c.name == document.name) {
+            if plan
+                .changes
+                .iter()
+                .any(|c| c.kind == resource.kind() && c.name == document.name)
+            {
                 let reason = format!("{} {:?} is there twice", document.kind, document.name);
-                plan.problems.push(Problem::new("DR-2009", reason, "keep one of them"));
+                plan.problems
+                    .push(Problem::new("DR-2009", reason, "keep one of them"));
                 continue;
             }
             for finding in self.engine.preflight(&document.name, &spec).await {
@@ -116,7 +134,13 @@ impl Admin {
             let before = known.map_or(Value::Null, |known| known.spec.clone());
             let revision = known.map_or(0, |known| known.revision);
             let difference = difference(&before, &document.spec);
-            plan.changes.push(planned(resource.kind(), &document, revision, action, difference));
+            plan.changes.push(planned(
+                resource.kind(),
+                &document,
+                revision,
+                action,
+                difference,
+            ));
         }
         plan
     }
@@ -134,23 +158,50 @@ impl Admin {
     fn selected(&self, kind: pb::Kind, name: &str) -> Vec<pb::Resource> {
         let stored = self.engine.resources().into_iter();
         stored
-            .filter(|s| (kind == pb::Kind::Unspecified || s.kind == kind) && (name.is_empty() || s.name == name))
+            .filter(|s| {
+                (kind == pb::Kind::Unspecified || s.kind == kind)
+                    && (name.is_empty() || s.name == name)
+            })
             .map(|s| self.resource(s))
             .collect()
     }
 }
 
-fn planned(kind: pb::Kind, document: &Document, revision: u64, action: &'static str, difference: String) -> Planned {
-    Planned { kind, name: document.name.clone(), spec: document.spec.clone(), revision, action, difference }
+fn planned(
+    kind: pb::Kind,
+    document: &Document,
+    revision: u64,
+    action: &'static str,
+    difference: String,
+) -> Planned {
+    Planned {
+        kind,
+        name: document.name.clone(),
+        spec: document.spec.clone(),
+        revision,
+        action,
+        difference,
+    }
 }
 
 fn parse(resource: &pb::Resource) -> Result<(Document, Spec), Problem> {
     let spec: Value = serde_json::from_str(&resource.spec_json).map_err(|error| {
-        Problem::new("DR-2001", format!("the specification is not JSON: {error}"), "send a JSON object")
+        Problem::new(
+            "DR-2001",
+            format!("the specification is not JSON: {error}"),
+            "send a JSON object",
+        )
     })?;
     let kind = kind_name(resource.kind());
     let parsed = Spec::parse(kind, &spec)?;
-    Ok((Document { kind: kind.into(), name: resource.name.clone(), spec }, parsed))
+    Ok((
+        Document {
+            kind: kind.into(),
+            name: resource.name.clone(),
+            spec,
+        },
+        parsed,
+    ))
 }
 
 fn kind_name(kind: pb::Kind) -> &'static str {
@@ -168,7 +219,11 @@ fn difference(before: &Value, after: &Value) -> String {
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    let path = if path.is_empty() {
+                        name.clone()
+                    } else {
+                        format!("{path}.{name}")
+                    };
                     flatten(&path, value, lines);
                 }
             }
@@ -179,8 +234,14 @@ fn difference(before: &Value, after: &Value) -> String {
     let (mut old, mut new) = (Vec::new(), Vec::new());
     flatten("", before, &mut old);
     flatten("", after, &mut new);
-    let gone = old.iter().filter(|line| !new.contains(line)).map(|(path, value)| format!("- {path}: {value}"));
-    let come = new.iter().filter(|line| !old.contains(line)).map(|(path, value)| format!("+ {path}: {value}"));
+    let gone = old
+        .iter()
+        .filter(|line| !new.contains(line))
+        .map(|(path, value)| format!("- {path}: {value}"));
+    let come = new
+        .iter()
+        .filter(|line| !old.contains(line))
+        .map(|(path, value)| format!("+ {path}: {value}"));
     gone.chain(come).collect::<Vec<_>>().join("\n")
 }
 
@@ -196,12 +257,20 @@ fn changes(plan: &Plan) -> Vec<pb::Change> {
 
 fn not_found(kind: pb::Kind, name: &str) -> Status {
     let kind = kind_name(kind).to_lowercase();
-    let problem = Problem::new("DR-2020", format!("there is no {kind} {name:?}"), format!("see downriver get {kind}s"));
+    let problem = Problem::new(
+        "DR-2020",
+        format!("there is no {kind} {name:?}"),
+        format!("see downriver get {kind}s"),
+    );
     status(Code::NotFound, &problem)
 }
 
 fn no_pipelines() -> Status {
-    let problem = Problem::new("DR-2050", "pipelines are not built yet", "read the source's log with downriver tail");
+    let problem = Problem::new(
+        "DR-2050",
+        "pipelines are not built yet",
+        "read the source's log with downriver tail",
+    );
     status(Code::Unimplemented, &problem)
 }
 
@@ -209,7 +278,10 @@ type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl AdminService for Admin {
-    async fn plan(&self, request: Request<pb::PlanRequest>) -> Result<Response<pb::PlanResponse>, Status> {
+    async fn plan(
+        &self,
+        request: Request<pb::PlanRequest>,
+    ) -> Result<Response<pb::PlanResponse>, Status> {
         let plan = Self::plan(self, &request.into_inner().resources).await;
         Ok(Response::new(pb::PlanResponse {
             changes: changes(&plan),
@@ -218,7 +290,10 @@ impl AdminService for Admin {
         }))
     }
 
-    async fn apply(&self, request: Request<pb::ApplyRequest>) -> Result<Response<pb::ApplyResponse>, Status> {
+    async fn apply(
+        &self,
+        request: Request<pb::ApplyRequest>,
+    ) -> Result<Response<pb::ApplyResponse>, Status> {
         let plan = Self::plan(self, &request.into_inner().resources).await;
         if let Some(problem) = plan.problems.first() {
             return Err(status(Code::FailedPrecondition, problem));
@@ -227,25 +302,43 @@ impl AdminService for Admin {
             changes: changes(&plan),
             warnings: plan.warnings.iter().map(to_pb).collect(),
         };
-        let puts = plan.changes.into_iter().filter(|change| change.action != "unchanged");
-        let puts: Vec<_> = puts.map(|put| (put.kind, put.name, put.spec, put.revision)).collect();
+        let puts = plan
+            .changes
+            .into_iter()
+            .filter(|change| change.action != "unchanged");
+        let puts: Vec<_> = puts
+            .map(|put| (put.kind, put.name, put.spec, put.revision))
+            .collect();
         if !puts.is_empty() {
-            self.engine.put(puts).await.map_err(|problem| status(Code::Aborted, &problem))?;
+            self.engine
+                .put(puts)
+                .await
+                .map_err(|problem| status(Code::Aborted, &problem))?;
         }
         Ok(Response::new(reply))
     }
 
-    async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
+    async fn get(
+        &self,
+        request: Request<pb::GetRequest>,
+    ) -> Result<Response<pb::GetResponse>, Status> {
         let request = request.into_inner();
-        match self.selected(request.kind(), &request.name).into_iter().next() {
-            Some(resource) if !request.name.is_empty() => {
-                Ok(Response::new(pb::GetResponse { resource: Some(resource) }))
-            }
+        match self
+            .selected(request.kind(), &request.name)
+            .into_iter()
+            .next()
+        {
+            Some(resource) if !request.name.is_empty() => Ok(Response::new(pb::GetResponse {
+                resource: Some(resource),
+            })),
             _ => Err(not_found(request.kind(), &request.name)),
         }
     }
 
-    async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Result<Response<pb::ListResponse>, Status> {
         let request = request.into_inner();
         let size = match request.page_size {
             0 => PAGE_SIZE_MAX,
@@ -260,27 +353,46 @@ impl AdminService for Admin {
             Some(last) if more => last.name.clone(),
             _ => String::new(),
         };
-        Ok(Response::new(pb::ListResponse { resources, next_page_token }))
+        Ok(Response::new(pb::ListResponse {
+            resources,
+            next_page_token,
+        }))
     }
 
-    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteResponse>, Status> {
         let request = request.into_inner();
-        let known = self.selected(request.kind(), &request.name).into_iter().next();
+        let known = self
+            .selected(request.kind(), &request.name)
+            .into_iter()
+            .next();
         let Some(known) = known.filter(|_| !request.name.is_empty()) else {
             return Err(not_found(request.kind(), &request.name));
         };
         if !request.etag.is_empty() && request.etag != known.etag {
-            let problem = Problem::new("DR-2021", "it was changed since it was read", "read it again");
+            let problem = Problem::new(
+                "DR-2021",
+                "it was changed since it was read",
+                "read it again",
+            );
             return Err(status(Code::Aborted, &problem));
         }
-        let removed = self.engine.remove(request.kind(), &request.name, request.dry_run).await;
+        let removed = self
+            .engine
+            .remove(request.kind(), &request.name, request.dry_run)
+            .await;
         let dropped = removed.map_err(|problem| status(Code::FailedPrecondition, &problem))?;
         Ok(Response::new(pb::DeleteResponse { dropped }))
     }
 
     type WatchStream = Streaming<pb::WatchResponse>;
 
-    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<pb::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
         let admin = Self::new(Arc::clone(&self.engine));
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
@@ -290,7 +402,11 @@ impl AdminService for Admin {
                 changed.borrow_and_update();
                 let resources = admin.selected(request.kind(), &request.name);
                 let time = Some(prost_types::Timestamp::from(std::time::SystemTime::now()));
-                if sender.send(Ok(pb::WatchResponse { resources, time })).await.is_err() {
+                if sender
+                    .send(Ok(pb::WatchResponse { resources, time }))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 tokio::time::sleep(WATCH_EVERY).await;
@@ -302,19 +418,30 @@ impl AdminService for Admin {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn pause(&self, _request: Request<pb::PauseRequest>) -> Result<Response<pb::PauseResponse>, Status> {
+    async fn pause(
+        &self,
+        _request: Request<pb::PauseRequest>,
+    ) -> Result<Response<pb::PauseResponse>, Status> {
         Err(no_pipelines())
     }
 
-    async fn resume(&self, _request: Request<pb::ResumeRequest>) -> Result<Response<pb::ResumeResponse>, Status> {
+    async fn resume(
+        &self,
+        _request: Request<pb::ResumeRequest>,
+    ) -> Result<Response<pb::ResumeResponse>, Status> {
         Err(no_pipelines())
     }
 
-    async fn check(&self, request: Request<pb::CheckRequest>) -> Result<Response<pb::CheckResponse>, Status> {
+    async fn check(
+        &self,
+        request: Request<pb::CheckRequest>,
+    ) -> Result<Response<pb::CheckResponse>, Status> {
         let mut findings = Vec::new();
         for resource in request.into_inner().resources {
             match parse(&resource) {
-                Ok((document, spec)) => findings.extend(self.engine.preflight(&document.name, &spec).await),
+                Ok((document, spec)) => {
+                    findings.extend(self.engine.preflight(&document.name, &spec).await)
+                }
                 Err(problem) => findings.push(Finding {
                     severity: "error",
                     subject: resource.name,
@@ -327,16 +454,24 @@ impl AdminService for Admin {
             subject: finding.subject,
             problem: finding.problem.as_ref().map(to_pb),
         });
-        Ok(Response::new(pb::CheckResponse { findings: findings.collect() }))
+        Ok(Response::new(pb::CheckResponse {
+            findings: findings.collect(),
+        }))
     }
 
-    async fn wait(&self, _request: Request<pb::WaitRequest>) -> Result<Response<pb::WaitResponse>, Status> {
+    async fn wait(
+        &self,
+        _request: Request<pb::WaitRequest>,
+    ) -> Result<Response<pb::WaitResponse>, Status> {
         Err(no_pipelines())
     }
 
     type VerifyStream = Streaming<pb::VerifyResponse>;
 
-    async fn verify(&self, _request: Request<pb::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+    async fn verify(
+        &self,
+        _request: Request<pb::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
         Err(no_pipelines())
     }
 }

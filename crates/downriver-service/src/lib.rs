@@ -31,8 +31,12 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AdminServiceServer<admin::Admin>>().await;
-    health.set_serving::<LogServiceServer<log_service::LogReads>>().await;
+    health
+        .set_serving::<AdminServiceServer<admin::Admin>>()
+        .await;
+    health
+        .set_serving::<LogServiceServer<log_service::LogReads>>()
+        .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(downriver_api::DESCRIPTORS)
         .build_v1()

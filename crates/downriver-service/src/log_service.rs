@@ -34,7 +34,10 @@ pub(crate) struct LogReads {
 
 impl LogReads {
     pub(crate) fn new(log: Arc<dyn Log>) -> Self {
-        Self { log, subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)) }
+        Self {
+            log,
+            subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
+        }
     }
 
     async fn resolve(&self, source: &str, start: Option<&pb::Start>) -> Result<Offset, Status> {
@@ -42,17 +45,25 @@ impl LogReads {
         let state = stream(&*self.log, source)?;
         let offset = match start.and_then(|start| start.at.as_ref()) {
             None | Some(At::Special(0)) => state.trimmed,
-            Some(At::Special(special)) if *special == pb::start::Special::Earliest as i32 => state.trimmed,
-            Some(At::Special(special)) if *special == pb::start::Special::Latest as i32 => state.next,
+            Some(At::Special(special)) if *special == pb::start::Special::Earliest as i32 => {
+                state.trimmed
+            }
+            Some(At::Special(special)) if *special == pb::start::Special::Latest as i32 => {
+                state.next
+            }
             Some(At::Special(_)) => return Err(Status::invalid_argument("the start is not known")),
             Some(At::Offset(offset)) => Offset(*offset),
             Some(At::Time(time)) => {
                 let micros = time.seconds.saturating_mul(1_000_000) + i64::from(time.nanos / 1_000);
-                self.log.offset_at_time(source, micros).await.map_err(read_status)?
+                self.log
+                    .offset_at_time(source, micros)
+                    .await
+                    .map_err(read_status)?
             }
             Some(At::Position(position)) => {
-                let position = SourcePosition::from_pb(position)
-                    .ok_or_else(|| Status::invalid_argument("the position is of no known kind of source"))?;
+                let position = SourcePosition::from_pb(position).ok_or_else(|| {
+                    Status::invalid_argument("the position is of no known kind of source")
+                })?;
                 self.offset_after(source, &position).await?
             }
         };
@@ -60,18 +71,34 @@ impl LogReads {
     }
 
     /// The first transaction whose position is past this one.
-    async fn offset_after(&self, source: &str, position: &SourcePosition) -> Result<Offset, Status> {
+    async fn offset_after(
+        &self,
+        source: &str,
+        position: &SourcePosition,
+    ) -> Result<Offset, Status> {
         let state = stream(&*self.log, source)?;
         let mut from = state.trimmed;
         while from < state.next {
-            for stored in self.log.read(source, from, READ_BYTES_MAX).await.map_err(read_status)? {
+            for stored in self
+                .log
+                .read(source, from, READ_BYTES_MAX)
+                .await
+                .map_err(read_status)?
+            {
                 from = stored.end();
-                if stored.position_after.as_ref().is_none_or(|after| position.covers(after)) {
+                if stored
+                    .position_after
+                    .as_ref()
+                    .is_none_or(|after| position.covers(after))
+                {
                     continue;
                 }
                 let block = open(&stored)?;
                 for transaction in block.transactions.iter().filter(|t| t.events_before == 0) {
-                    let at = transaction.position.as_ref().and_then(SourcePosition::from_pb);
+                    let at = transaction
+                        .position
+                        .as_ref()
+                        .and_then(SourcePosition::from_pb);
                     let at = at.or_else(|| stored.position_after.clone());
                     if at.is_none_or(|at| !position.covers(&at)) {
                         return Ok(stored.base.plus(u64::from(transaction.first_event)));
@@ -87,20 +114,27 @@ impl LogReads {
         if request.incarnation != 0 && request.incarnation != state.incarnation.0 {
             let problem = Problem::new(
                 "DR-2031",
-                format!("the log's incarnation is {}, not {}", state.incarnation.0, request.incarnation),
+                format!(
+                    "the log's incarnation is {}, not {}",
+                    state.incarnation.0, request.incarnation
+                ),
                 "read again from the earliest offset: the history before was lost",
             );
             return Err(status(Code::FailedPrecondition, &problem));
         }
-        let permit = Arc::clone(&self.subscribers).try_acquire_owned().map_err(|_| {
-            let problem = Problem::new(
-                "DR-2032",
-                format!("{SUBSCRIBERS_MAX} subscribers are being served"),
-                "read from another node, or end a subscription",
-            );
-            status(Code::ResourceExhausted, &problem)
-        })?;
-        let next = self.resolve(&request.source, request.start.as_ref()).await?;
+        let permit = Arc::clone(&self.subscribers)
+            .try_acquire_owned()
+            .map_err(|_| {
+                let problem = Problem::new(
+                    "DR-2032",
+                    format!("{SUBSCRIBERS_MAX} subscribers are being served"),
+                    "read from another node, or end a subscription",
+                );
+                status(Code::ResourceExhausted, &problem)
+            })?;
+        let next = self
+            .resolve(&request.source, request.start.as_ref())
+            .await?;
         Ok(Reader {
             log: Arc::clone(&self.log),
             next,
@@ -133,10 +167,22 @@ fn open(stored: &StoredBlock) -> Result<Block, Status> {
 fn read_status(error: ReadError) -> Status {
     let (code, number, fix) = match &error {
         ReadError::NoStream(_) => (Code::NotFound, "DR-2030", "see downriver get sources"),
-        ReadError::Trimmed { .. } => (Code::OutOfRange, "DR-2033", "start at earliest; what lies before is gone by retention"),
+        ReadError::Trimmed { .. } => (
+            Code::OutOfRange,
+            "DR-2033",
+            "start at earliest; what lies before is gone by retention",
+        ),
         ReadError::PastEnd { .. } => (Code::OutOfRange, "DR-2034", "start at latest"),
-        ReadError::Damaged { .. } => (Code::DataLoss, "DR-2035", "restore the object from a copy of the object store"),
-        ReadError::Store(_) => (Code::Unavailable, "DR-2036", "make the object store reachable and try again"),
+        ReadError::Damaged { .. } => (
+            Code::DataLoss,
+            "DR-2035",
+            "restore the object from a copy of the object store",
+        ),
+        ReadError::Store(_) => (
+            Code::Unavailable,
+            "DR-2036",
+            "make the object store reachable and try again",
+        ),
     };
     status(code, &Problem::new(number, error.to_string(), fix))
 }
@@ -164,7 +210,11 @@ impl Reader {
     /// What is there to deliver now; empty at the tail.
     async fn read(&mut self) -> Result<Vec<pb::SubscribeResponse>, Status> {
         let state = stream(&*self.log, &self.source)?;
-        let stored = self.log.read(&self.source, self.next, READ_BYTES_MAX).await.map_err(read_status)?;
+        let stored = self
+            .log
+            .read(&self.source, self.next, READ_BYTES_MAX)
+            .await
+            .map_err(read_status)?;
         let mut responses = Vec::new();
         for stored in &stored {
             if self.is_done() {
@@ -183,7 +233,10 @@ impl Reader {
     ) -> Result<(), Status> {
         let block = open(stored)?;
         let incarnation = state.incarnation.0;
-        let response = |item| pb::SubscribeResponse { incarnation, item: Some(item) };
+        let response = |item| pb::SubscribeResponse {
+            incarnation,
+            item: Some(item),
+        };
         for group in &block.groups {
             let key = (group.table, group.schema_version);
             let schema = state.schemas.get(&key);
@@ -195,7 +248,8 @@ impl Reader {
         }
         let ends_transaction = block.transactions.last().is_some_and(|last| last.ends);
         if self.blocks {
-            let payload = decode_frame(&stored.frame).map_err(|e| Status::data_loss(e.to_string()))?;
+            let payload =
+                decode_frame(&stored.frame).map_err(|e| Status::data_loss(e.to_string()))?;
             responses.push(response(Item::Block(pb::RawBlock {
                 base_offset: stored.base.0,
                 epoch: stored.epoch.0,
@@ -205,24 +259,37 @@ impl Reader {
             self.next = stored.end();
             return Ok(());
         }
-        let position = stored.position_after.clone().ok_or_else(|| Status::internal("a block without a position"))?;
+        let position = stored
+            .position_after
+            .clone()
+            .ok_or_else(|| Status::internal("a block without a position"))?;
         let schema = |table, version| state.schemas.get(&(TableId(table), version)).map(|s| &**s);
         let mut events = view::events(&block, stored.base, &position, schema)
             .map_err(|error| Status::data_loss(error.to_string()))?;
-        let end = self.until.map_or(stored.end(), |until| until.min(stored.end()));
+        let end = self
+            .until
+            .map_or(stored.end(), |until| until.min(stored.end()));
         events.retain(|event| {
             (self.next.0..end.0).contains(&event.offset) && self.wants_event(state, event)
         });
-        let ended = block.transactions.iter().rev().find(|t| {
-            t.ends && stored.base.plus(u64::from(t.first_event + t.events)) <= end
-        });
+        let ended = block
+            .transactions
+            .iter()
+            .rev()
+            .find(|t| t.ends && stored.base.plus(u64::from(t.first_event + t.events)) <= end);
         if let Some(ended) = ended {
-            self.safe = stored.base.plus(u64::from(ended.first_event + ended.events));
+            self.safe = stored
+                .base
+                .plus(u64::from(ended.first_event + ended.events));
         }
         self.next = end;
         let last = events.len().div_ceil(EVENTS_MAX).saturating_sub(1);
         for (at, events) in events.chunks(EVENTS_MAX).enumerate() {
-            let next = if at == last { end.0 } else { events.last().map_or(end.0, |e| e.offset + 1) };
+            let next = if at == last {
+                end.0
+            } else {
+                events.last().map_or(end.0, |e| e.offset + 1)
+            };
             responses.push(response(Item::Events(pb::Events {
                 events: events.to_vec(),
                 next_offset: next,
@@ -240,20 +307,28 @@ impl Reader {
         if self.tables.is_empty() {
             return true;
         }
-        if let Some(pb::marker::Kind::Truncate(truncate)) = event.marker.as_ref().and_then(|m| m.kind.as_ref()) {
-            return truncate.table_ids.iter().any(|id| self.wants_table(state, TableId(*id)));
+        if let Some(pb::marker::Kind::Truncate(truncate)) =
+            event.marker.as_ref().and_then(|m| m.kind.as_ref())
+        {
+            return truncate
+                .table_ids
+                .iter()
+                .any(|id| self.wants_table(state, TableId(*id)));
         }
         self.wants_table(state, TableId(event.table_id))
     }
 
     fn wants_table(&self, state: &StreamState, table: TableId) -> bool {
-        state.newest_schema(table).is_some_and(|schema| self.wants(&schema.namespace, &schema.name))
+        state
+            .newest_schema(table)
+            .is_some_and(|schema| self.wants(&schema.namespace, &schema.name))
     }
 
     fn progress(&self) -> pb::SubscribeResponse {
         let state = self.log.state(&self.source);
-        let (tail, trimmed, incarnation) =
-            state.map_or((self.next, Offset(0), 0), |s| (s.next, s.trimmed, s.incarnation.0));
+        let (tail, trimmed, incarnation) = state.map_or((self.next, Offset(0), 0), |s| {
+            (s.next, s.trimmed, s.incarnation.0)
+        });
         pb::SubscribeResponse {
             incarnation,
             item: Some(Item::Progress(pb::Progress {
@@ -275,7 +350,10 @@ impl Reader {
                     return;
                 }
             };
-            let at_tail = self.log.state(&self.source).is_none_or(|state| state.next <= self.next);
+            let at_tail = self
+                .log
+                .state(&self.source)
+                .is_none_or(|state| state.next <= self.next);
             for response in responses {
                 if sender.send(Ok(response)).await.is_err() {
                     return;
@@ -304,7 +382,8 @@ impl Reader {
 
 #[tonic::async_trait]
 impl LogService for LogReads {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<pb::SubscribeResponse, Status>> + Send>>;
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<pb::SubscribeResponse, Status>> + Send>>;
 
     async fn subscribe(
         &self,
@@ -316,10 +395,18 @@ impl LogService for LogReads {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<pb::FetchResponse>, Status> {
+    async fn fetch(
+        &self,
+        request: Request<pb::FetchRequest>,
+    ) -> Result<Response<pb::FetchResponse>, Status> {
         let request = request.into_inner();
-        let mut reader = self.reader(request.subscription.unwrap_or_default()).await?;
-        let wait = request.max_wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or_default();
+        let mut reader = self
+            .reader(request.subscription.unwrap_or_default())
+            .await?;
+        let wait = request
+            .max_wait
+            .and_then(|wait| Duration::try_from(wait).ok())
+            .unwrap_or_default();
         let deadline = tokio::time::Instant::now() + wait;
         let mut changes = self.log.changes();
         let items = loop {
@@ -334,7 +421,11 @@ impl LogService for LogReads {
             }
         };
         let tail_offset = stream(&*self.log, &reader.source)?.next.0;
-        Ok(Response::new(pb::FetchResponse { items, next_offset: reader.next.0, tail_offset }))
+        Ok(Response::new(pb::FetchResponse {
+            items,
+            next_offset: reader.next.0,
+            tail_offset,
+        }))
     }
 
     async fn resolve_offset(
@@ -342,7 +433,9 @@ impl LogService for LogReads {
         request: Request<pb::ResolveOffsetRequest>,
     ) -> Result<Response<pb::ResolveOffsetResponse>, Status> {
         let request = request.into_inner();
-        let offset = self.resolve(&request.source, request.start.as_ref()).await?;
+        let offset = self
+            .resolve(&request.source, request.start.as_ref())
+            .await?;
         let state = stream(&*self.log, &request.source)?;
         Ok(Response::new(pb::ResolveOffsetResponse {
             offset: offset.0,
@@ -365,7 +458,9 @@ impl LogService for LogReads {
             version => state.schemas.get(&(table, version)),
         };
         match found {
-            Some(schema) => Ok(Response::new(pb::GetSchemaResponse { schema: Some(schema.to_pb()) })),
+            Some(schema) => Ok(Response::new(pb::GetSchemaResponse {
+                schema: Some(schema.to_pb()),
+            })),
             None => Err(Status::not_found("there is no such table or version")),
         }
     }

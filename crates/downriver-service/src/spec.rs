@@ -14,14 +14,22 @@ pub fn read_documents(text: &str) -> Result<Vec<Document>, Problem> {
     let mut documents = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(text) {
         let value = Value::deserialize(document).map_err(|error| {
-            Problem::new("DR-2001", format!("the file is not valid YAML: {error}"), "correct the line that is named")
+            Problem::new(
+                "DR-2001",
+                format!("the file is not valid YAML: {error}"),
+                "correct the line that is named",
+            )
         })?;
         if !value.is_null() {
             documents.push(Document::from_value(value)?);
         }
     }
     if documents.is_empty() {
-        return Err(Problem::new("DR-2001", "the file has no document", "begin with kind: Source"));
+        return Err(Problem::new(
+            "DR-2001",
+            "the file has no document",
+            "begin with kind: Source",
+        ));
     }
     Ok(documents)
 }
@@ -38,7 +46,11 @@ pub struct Document {
 impl Document {
     fn from_value(value: Value) -> Result<Self, Problem> {
         let Value::Object(mut fields) = value else {
-            return Err(Problem::new("DR-2001", "a document is not a map of fields", "begin with kind: Source"));
+            return Err(Problem::new(
+                "DR-2001",
+                "a document is not a map of fields",
+                "begin with kind: Source",
+            ));
         };
         let mut take = |field: &str| match fields.remove(field) {
             Some(Value::String(text)) => Ok(text),
@@ -54,7 +66,11 @@ impl Document {
         };
         let (kind, name) = (take("kind")?, take("name")?);
         check_name(&name)?;
-        Ok(Self { kind, name, spec: Value::Object(fields) })
+        Ok(Self {
+            kind,
+            name,
+            spec: Value::Object(fields),
+        })
     }
 }
 
@@ -233,11 +249,18 @@ impl Source {
             problem
         };
         let postgres = &source.postgres;
-        if let Err(error) = downriver_source::postgres::config::PostgresConfig::from_url(&postgres.url) {
+        if let Err(error) =
+            downriver_source::postgres::config::PostgresConfig::from_url(&postgres.url)
+        {
             let problem = Problem::new("DR-2005", error.0, "correct postgres.url");
             return Err(at("postgres.url", problem));
         }
-        if postgres.url.split('@').next().is_some_and(|login| login.matches(':').count() > 1) {
+        if postgres
+            .url
+            .split('@')
+            .next()
+            .is_some_and(|login| login.matches(':').count() > 1)
+        {
             let problem = Problem::new(
                 "DR-2006",
                 "the url holds a password, which would be stored and shown",
@@ -246,10 +269,18 @@ impl Source {
             return Err(at("postgres.url", problem));
         }
         if postgres.tables.is_empty() {
-            let problem = Problem::new("DR-2007", "no tables are named", "give patterns such as [\"public.*\"]");
+            let problem = Problem::new(
+                "DR-2007",
+                "no tables are named",
+                "give patterns such as [\"public.*\"]",
+            );
             return Err(at("postgres.tables", problem));
         }
-        if let Some(bad) = postgres.tables.iter().position(|pattern| !pattern.contains('.')) {
+        if let Some(bad) = postgres
+            .tables
+            .iter()
+            .position(|pattern| !pattern.contains('.'))
+        {
             let pattern = &postgres.tables[bad];
             let problem = Problem::new(
                 "DR-2007",
@@ -260,7 +291,11 @@ impl Source {
         }
         let options = source.snapshot();
         if options.chunk_rows == 0 || options.max_workers == 0 {
-            let problem = Problem::new("DR-2008", "a snapshot needs chunk_rows and max_workers of at least 1", "leave them out for the defaults");
+            let problem = Problem::new(
+                "DR-2008",
+                "a snapshot needs chunk_rows and max_workers of at least 1",
+                "leave them out for the defaults",
+            );
             return Err(at("postgres.snapshot", problem));
         }
         Ok(source)
@@ -306,12 +341,29 @@ mod tests {
     fn what_is_wrong_is_named_with_its_field() {
         let base = "kind: Source\nname: shop\npostgres:\n  url: postgres://cdc@h/shop\n  tables: [\"public.*\"]\n";
         let code = |text: &str| source(text).unwrap_err();
-        assert!(code(&format!("{base}  colour: red\n")).reason.contains("colour"));
-        assert_eq!(code(&base.replace("postgres://cdc@h", "postgres://cdc:secret@h")).code, "DR-2006");
-        assert!(!code(&base.replace("postgres://cdc@h", "postgres://cdc:secret@h")).reason.contains("secret"));
+        assert!(
+            code(&format!("{base}  colour: red\n"))
+                .reason
+                .contains("colour")
+        );
+        assert_eq!(
+            code(&base.replace("postgres://cdc@h", "postgres://cdc:secret@h")).code,
+            "DR-2006"
+        );
+        assert!(
+            !code(&base.replace("postgres://cdc@h", "postgres://cdc:secret@h"))
+                .reason
+                .contains("secret")
+        );
         let problem = code(&base.replace("public.*", "orders"));
-        assert_eq!((problem.code, problem.field.as_deref()), ("DR-2007", Some("postgres.tables[0]")));
-        assert_eq!(code(&base.replace("name: shop", "name: Shop")).code, "DR-2003");
+        assert_eq!(
+            (problem.code, problem.field.as_deref()),
+            ("DR-2007", Some("postgres.tables[0]"))
+        );
+        assert_eq!(
+            code(&base.replace("name: shop", "name: Shop")).code,
+            "DR-2003"
+        );
         assert_eq!(code("kind: Sink\nname: lake\n").code, "DR-2050");
         assert!(code("kind: [\n").reason.contains("line"));
     }

@@ -26,16 +26,36 @@ pub enum SourceError {
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error("column {column:?} of {table} {error}, in a row that the snapshot read")]
-    Value { table: String, column: String, error: ValueError },
+    Value {
+        table: String,
+        column: String,
+        error: ValueError,
+    },
 }
 
 impl SourceError {
-    pub(crate) fn definite(code: &'static str, reason: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::Named { class: Class::Definite, problem: Problem::new(code, reason, fix), cause: None }
+    pub(crate) fn definite(
+        code: &'static str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::Named {
+            class: Class::Definite,
+            problem: Problem::new(code, reason, fix),
+            cause: None,
+        }
     }
 
-    pub(crate) fn transient(code: &'static str, reason: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::Named { class: Class::Transient, problem: Problem::new(code, reason, fix), cause: None }
+    pub(crate) fn transient(
+        code: &'static str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::Named {
+            class: Class::Transient,
+            problem: Problem::new(code, reason, fix),
+            cause: None,
+        }
     }
 
     #[must_use]
@@ -62,7 +82,10 @@ impl SourceError {
                 error.to_string(),
                 "report it with the position; the slot keeps everything from there on",
             ),
-            Self::Value { error: ValueError::TooLarge(_), .. } => Problem::new(
+            Self::Value {
+                error: ValueError::TooLarge(_),
+                ..
+            } => Problem::new(
                 "DR-1041",
                 self.to_string(),
                 "exclude the table from the source, or make the value smaller",
@@ -98,18 +121,43 @@ pub(crate) fn from_server(
             "DR-1001",
             "set the right user and password in the source, and a line for it in pg_hba.conf",
         ),
-        "3D000" => (Class::Definite, "DR-1003", "name an existing database in the source's url"),
-        "42501" => (Class::Definite, "DR-1004", "grant what `downriver check` lists to the source's user"),
-        "55006" => (Class::Transient, "DR-1012", "stop the other client of the slot, or give the source a slot of its own"),
-        "53400" => (Class::Definite, "DR-1011", "raise max_replication_slots or max_wal_senders and restart the server, or drop a slot that nobody uses"),
-        // Connection trouble, resources, operator intervention, system errors, conflicts.
-        _ if ["08", "53", "57", "58", "40"].iter().any(|class| state.starts_with(class)) => (
-            Class::Transient,
-            "DR-1002",
-            "make the database reachable; capture goes on by itself",
+        "3D000" => (
+            Class::Definite,
+            "DR-1003",
+            "name an existing database in the source's url",
         ),
+        "42501" => (
+            Class::Definite,
+            "DR-1004",
+            "grant what `downriver check` lists to the source's user",
+        ),
+        "55006" => (
+            Class::Transient,
+            "DR-1012",
+            "stop the other client of the slot, or give the source a slot of its own",
+        ),
+        "53400" => (
+            Class::Definite,
+            "DR-1011",
+            "raise max_replication_slots or max_wal_senders and restart the server, or drop a slot that nobody uses",
+        ),
+        // Connection trouble, resources, operator intervention, system errors, conflicts.
+        _ if ["08", "53", "57", "58", "40"]
+            .iter()
+            .any(|class| state.starts_with(class)) =>
+        {
+            (
+                Class::Transient,
+                "DR-1002",
+                "make the database reachable; capture goes on by itself",
+            )
+        }
         _ => (Class::Definite, "DR-1005", "see the server's message"),
     };
     let reason = format!("the database refused ({state}): {message}");
-    SourceError::Named { class, problem: Problem::new(code, reason, fix), cause }
+    SourceError::Named {
+        class,
+        problem: Problem::new(code, reason, fix),
+        cause,
+    }
 }

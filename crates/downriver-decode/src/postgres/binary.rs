@@ -20,7 +20,9 @@ const EPOCH_US: i64 = 946_684_800_000_000;
 #[inline]
 pub fn push(ty: &LogicalType, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
     match ty {
-        LogicalType::Int16 => out.push_i32(i32::from(i16::from_be_bytes(fixed(bytes, "smallint")?))),
+        LogicalType::Int16 => {
+            out.push_i32(i32::from(i16::from_be_bytes(fixed(bytes, "smallint")?)))
+        }
         LogicalType::Int32 => out.push_i32(i32::from_be_bytes(fixed(bytes, "integer")?)),
         LogicalType::Int64 => out.push_i64(i64::from_be_bytes(fixed(bytes, "bigint")?)),
         LogicalType::Text | LogicalType::Enum { .. } | LogicalType::Other => {
@@ -75,7 +77,9 @@ pub fn push(ty: &LogicalType, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(
             out.push_interval(months, days, micros);
         }
         LogicalType::Array(element) => {
-            let list = array(element, bytes).ok_or(ValueError::Invalid("array"))??.encode_to_vec();
+            let list = array(element, bytes)
+                .ok_or(ValueError::Invalid("array"))??
+                .encode_to_vec();
             if list.len() > VALUE_BYTES_MAX {
                 return Err(ValueError::TooLarge(list.len()));
             }
@@ -93,7 +97,9 @@ fn utf8(text: &[u8]) -> Result<(), ValueError> {
     if text.len() > VALUE_BYTES_MAX {
         return Err(ValueError::TooLarge(text.len()));
     }
-    std::str::from_utf8(text).map(|_| ()).map_err(|_| ValueError::NotUtf8)
+    std::str::from_utf8(text)
+        .map(|_| ())
+        .map_err(|_| ValueError::NotUtf8)
 }
 
 /// Base-10000 digits, as numeric prints them with its display scale.
@@ -101,8 +107,12 @@ fn decimal(bytes: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
     let invalid = || ValueError::Invalid("numeric");
     let (head, digits) = bytes.split_first_chunk::<8>().ok_or_else(invalid)?;
     let field = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-    let (count, weight, sign, scale) =
-        (field(0), i32::from(field(2) as i16), field(4), usize::from(field(6)));
+    let (count, weight, sign, scale) = (
+        field(0),
+        i32::from(field(2) as i16),
+        field(4),
+        usize::from(field(6)),
+    );
     match sign {
         0xc000 => {
             out.push_presence(Presence::NaN);
@@ -165,7 +175,12 @@ fn decimal(bytes: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
 
 fn four_digits(value: u16) -> [u8; 4] {
     let digit = |v: u16| b'0' + u8::try_from(v % 10).expect("a decimal digit");
-    [digit(value / 1000), digit(value / 100), digit(value / 10), digit(value)]
+    [
+        digit(value / 1000),
+        digit(value / 100),
+        digit(value / 10),
+        digit(value),
+    ]
 }
 
 /// Dimensions, then elements with their lengths. `None`: the bytes do not hold together.
@@ -183,7 +198,10 @@ fn array(element: &LogicalType, bytes: &[u8]) -> Option<Result<pb::List, ValueEr
     for _ in 0..count {
         let (length, lower_bound) = (u32::try_from(number()?).ok()?, number()?);
         elements = elements.checked_mul(length as usize)?;
-        list.dimensions.push(pb::Dimension { lower_bound, length });
+        list.dimensions.push(pb::Dimension {
+            lower_bound,
+            length,
+        });
     }
     if !(0..=6).contains(&count) || elements > rest.len() / 4 {
         return None;
@@ -193,7 +211,8 @@ fn array(element: &LogicalType, bytes: &[u8]) -> Option<Result<pb::List, ValueEr
         rest = after;
         let len = i32::from_be_bytes(*four);
         if len == -1 {
-            list.elements.push(downriver_event::view::presence_cell(Presence::Null));
+            list.elements
+                .push(downriver_event::view::presence_cell(Presence::Null));
             continue;
         }
         let (value, after) = rest.split_at_checked(usize::try_from(len).ok()?)?;

@@ -11,8 +11,8 @@ use downriver_event::{
     Column, LogicalType, Lsn, Presence, ReplicaIdentity, SourcePosition, TableSchema, pb, view,
 };
 
-pub use super::message::{Relation, RelationColumn};
 use super::message::{Cell, Message, MessageError, OldTuple, Tuple, parse};
+pub use super::message::{Relation, RelationColumn};
 use super::{ValueError, binary, text};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,20 +21,41 @@ pub enum DecodeError {
     Message { after: Lsn, error: MessageError },
     #[error("a {what} came outside a transaction, after {after}")]
     OutsideTransaction { what: &'static str, after: Lsn },
-    #[error("a row of relation {relation} came before its description, in the transaction that ends after {after}")]
+    #[error(
+        "a row of relation {relation} came before its description, in the transaction that ends after {after}"
+    )]
     UnknownRelation { relation: u32, after: Lsn },
-    #[error("a row of {table} has {found} columns, not {expected}, in the transaction committed at {at}")]
-    ColumnCount { table: String, expected: usize, found: usize, at: Lsn },
+    #[error(
+        "a row of {table} has {found} columns, not {expected}, in the transaction committed at {at}"
+    )]
+    ColumnCount {
+        table: String,
+        expected: usize,
+        found: usize,
+        at: Lsn,
+    },
     #[error("column {column:?} of {table} {error}, in the transaction committed at {at}")]
-    Value { table: String, column: String, error: ValueError, at: Lsn },
+    Value {
+        table: String,
+        column: String,
+        error: ValueError,
+        at: Lsn,
+    },
 }
 
 /// What a message was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
-    Begin { xid: u32, final_lsn: Lsn, commit_time_us: i64 },
+    Begin {
+        xid: u32,
+        final_lsn: Lsn,
+        commit_time_us: i64,
+    },
     /// `events` of the whole transaction; 0 for one that was dropped or is empty.
-    Commit { end_lsn: Lsn, events: u64 },
+    Commit {
+        end_lsn: Lsn,
+        events: u64,
+    },
     /// Answer with [`PgDecoder::set_schema`] before the next message.
     Relation(Relation),
     Row,
@@ -86,17 +107,29 @@ impl PgDecoder {
     /// # Errors
     /// Bytes that this build does not know, or a value that is not of its column's type. The builder is then
     /// of no use any more.
-    pub fn decode(&mut self, message: &[u8], out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
+    pub fn decode(
+        &mut self,
+        message: &[u8],
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
         let after = self.after;
         match parse(message).map_err(|error| DecodeError::Message { after, error })? {
-            Message::Begin { final_lsn, commit_time_us, xid } => {
+            Message::Begin {
+                final_lsn,
+                commit_time_us,
+                xid,
+            } => {
                 if self.position.is_some_and(|position| final_lsn < position) {
                     self.state = State::Dropping;
                 } else {
                     self.state = State::Inside { at: final_lsn };
                     out.begin(xid.to_string(), commit_time_us);
                 }
-                Ok(Decoded::Begin { xid, final_lsn, commit_time_us })
+                Ok(Decoded::Begin {
+                    xid,
+                    final_lsn,
+                    commit_time_us,
+                })
             }
             Message::Commit { end_lsn, .. } => {
                 let state = std::mem::replace(&mut self.state, State::Outside);
@@ -112,7 +145,11 @@ impl PgDecoder {
             Message::Insert { relation, new } => self.insert(relation, new, out),
             Message::Update { relation, old, new } => self.update(relation, old, new, out),
             Message::Delete { relation, old } => self.delete(relation, old, out),
-            Message::Truncate { relations, cascade, restart_identity } => {
+            Message::Truncate {
+                relations,
+                cascade,
+                restart_identity,
+            } => {
                 let mut captured = Vec::new();
                 for relation in relations {
                     if self.schema(relation)?.is_some() {
@@ -129,7 +166,12 @@ impl PgDecoder {
                 }));
                 Ok(Decoded::Row)
             }
-            Message::Logical { transactional, prefix, content, .. } => {
+            Message::Logical {
+                transactional,
+                prefix,
+                content,
+                ..
+            } => {
                 if transactional && matches!(self.state, State::Inside { .. }) {
                     out.marker(pb::marker::Kind::Message(pb::LogicalMessage {
                         prefix: prefix.to_owned(),
@@ -144,12 +186,18 @@ impl PgDecoder {
     }
 
     fn outside(&self, what: &'static str) -> DecodeError {
-        DecodeError::OutsideTransaction { what, after: self.after }
+        DecodeError::OutsideTransaction {
+            what,
+            after: self.after,
+        }
     }
 
     fn schema(&self, relation: u32) -> Result<Option<&Arc<TableSchema>>, DecodeError> {
         let known = self.relations.get(&relation);
-        let known = known.ok_or(DecodeError::UnknownRelation { relation, after: self.after })?;
+        let known = known.ok_or(DecodeError::UnknownRelation {
+            relation,
+            after: self.after,
+        })?;
         Ok(known.as_ref())
     }
 
@@ -162,8 +210,15 @@ impl PgDecoder {
         }
     }
 
-    fn insert(&self, relation: u32, new: Tuple<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else { return Ok(Decoded::Other) };
+    fn insert(
+        &self,
+        relation: u32,
+        new: Tuple<'_>,
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
+        let Some((schema, at)) = self.wanted(relation)? else {
+            return Ok(Decoded::Other);
+        };
         check_columns(schema, &new, at)?;
         let row = out.row(schema, RowOp::Insert, OldImage::None);
         push_tuple(schema, new, row.new, at)?;
@@ -177,7 +232,9 @@ impl PgDecoder {
         new: Tuple<'_>,
         out: &mut BlockBuilder,
     ) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else { return Ok(Decoded::Other) };
+        let Some((schema, at)) = self.wanted(relation)? else {
+            return Ok(Decoded::Other);
+        };
         check_columns(schema, &new, at)?;
         let (kind, old) = match old {
             None => {
@@ -189,7 +246,10 @@ impl PgDecoder {
             Some(OldTuple::Full(old)) => (OldImage::Full, old),
         };
         check_columns(schema, &old, at)?;
-        let RowColumns { new: new_columns, old: old_columns } = out.row(schema, RowOp::Update, kind);
+        let RowColumns {
+            new: new_columns,
+            old: old_columns,
+        } = out.row(schema, RowOp::Update, kind);
         push_old(schema, kind, old, old_columns, at)?;
         let cells = new.cells().zip(old.cells()).map(|(new, old)| match new {
             // Under FULL an unchanged value stands in the old tuple.
@@ -200,8 +260,15 @@ impl PgDecoder {
         Ok(Decoded::Row)
     }
 
-    fn delete(&self, relation: u32, old: OldTuple<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else { return Ok(Decoded::Other) };
+    fn delete(
+        &self,
+        relation: u32,
+        old: OldTuple<'_>,
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
+        let Some((schema, at)) = self.wanted(relation)? else {
+            return Ok(Decoded::Other);
+        };
         let (kind, old) = match old {
             OldTuple::Key(old) => (OldImage::Key, old),
             OldTuple::Full(old) => (OldImage::Full, old),
@@ -218,7 +285,12 @@ fn check_columns(schema: &TableSchema, tuple: &Tuple<'_>, at: Lsn) -> Result<(),
     if expected == found {
         return Ok(());
     }
-    Err(DecodeError::ColumnCount { table: schema.qualified_name(), expected, found, at })
+    Err(DecodeError::ColumnCount {
+        table: schema.qualified_name(),
+        expected,
+        found,
+        at,
+    })
 }
 
 fn push_tuple(

@@ -21,16 +21,49 @@ pub enum MessageError {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
-    Begin { final_lsn: Lsn, commit_time_us: i64, xid: u32 },
-    Commit { commit_lsn: Lsn, end_lsn: Lsn, commit_time_us: i64 },
-    Origin { name: &'a str },
+    Begin {
+        final_lsn: Lsn,
+        commit_time_us: i64,
+        xid: u32,
+    },
+    Commit {
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time_us: i64,
+    },
+    Origin {
+        name: &'a str,
+    },
     Relation(Relation),
-    Type { id: u32, namespace: &'a str, name: &'a str },
-    Insert { relation: u32, new: Tuple<'a> },
-    Update { relation: u32, old: Option<OldTuple<'a>>, new: Tuple<'a> },
-    Delete { relation: u32, old: OldTuple<'a> },
-    Truncate { relations: Vec<u32>, cascade: bool, restart_identity: bool },
-    Logical { transactional: bool, lsn: Lsn, prefix: &'a str, content: &'a [u8] },
+    Type {
+        id: u32,
+        namespace: &'a str,
+        name: &'a str,
+    },
+    Insert {
+        relation: u32,
+        new: Tuple<'a>,
+    },
+    Update {
+        relation: u32,
+        old: Option<OldTuple<'a>>,
+        new: Tuple<'a>,
+    },
+    Delete {
+        relation: u32,
+        old: OldTuple<'a>,
+    },
+    Truncate {
+        relations: Vec<u32>,
+        cascade: bool,
+        restart_identity: bool,
+    },
+    Logical {
+        transactional: bool,
+        lsn: Lsn,
+        prefix: &'a str,
+        content: &'a [u8],
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,13 +135,19 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], MessageError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(MessageError::Truncated(what))?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(len)
+            .ok_or(MessageError::Truncated(what))?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], MessageError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(MessageError::Truncated(what))?;
+        let (taken, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or(MessageError::Truncated(what))?;
         self.0 = rest;
         Ok(*taken)
     }
@@ -134,7 +173,11 @@ impl<'a> Reader<'a> {
     }
 
     fn name(&mut self, what: &'static str) -> Result<&'a str, MessageError> {
-        let end = self.0.iter().position(|byte| *byte == 0).ok_or(MessageError::Truncated(what))?;
+        let end = self
+            .0
+            .iter()
+            .position(|byte| *byte == 0)
+            .ok_or(MessageError::Truncated(what))?;
         let name = self.take(end, what)?;
         self.take(1, what)?;
         std::str::from_utf8(name).map_err(|_| MessageError::NameNotUtf8)
@@ -148,9 +191,16 @@ impl<'a> Reader<'a> {
             kind @ (b't' | b'b') => {
                 let len = self.u32("tuple")? as usize;
                 let bytes = self.take(len, "tuple")?;
-                Ok(if kind == b't' { Cell::Text(bytes) } else { Cell::Binary(bytes) })
+                Ok(if kind == b't' {
+                    Cell::Text(bytes)
+                } else {
+                    Cell::Binary(bytes)
+                })
             }
-            byte => Err(MessageError::UnknownByte { what: "tuple", byte }),
+            byte => Err(MessageError::UnknownByte {
+                what: "tuple",
+                byte,
+            }),
         }
     }
 
@@ -160,21 +210,30 @@ impl<'a> Reader<'a> {
         for _ in 0..columns {
             self.cell()?;
         }
-        Ok(Tuple { columns, bytes: &start[..start.len() - self.0.len()] })
+        Ok(Tuple {
+            columns,
+            bytes: &start[..start.len() - self.0.len()],
+        })
     }
 
     fn old_tuple(&mut self, kind: u8) -> Result<OldTuple<'a>, MessageError> {
         match kind {
             b'K' => self.tuple().map(OldTuple::Key),
             b'O' => self.tuple().map(OldTuple::Full),
-            byte => Err(MessageError::UnknownByte { what: "old tuple", byte }),
+            byte => Err(MessageError::UnknownByte {
+                what: "old tuple",
+                byte,
+            }),
         }
     }
 
     fn new_tuple(&mut self, kind: u8) -> Result<Tuple<'a>, MessageError> {
         match kind {
             b'N' => self.tuple(),
-            byte => Err(MessageError::UnknownByte { what: "new tuple", byte }),
+            byte => Err(MessageError::UnknownByte {
+                what: "new tuple",
+                byte,
+            }),
         }
     }
 }
@@ -195,7 +254,10 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
         b'C' => {
             let flags = reader.u8("commit")?;
             if flags != 0 {
-                return Err(MessageError::UnknownByte { what: "commit flags", byte: flags });
+                return Err(MessageError::UnknownByte {
+                    what: "commit flags",
+                    byte: flags,
+                });
             }
             Message::Commit {
                 commit_lsn: reader.lsn("commit")?,
@@ -205,7 +267,9 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
         }
         b'O' => {
             reader.lsn("origin")?;
-            Message::Origin { name: reader.name("origin")? }
+            Message::Origin {
+                name: reader.name("origin")?,
+            }
         }
         b'R' => Message::Relation(relation(&mut reader)?),
         b'Y' => Message::Type {
@@ -216,31 +280,50 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
         b'I' => {
             let relation = reader.u32("insert")?;
             let kind = reader.u8("insert")?;
-            Message::Insert { relation, new: reader.new_tuple(kind)? }
+            Message::Insert {
+                relation,
+                new: reader.new_tuple(kind)?,
+            }
         }
         b'U' => {
             let relation = reader.u32("update")?;
             let kind = reader.u8("update")?;
             if kind == b'N' {
-                Message::Update { relation, old: None, new: reader.tuple()? }
+                Message::Update {
+                    relation,
+                    old: None,
+                    new: reader.tuple()?,
+                }
             } else {
                 let old = Some(reader.old_tuple(kind)?);
                 let kind = reader.u8("update")?;
-                Message::Update { relation, old, new: reader.new_tuple(kind)? }
+                Message::Update {
+                    relation,
+                    old,
+                    new: reader.new_tuple(kind)?,
+                }
             }
         }
         b'D' => {
             let relation = reader.u32("delete")?;
             let kind = reader.u8("delete")?;
-            Message::Delete { relation, old: reader.old_tuple(kind)? }
+            Message::Delete {
+                relation,
+                old: reader.old_tuple(kind)?,
+            }
         }
         b'T' => {
             let count = reader.u32("truncate")?;
             let options = reader.u8("truncate")?;
             if options > 3 {
-                return Err(MessageError::UnknownByte { what: "truncate options", byte: options });
+                return Err(MessageError::UnknownByte {
+                    what: "truncate options",
+                    byte: options,
+                });
             }
-            let relations = (0..count).map(|_| reader.u32("truncate")).collect::<Result<_, _>>()?;
+            let relations = (0..count)
+                .map(|_| reader.u32("truncate"))
+                .collect::<Result<_, _>>()?;
             Message::Truncate {
                 relations,
                 cascade: options & 1 != 0,
@@ -253,11 +336,20 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
             let prefix = reader.name("logical message")?;
             let len = reader.u32("logical message")? as usize;
             let content = reader.take(len, "logical message")?;
-            Message::Logical { transactional, lsn, prefix, content }
+            Message::Logical {
+                transactional,
+                lsn,
+                prefix,
+                content,
+            }
         }
         tag => return Err(MessageError::UnknownTag(tag)),
     };
-    if reader.0.is_empty() { Ok(message) } else { Err(MessageError::LeftOver(reader.0.len())) }
+    if reader.0.is_empty() {
+        Ok(message)
+    } else {
+        Err(MessageError::LeftOver(reader.0.len()))
+    }
 }
 
 fn relation(reader: &mut Reader<'_>) -> Result<Relation, MessageError> {
@@ -266,14 +358,20 @@ fn relation(reader: &mut Reader<'_>) -> Result<Relation, MessageError> {
     let name = reader.name("relation")?.to_owned();
     let replica_identity = reader.u8("relation")?;
     if !b"dnfi".contains(&replica_identity) {
-        return Err(MessageError::UnknownByte { what: "replica identity", byte: replica_identity });
+        return Err(MessageError::UnknownByte {
+            what: "replica identity",
+            byte: replica_identity,
+        });
     }
     let count = reader.u16("relation")?;
     let columns = (0..count)
         .map(|_| {
             let flags = reader.u8("relation")?;
             if flags > 1 {
-                return Err(MessageError::UnknownByte { what: "column flags", byte: flags });
+                return Err(MessageError::UnknownByte {
+                    what: "column flags",
+                    byte: flags,
+                });
             }
             Ok(RelationColumn {
                 is_key: flags == 1,
@@ -283,5 +381,11 @@ fn relation(reader: &mut Reader<'_>) -> Result<Relation, MessageError> {
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(Relation { id, namespace, name, replica_identity, columns })
+    Ok(Relation {
+        id,
+        namespace,
+        name,
+        replica_identity,
+        columns,
+    })
 }

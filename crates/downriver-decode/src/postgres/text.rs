@@ -90,13 +90,22 @@ fn integer<T: TryFrom<i64>>(text: &[u8], name: &'static str) -> Result<T, ValueE
             return Err(invalid);
         }
         // Downwards, so that the smallest value fits.
-        value = match value.checked_mul(10).and_then(|v| v.checked_sub(i64::from(digit))) {
+        value = match value
+            .checked_mul(10)
+            .and_then(|v| v.checked_sub(i64::from(digit)))
+        {
             Some(value) => value,
             None => return Err(invalid),
         };
     }
-    let value = if negative { Some(value) } else { value.checked_neg() };
-    value.and_then(|value| T::try_from(value).ok()).ok_or(invalid)
+    let value = if negative {
+        Some(value)
+    } else {
+        value.checked_neg()
+    };
+    value
+        .and_then(|value| T::try_from(value).ok())
+        .ok_or(invalid)
 }
 
 fn float<T: std::str::FromStr>(text: &[u8], name: &'static str) -> Result<T, ValueError> {
@@ -125,12 +134,19 @@ fn decimal(text: &[u8]) -> Result<(), ValueError> {
 
 fn bytea(text: &[u8]) -> Result<Vec<u8>, ValueError> {
     let invalid = ValueError::Invalid("bytea");
-    let Some(digits) = text.strip_prefix(b"\\x") else { return Err(invalid) };
+    let Some(digits) = text.strip_prefix(b"\\x") else {
+        return Err(invalid);
+    };
     if digits.len() / 2 > VALUE_BYTES_MAX {
         return Err(ValueError::TooLarge(digits.len() / 2));
     }
-    let (pairs, []) = digits.as_chunks::<2>() else { return Err(invalid) };
-    pairs.iter().map(|pair| hex_pair(*pair).ok_or(ValueError::Invalid("bytea"))).collect()
+    let (pairs, []) = digits.as_chunks::<2>() else {
+        return Err(invalid);
+    };
+    pairs
+        .iter()
+        .map(|pair| hex_pair(*pair).ok_or(ValueError::Invalid("bytea")))
+        .collect()
 }
 
 fn hex_pair([high, low]: [u8; 2]) -> Option<u8> {
@@ -146,7 +162,9 @@ fn uuid(text: &[u8]) -> Result<[u8; 16], ValueError> {
     let mut bytes = [0; 16];
     let mut digits = text.iter().filter(|byte| **byte != b'-');
     for byte in &mut bytes {
-        let (Some(high), Some(low)) = (digits.next(), digits.next()) else { return Err(invalid) };
+        let (Some(high), Some(low)) = (digits.next(), digits.next()) else {
+            return Err(invalid);
+        };
         *byte = hex_pair([*high, *low]).ok_or(ValueError::Invalid("uuid"))?;
     }
     Ok(bytes)
@@ -222,10 +240,15 @@ fn timestamp(text: &[u8], zoned: bool) -> Result<i64, ValueError> {
             Some(text) => (text, true),
             None => (text, false),
         };
-        let text = if zoned { text.strip_suffix(b"+00")? } else { text };
+        let text = if zoned {
+            text.strip_suffix(b"+00")?
+        } else {
+            text
+        };
         let space = text.iter().position(|byte| *byte == b' ')?;
         let days = i64::from(date_part(&text[..space], bc)?);
-        days.checked_mul(86_400_000_000)?.checked_add(time(&text[space + 1..])?)
+        days.checked_mul(86_400_000_000)?
+            .checked_add(time(&text[space + 1..])?)
     };
     parse().ok_or(invalid)
 }
@@ -252,7 +275,11 @@ fn interval(text: &[u8]) -> Result<(i32, i32, i64), ValueError> {
         if words.next().is_some() {
             return None;
         }
-        Some((i32::try_from(months).ok()?, i32::try_from(days).ok()?, micros))
+        Some((
+            i32::try_from(months).ok()?,
+            i32::try_from(days).ok()?,
+            micros,
+        ))
     };
     parse().ok_or(ValueError::Invalid("interval"))
 }
@@ -280,18 +307,29 @@ fn clock(text: &str) -> Option<i64> {
     let total = hours
         .checked_mul(-3_600_000_000)?
         .checked_sub(minutes * 60_000_000 + seconds * 1_000_000 + micros)?;
-    if sign < 0 { Some(total) } else { total.checked_neg() }
+    if sign < 0 {
+        Some(total)
+    } else {
+        total.checked_neg()
+    }
 }
 
 /// `{…}`, with `[l:u]…=` before it where a bound is not 1.
 fn array(element: &LogicalType, text: &str) -> Result<pb::List, ValueError> {
-    let mut parser = ArrayParser { rest: text, element, list: pb::List::default(), lengths: Vec::new() };
+    let mut parser = ArrayParser {
+        rest: text,
+        element,
+        list: pb::List::default(),
+        lengths: Vec::new(),
+    };
     let bounds = parser.bounds()?;
     parser.level(0)?;
     if !parser.rest.is_empty() {
         return Err(INVALID_ARRAY);
     }
-    let ArrayParser { mut list, lengths, .. } = parser;
+    let ArrayParser {
+        mut list, lengths, ..
+    } = parser;
     if !list.elements.is_empty() {
         if !bounds.is_empty() && bounds.len() != lengths.len() {
             return Err(INVALID_ARRAY);
@@ -327,8 +365,12 @@ impl ArrayParser<'_> {
         }
         let (head, rest) = self.rest.split_once('=').ok_or(INVALID_ARRAY)?;
         for dimension in head.split_inclusive(']') {
-            let inner = dimension.strip_prefix('[').and_then(|d| d.strip_suffix(']'));
-            let (lower, _) = inner.and_then(|inner| inner.split_once(':')).ok_or(INVALID_ARRAY)?;
+            let inner = dimension
+                .strip_prefix('[')
+                .and_then(|d| d.strip_suffix(']'));
+            let (lower, _) = inner
+                .and_then(|inner| inner.split_once(':'))
+                .ok_or(INVALID_ARRAY)?;
             bounds.push(lower.parse().map_err(|_| INVALID_ARRAY)?);
         }
         self.rest = rest;

@@ -29,7 +29,9 @@ pub(crate) type Key = Box<[u8]>;
 pub(crate) enum Change {
     Deleted,
     /// Set; the columns listed (indexes into the schema) were left unchanged.
-    Set { unchanged: Vec<usize> },
+    Set {
+        unchanged: Vec<usize>,
+    },
 }
 
 impl Change {
@@ -37,9 +39,15 @@ impl Change {
     fn then(&mut self, later: &Self) {
         *self = match (&*self, later) {
             (_, Self::Deleted) => Self::Deleted,
-            (Self::Deleted, Self::Set { .. }) => Self::Set { unchanged: Vec::new() },
+            (Self::Deleted, Self::Set { .. }) => Self::Set {
+                unchanged: Vec::new(),
+            },
             (Self::Set { unchanged: first }, Self::Set { unchanged: second }) => Self::Set {
-                unchanged: first.iter().filter(|c| second.contains(c)).copied().collect(),
+                unchanged: first
+                    .iter()
+                    .filter(|c| second.contains(c))
+                    .copied()
+                    .collect(),
             },
         };
     }
@@ -95,13 +103,16 @@ impl RecentChanges {
             if !self.tables.contains_key(&group.table) {
                 continue;
             }
-            let Some(schema) = schema(group.table, group.schema_version) else { continue };
+            let Some(schema) = schema(group.table, group.schema_version) else {
+                continue;
+            };
             let key = schema.key_indexes();
             for (row, (op, _, at_new, at_old)) in group.images().enumerate() {
                 let xid = xid_of(group.events[row]);
                 let old = at_old.and_then(|cell| key_of(&schema, &key, group, cell, false));
                 let new = at_new.and_then(|cell| key_of(&schema, &key, group, cell, true));
-                let unchanged = at_new.map_or_else(Vec::new, |cell| unchanged(&schema, group, cell));
+                let unchanged =
+                    at_new.map_or_else(Vec::new, |cell| unchanged(&schema, group, cell));
                 let moved = matches!((&old, &new), (Some(old), Some(new)) if old != new);
                 if let Some(old) = old.filter(|_| moved || op == RowOp::Delete) {
                     self.note(group.table, xid, old, Change::Deleted);
@@ -132,13 +143,18 @@ impl RecentChanges {
     fn transaction(&mut self, table: TableId, xid: u32) -> Option<&mut Streamed> {
         let recent = self.tables.get_mut(&table)?;
         if recent.back().is_none_or(|last| last.xid != xid) {
-            recent.push_back(Streamed { xid, ..Streamed::default() });
+            recent.push_back(Streamed {
+                xid,
+                ..Streamed::default()
+            });
         }
         recent.back_mut()
     }
 
     fn note(&mut self, table: TableId, xid: u32, key: Key, change: Change) {
-        let Some(streamed) = self.transaction(table, xid) else { return };
+        let Some(streamed) = self.transaction(table, xid) else {
+            return;
+        };
         match streamed.rows.get_mut(&key) {
             Some(earlier) => earlier.then(&change),
             None => {
@@ -151,7 +167,9 @@ impl RecentChanges {
     /// a table's chunks are read one after another, so what one sees, all later ones see.
     pub(crate) fn newer_than(&mut self, table: TableId, visible: impl Fn(u32) -> bool) -> Newer {
         let mut newer = Newer::default();
-        let Some(recent) = self.tables.get_mut(&table) else { return newer };
+        let Some(recent) = self.tables.get_mut(&table) else {
+            return newer;
+        };
         recent.retain(|streamed| !visible(streamed.xid));
         for streamed in recent.iter() {
             if streamed.truncated {
@@ -194,19 +212,31 @@ impl Newer {
     }
 
     /// The chunk's blocks without what the stream knows better. Blocks that nothing touches stay as they are.
-    pub(crate) fn resolve(&self, blocks: Vec<EncodedBlock>, schema: &Arc<TableSchema>) -> Vec<EncodedBlock> {
+    pub(crate) fn resolve(
+        &self,
+        blocks: Vec<EncodedBlock>,
+        schema: &Arc<TableSchema>,
+    ) -> Vec<EncodedBlock> {
         if self.is_empty() {
             return blocks;
         }
-        blocks.into_iter().filter_map(|block| self.resolve_block(block, schema)).collect()
+        blocks
+            .into_iter()
+            .filter_map(|block| self.resolve_block(block, schema))
+            .collect()
     }
 
-    fn resolve_block(&self, encoded: EncodedBlock, schema: &Arc<TableSchema>) -> Option<EncodedBlock> {
+    fn resolve_block(
+        &self,
+        encoded: EncodedBlock,
+        schema: &Arc<TableSchema>,
+    ) -> Option<EncodedBlock> {
         let block = Block::decode(&encoded.frame).expect("the chunk was encoded here");
         let key = schema.key_indexes();
         let touched = block.groups.iter().any(|group| {
             (0..group.rows()).any(|cell| {
-                key_of(schema, &key, group, cell, true).is_some_and(|key| self.rows.contains_key(&key))
+                key_of(schema, &key, group, cell, true)
+                    .is_some_and(|key| self.rows.contains_key(&key))
             })
         });
         if !touched && !self.truncated {
@@ -216,7 +246,12 @@ impl Newer {
         let transaction = block.transactions.first()?;
         builder.begin(transaction.id.clone(), transaction.commit_time_us);
         for marker in &block.markers {
-            builder.marker(marker.kind.clone().expect("checked when the block was opened"));
+            builder.marker(
+                marker
+                    .kind
+                    .clone()
+                    .expect("checked when the block was opened"),
+            );
         }
         for group in block.groups.iter().filter(|_| !self.truncated) {
             for cell in 0..group.rows() {
@@ -227,7 +262,11 @@ impl Newer {
                     Some(Change::Set { unchanged }) if unchanged.is_empty() => continue,
                     Some(Change::Set { unchanged }) => Some(unchanged),
                 };
-                let row = builder.row(schema, RowOp::Snapshot, downriver_event::block::OldImage::None);
+                let row = builder.row(
+                    schema,
+                    RowOp::Snapshot,
+                    downriver_event::block::OldImage::None,
+                );
                 for (index, column) in schema.columns.iter().enumerate() {
                     let is_key = schema.key.contains(&column.id);
                     let filled = keep.is_none_or(|keep| keep.contains(&index)) || is_key;
@@ -255,8 +294,15 @@ pub(crate) fn key_of(
     let mut key = Vec::with_capacity(key_indexes.len() * 9);
     for index in key_indexes {
         let id = schema.columns[*index].id;
-        let column = if new { group.new_column(id) } else { group.old_column(id) }?;
-        if matches!(column.presence(cell), Presence::Absent | Presence::Unchanged) {
+        let column = if new {
+            group.new_column(id)
+        } else {
+            group.old_column(id)
+        }?;
+        if matches!(
+            column.presence(cell),
+            Presence::Absent | Presence::Unchanged
+        ) {
             return None;
         }
         column.write_key(cell, &mut key);
@@ -266,7 +312,11 @@ pub(crate) fn key_of(
 
 fn unchanged(schema: &TableSchema, group: &RowGroup, cell: usize) -> Vec<usize> {
     let is_unchanged = |id| {
-        group.new_column(id).is_some_and(|column| column.presence(cell) == Presence::Unchanged)
+        group
+            .new_column(id)
+            .is_some_and(|column| column.presence(cell) == Presence::Unchanged)
     };
-    (0..schema.columns.len()).filter(|index| is_unchanged(schema.columns[*index].id)).collect()
+    (0..schema.columns.len())
+        .filter(|index| is_unchanged(schema.columns[*index].id))
+        .collect()
 }

@@ -64,7 +64,10 @@ pub enum CaptureError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot write to the spill folder {folder:?}")]
-    Spill { folder: PathBuf, source: std::io::Error },
+    Spill {
+        folder: PathBuf,
+        source: std::io::Error,
+    },
     /// The stream moved under us; starting again from its position is the cure.
     #[error("the stream is at offset {0}: starting again from there")]
     Behind(u64),
@@ -150,11 +153,13 @@ fn act_on(error: &CaptureError) -> Act {
             (false, problem) => Act::Stop(problem),
         },
         CaptureError::Fenced(_) => Act::Leave,
-        CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => Act::Retry(Problem::new(
-            "DR-1102",
-            error.to_string(),
-            "nothing: the capture starts again by itself",
-        )),
+        CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => {
+            Act::Retry(Problem::new(
+                "DR-1102",
+                error.to_string(),
+                "nothing: the capture starts again by itself",
+            ))
+        }
         CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
             "DR-1100",
             chain(error),

@@ -35,7 +35,10 @@ pub(crate) enum OutboxError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot write to the spill folder {folder:?}")]
-    Spill { folder: PathBuf, source: std::io::Error },
+    Spill {
+        folder: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// Where the stream stands, as its owner knows it.
@@ -69,7 +72,10 @@ impl Pile {
     fn fits_inline(&self) -> bool {
         self.segments.is_empty()
             && self.memory_bytes <= INLINE_APPEND_BYTES_MAX
-            && self.memory.iter().all(|block| block.frame.len() <= INLINE_BLOCK_BYTES_MAX)
+            && self
+                .memory
+                .iter()
+                .all(|block| block.frame.len() <= INLINE_BLOCK_BYTES_MAX)
     }
 
     fn push(&mut self, block: EncodedBlock) {
@@ -79,10 +85,18 @@ impl Pile {
 
     /// Moves the memory's blocks to the segment file.
     fn spill(&mut self, tip: &Tip, folder: &PathBuf) -> Result<(), OutboxError> {
-        let failed = |source| OutboxError::Spill { folder: folder.clone(), source };
+        let failed = |source| OutboxError::Spill {
+            folder: folder.clone(),
+            source,
+        };
         for block in self.memory.drain(..) {
-            if self.segments.last().is_none_or(|segment| segment.bytes() >= SEGMENT_BYTES_MAX) {
-                let segment = SegmentWriter::create(folder, &tip.stream, tip.incarnation, tip.epoch);
+            if self
+                .segments
+                .last()
+                .is_none_or(|segment| segment.bytes() >= SEGMENT_BYTES_MAX)
+            {
+                let segment =
+                    SegmentWriter::create(folder, &tip.stream, tip.incarnation, tip.epoch);
                 self.segments.push(segment.map_err(failed)?);
             }
             let segment = self.segments.last_mut().expect("one was just made");
@@ -223,15 +237,21 @@ impl Outbox {
         };
         let (log, tip, folder) = (Arc::clone(&self.log), self.tip.clone(), self.folder.clone());
         let append = tokio::spawn(send(log, tip, folder, ready, append));
-        self.under_way = Some(UnderWay { append, position_after });
+        self.under_way = Some(UnderWay {
+            append,
+            position_after,
+        });
     }
 
     /// Waits for the append under way; for ever if there is none. Dropping the future loses nothing.
     pub(crate) async fn appended(&mut self) -> Result<(), OutboxError> {
-        let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
+        let Some(under_way) = &mut self.under_way else {
+            return std::future::pending().await;
+        };
         let result = (&mut under_way.append).await;
         let under_way = self.under_way.take().expect("it was there");
-        let appended = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let appended =
+            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         self.tip.next = appended.next;
         self.tip.position = under_way.position_after;
         Ok(())
@@ -251,7 +271,9 @@ async fn send(
         ready.spill(&tip, &folder)?;
         let store = log.objects();
         for segment in ready.segments {
-            append.payloads.push(segment.put(&*store, &append.schemas).await?);
+            append
+                .payloads
+                .push(segment.put(&*store, &append.schemas).await?);
         }
     }
     Ok(log.append(append).await?)

@@ -56,7 +56,11 @@ impl Resume {
         for _ in 0..count {
             moved.push(take(&mut bytes)?.to_vec().into_boxed_slice());
         }
-        Some(Self { exhausted, next: (!next.is_empty()).then_some(next), moved })
+        Some(Self {
+            exhausted,
+            next: (!next.is_empty()).then_some(next),
+            moved,
+        })
     }
 }
 

@@ -12,7 +12,10 @@ pub(crate) enum Registered {
     /// The newest version has this shape already.
     Known(Arc<TableSchema>),
     /// A new version, to be announced before its first row.
-    New { schema: Arc<TableSchema>, previous_version: u32 },
+    New {
+        schema: Arc<TableSchema>,
+        previous_version: u32,
+    },
 }
 
 impl Registered {
@@ -57,7 +60,11 @@ impl Registry {
         schema.version = previous_version + 1;
         let schema = Arc::new(schema);
         self.newest.insert(schema.id, Arc::clone(&schema));
-        self.all.insert((schema.id, schema.version), Arc::clone(&schema));
-        Registered::New { schema, previous_version }
+        self.all
+            .insert((schema.id, schema.version), Arc::clone(&schema));
+        Registered::New {
+            schema,
+            previous_version,
+        }
     }
 }

@@ -56,7 +56,10 @@ pub(crate) type Begun = Arc<Mutex<HashSet<TableId>>>;
 pub(crate) enum FromWorker {
     Chunk(Box<HeldChunk>),
     /// The table cannot be read; the others go on.
-    Failed { table: TableId, error: SourceError },
+    Failed {
+        table: TableId,
+        error: SourceError,
+    },
 }
 
 /// Starts the workers; they end when the queue is empty or the receiver is gone.
@@ -105,7 +108,12 @@ impl Worker {
                 Ok(Ok(())) => {}
                 Ok(Err(Gone)) => return,
                 Err(error) => {
-                    if self.chunks.send(FromWorker::Failed { table, error }).await.is_err() {
+                    if self
+                        .chunks
+                        .send(FromWorker::Failed { table, error })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -116,14 +124,22 @@ impl Worker {
     async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
         let mut session = SnapshotSession::connect(&self.config).await?;
         loop {
-            let reread = task.resume.exhausted.then(|| std::mem::take(&mut task.resume.moved));
+            let reread = task
+                .resume
+                .exhausted
+                .then(|| std::mem::take(&mut task.resume.moved));
             let mut held = self.read(&mut session, &task, reread).await?;
             task.started = true;
             let (answer, moved) = oneshot::channel();
             let last = held.next.is_none();
             task.resume.next.clone_from(&held.next);
             held.moved = last.then_some(answer);
-            if self.chunks.send(FromWorker::Chunk(Box::new(held))).await.is_err() {
+            if self
+                .chunks
+                .send(FromWorker::Chunk(Box::new(held)))
+                .await
+                .is_err()
+            {
                 return Ok(Err(Gone));
             }
             if last {
@@ -140,7 +156,9 @@ impl Worker {
         mut moved: oneshot::Receiver<Vec<Key>>,
     ) -> Result<Result<(), Gone>, SourceError> {
         loop {
-            let Ok(keys) = moved.await else { return Ok(Err(Gone)) };
+            let Ok(keys) = moved.await else {
+                return Ok(Err(Gone));
+            };
             if keys.is_empty() {
                 return Ok(Ok(()));
             }
@@ -148,7 +166,12 @@ impl Worker {
             let (answer, next) = oneshot::channel();
             held.moved = Some(answer);
             moved = next;
-            if self.chunks.send(FromWorker::Chunk(Box::new(held))).await.is_err() {
+            if self
+                .chunks
+                .send(FromWorker::Chunk(Box::new(held)))
+                .await
+                .is_err()
+            {
                 return Ok(Err(Gone));
             }
         }
@@ -210,7 +233,8 @@ impl Worker {
 
     async fn throttle(&self, rows: u64, began: Instant) {
         if self.snapshot.rows_per_second > 0 {
-            let wanted = Duration::from_secs_f64(rows as f64 / self.snapshot.rows_per_second as f64);
+            let wanted =
+                Duration::from_secs_f64(rows as f64 / self.snapshot.rows_per_second as f64);
             tokio::time::sleep(wanted.saturating_sub(began.elapsed())).await;
         }
     }
@@ -228,6 +252,8 @@ pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(),
 }
 
 pub(crate) fn micros_since_epoch() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

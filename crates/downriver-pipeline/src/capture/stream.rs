@@ -5,10 +5,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use downriver_decode::postgres::decoder::{Decoded, PgDecoder, Relation};
 use downriver_event::block::BLOCK_RAW_BYTES_MAX;
 use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, pb};
-use downriver_decode::postgres::decoder::{Decoded, PgDecoder, Relation};
 use downriver_log::{ChunkDone, Log, LogError};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::replication::{Acknowledger, Message, ReplicationStream};
@@ -79,21 +79,28 @@ pub(super) async fn run(
     let catalog = Catalog::connect(&config.postgres).await?;
     let identity = catalog.identity().await?;
     let known = log.state(&config.name);
-    let position = known.as_ref().and_then(|state| state.position.as_ref()?.lsn());
+    let position = known
+        .as_ref()
+        .and_then(|state| state.position.as_ref()?.lsn());
     if let Some(known) = known.filter(|k| !k.identity.is_empty() && k.identity != identity) {
         return Err(CaptureError::Problem(Problem::new(
             "DR-1021",
             format!(
                 "the database is not the one that source {:?} captured up to {}: its system identifier differs",
                 config.name,
-                known.position.as_ref().map_or_else(String::new, ToString::to_string),
+                known
+                    .position
+                    .as_ref()
+                    .map_or_else(String::new, ToString::to_string),
             ),
             "point the source back at the original database, or delete the source and apply it under a new name",
         )));
     }
     let prepared = setup::prepare(&config.postgres, position).await?;
     let start = SourcePosition::Postgres(prepared.position);
-    let state = log.open(&config.name, Some(start.clone()), identity).await?;
+    let state = log
+        .open(&config.name, Some(start.clone()), identity)
+        .await?;
     let position = state.position.clone().unwrap_or(start);
     let from = position.lsn().ok_or_else(|| {
         CaptureError::Problem(Problem::new(
@@ -109,8 +116,10 @@ pub(super) async fn run(
         next: state.next,
         position: state.position.clone(),
     };
-    std::fs::create_dir_all(&config.spill)
-        .map_err(|source| CaptureError::Spill { folder: config.spill.clone(), source })?;
+    std::fs::create_dir_all(&config.spill).map_err(|source| CaptureError::Spill {
+        folder: config.spill.clone(),
+        source,
+    })?;
     let mut run = Run {
         config,
         log,
@@ -171,8 +180,10 @@ impl Run<'_> {
                 }
             };
             let chunks = state.chunks.get(&id);
-            let mut table_status =
-                TableStatus { state: TableState::Streaming, ..TableStatus::default() };
+            let mut table_status = TableStatus {
+                state: TableState::Streaming,
+                ..TableStatus::default()
+            };
             if self.config.snapshot.initial && !chunks.is_some_and(|chunks| chunks.done) {
                 let resume = chunks.map_or_else(
                     || Some(Resume::default()),
@@ -198,13 +209,18 @@ impl Run<'_> {
                     resume: resume.clone(),
                     started: chunks.is_some(),
                 });
-                self.snapshots.insert(id, TableProgress { generation, resume });
+                self.snapshots
+                    .insert(id, TableProgress { generation, resume });
             }
             statuses.insert(name, table_status);
         }
         let snapshotting = !tasks.is_empty();
         self.status.update(|s| {
-            s.state = if snapshotting { TableState::Snapshotting } else { TableState::Streaming };
+            s.state = if snapshotting {
+                TableState::Snapshotting
+            } else {
+                TableState::Streaming
+            };
             s.problem = None;
             s.tables = statuses;
         });
@@ -285,7 +301,11 @@ impl Run<'_> {
                 }
                 Message::Data { payload, .. } => payload,
             };
-            match self.decoder.decode(payload, &mut self.builder).map_err(downriver_source::SourceError::from)? {
+            match self
+                .decoder
+                .decode(payload, &mut self.builder)
+                .map_err(downriver_source::SourceError::from)?
+            {
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Commit { end_lsn, events } => {
                     self.received = self.received.max(end_lsn);
@@ -327,10 +347,17 @@ impl Run<'_> {
                 self.decoder.set_schema(relation.id, None);
                 return Ok(());
             }
-            None if self.config.postgres.captures(&relation.namespace, &relation.name) => {
+            None if self
+                .config
+                .postgres
+                .captures(&relation.namespace, &relation.name) =>
+            {
                 // Made since the capture began. Starting again finds it and takes its snapshot, which
                 // contains what is passed over here.
-                return Err(CaptureError::NewTable(format!("{}.{}", relation.namespace, relation.name)));
+                return Err(CaptureError::NewTable(format!(
+                    "{}.{}",
+                    relation.namespace, relation.name
+                )));
             }
             None => {
                 self.captured.insert(table, false);
@@ -338,16 +365,26 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        let schema = self.catalog.schema_of(relation, self.registry.newest(table).map(|s| &**s)).await?;
+        let schema = self
+            .catalog
+            .schema_of(relation, self.registry.newest(table).map(|s| &**s))
+            .await?;
         let registered = self.registry.register(schema);
         self.announce(&registered);
-        self.decoder.set_schema(relation.id, Some(Arc::clone(registered.schema())));
+        self.decoder
+            .set_schema(relation.id, Some(Arc::clone(registered.schema())));
         Ok(())
     }
 
     /// Puts a new version's announcement into the log, before its first row.
     fn announce(&mut self, registered: &Registered) {
-        let Registered::New { schema, previous_version } = registered else { return };
+        let Registered::New {
+            schema,
+            previous_version,
+        } = registered
+        else {
+            return;
+        };
         self.outbox.register(Arc::clone(schema));
         let change = pb::marker::Kind::SchemaChange(pb::SchemaChange {
             schema: Some(schema.to_pb()),
@@ -356,7 +393,8 @@ impl Run<'_> {
         if self.builder.in_transaction() {
             self.builder.marker(change);
         } else {
-            self.builder.begin("schema".into(), snapshot::micros_since_epoch());
+            self.builder
+                .begin("schema".into(), snapshot::micros_since_epoch());
             self.builder.marker(change);
             self.builder.commit_unplaced();
         }
@@ -384,7 +422,8 @@ impl Run<'_> {
         }
         let (encoded, block) = self.builder.cut_and_read()?;
         let registry = &self.registry;
-        self.recent.observe(&block, |table, version| registry.version(table, version));
+        self.recent
+            .observe(&block, |table, version| registry.version(table, version));
         for (table, moved) in self.recent.newly_moved() {
             if let Some(progress) = self.snapshots.get_mut(&table) {
                 progress.resume.moved.extend(moved);
@@ -404,12 +443,21 @@ impl Run<'_> {
         match from_worker {
             FromWorker::Chunk(chunk) => self.held.push(*chunk),
             FromWorker::Failed { table, error } if error.is_transient() => {
-                tracing::warn!(source = self.config.name, table = table.0, "snapshot failed; it will be tried again");
+                tracing::warn!(
+                    source = self.config.name,
+                    table = table.0,
+                    "snapshot failed; it will be tried again"
+                );
                 return Err(error.into());
             }
             FromWorker::Failed { table, error } => {
                 let problem = error.problem();
-                tracing::error!(source = self.config.name, table = table.0, code = problem.code, "snapshot stopped");
+                tracing::error!(
+                    source = self.config.name,
+                    table = table.0,
+                    code = problem.code,
+                    "snapshot stopped"
+                );
                 self.recent.forget(table);
                 self.snapshots.remove(&table);
                 self.table_status(table, |status| {
@@ -426,8 +474,9 @@ impl Run<'_> {
         if self.builder.in_transaction() || self.outbox.is_full() {
             return Ok(());
         }
-        let (passed, held) =
-            std::mem::take(&mut self.held).into_iter().partition(|chunk| chunk.high <= self.received);
+        let (passed, held) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|chunk| chunk.high <= self.received);
         self.held = held;
         let passed: Vec<HeldChunk> = passed;
         if passed.is_empty() {
@@ -443,22 +492,33 @@ impl Run<'_> {
         if newest != Some(chunk.schema.version) {
             return Err(CaptureError::SchemaMoved(chunk.schema.qualified_name()));
         }
-        let newer = self.recent.newer_than(table, |xid| chunk.snapshot.sees(xid));
+        let newer = self
+            .recent
+            .newer_than(table, |xid| chunk.snapshot.sees(xid));
         for block in newer.resolve(std::mem::take(&mut chunk.blocks), &chunk.schema) {
             self.outbox.commit(Some(block), None)?;
         }
         {
             let begun = self.begun.lock().expect("no holder panics");
-            self.recent.forget_visible(|table| !begun.contains(&table), |xid| chunk.snapshot.sees(xid));
+            self.recent.forget_visible(
+                |table| !begun.contains(&table),
+                |xid| chunk.snapshot.sees(xid),
+            );
         }
-        let Some(progress) = self.snapshots.get_mut(&table) else { return Ok(()) };
+        let Some(progress) = self.snapshots.get_mut(&table) else {
+            return Ok(());
+        };
         for key in &chunk.reread {
             progress.resume.moved.retain(|moved| moved != key);
         }
         progress.resume.next = chunk.next.take();
         progress.resume.exhausted = chunk.moved.is_some();
         let last = chunk.moved.is_some() && progress.resume.moved.is_empty();
-        let moved = if chunk.moved.is_some() { progress.resume.moved.clone() } else { Vec::new() };
+        let moved = if chunk.moved.is_some() {
+            progress.resume.moved.clone()
+        } else {
+            Vec::new()
+        };
         let done = ChunkDone {
             table,
             generation: progress.generation,
@@ -495,12 +555,14 @@ impl Run<'_> {
                 snapshot.rows_done
             })
         });
-        self.builder.begin("snapshot".into(), snapshot::micros_since_epoch());
-        self.builder.marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
-            table_id: table.0,
-            generation,
-            rows: rows.unwrap_or_default(),
-        }));
+        self.builder
+            .begin("snapshot".into(), snapshot::micros_since_epoch());
+        self.builder
+            .marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+                table_id: table.0,
+                generation,
+                rows: rows.unwrap_or_default(),
+            }));
         self.builder.commit_unplaced();
         self.flush()?;
         if self.snapshots.is_empty() {
@@ -510,10 +572,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn table_status<T>(&self, table: TableId, change: impl FnOnce(&mut TableStatus) -> T) -> Option<T> {
+    fn table_status<T>(
+        &self,
+        table: TableId,
+        change: impl FnOnce(&mut TableStatus) -> T,
+    ) -> Option<T> {
         let name = self.registry.newest(table)?.qualified_name();
         let mut result = None;
-        self.status.update(|s| result = s.tables.get_mut(&name).map(change));
+        self.status
+            .update(|s| result = s.tables.get_mut(&name).map(change));
         result
     }
 
@@ -536,7 +603,8 @@ impl Run<'_> {
         let sealed = state.and_then(|state| state.sealed_position.as_ref()?.lsn());
         if let Some(sealed) = sealed {
             acknowledger.acknowledge(sealed);
-            self.status.update(|s| s.acknowledged = s.acknowledged.max(sealed));
+            self.status
+                .update(|s| s.acknowledged = s.acknowledged.max(sealed));
         }
         acknowledger.received(self.received);
     }
@@ -545,7 +613,8 @@ impl Run<'_> {
         if !self.held.is_empty() {
             acknowledger.request_reply();
         }
-        let idle = self.outbox.is_idle() && self.builder.events() == 0 && !self.decoder.in_transaction();
+        let idle =
+            self.outbox.is_idle() && self.builder.events() == 0 && !self.decoder.in_transaction();
         if !idle {
             return;
         }
@@ -555,7 +624,12 @@ impl Run<'_> {
             s.passed_offset = offset;
         });
         let position = SourcePosition::Postgres(self.received);
-        let stored = self.outbox.tip().position.as_ref().is_some_and(|stored| stored.covers(&position));
+        let stored = self
+            .outbox
+            .tip()
+            .position
+            .as_ref()
+            .is_some_and(|stored| stored.covers(&position));
         if !stored && self.position_appended.elapsed() >= POSITION_APPEND_EVERY {
             self.received_at_append = self.received;
             self.outbox.append_position(position);

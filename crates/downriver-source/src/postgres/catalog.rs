@@ -57,7 +57,10 @@ impl Catalog {
     /// # Errors
     /// The server cannot be reached, or refuses.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
-        Ok(Self { client: sql::connect(config).await?, types: Mutex::default() })
+        Ok(Self {
+            client: sql::connect(config).await?,
+            types: Mutex::default(),
+        })
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -77,7 +80,11 @@ impl Catalog {
                 &[],
             )
             .await?;
-        Ok(Bytes::from(format!("postgres {} {}", row.get::<_, String>(0), row.get::<_, String>(1))))
+        Ok(Bytes::from(format!(
+            "postgres {} {}",
+            row.get::<_, String>(0),
+            row.get::<_, String>(1)
+        )))
     }
 
     /// Where the server writes: everything committed before the call lies before it.
@@ -85,19 +92,29 @@ impl Catalog {
     /// # Errors
     /// The query failed.
     pub async fn current_position(&self) -> Result<Lsn, SourceError> {
-        let row = self.client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?;
+        let row = self
+            .client
+            .query_one("select pg_current_wal_insert_lsn()::text", &[])
+            .await?;
         let position = parse_lsn(row.get(0))?;
         // At the start of a page the insert position stands behind the page's header (24 bytes, 40 in a
         // file's first page), which no record ends at.
         let into_page = position.0 % 8192;
-        Ok(if into_page == 24 || into_page == 40 { Lsn(position.0 - into_page) } else { position })
+        Ok(if into_page == 24 || into_page == 40 {
+            Lsn(position.0 - into_page)
+        } else {
+            position
+        })
     }
 
     /// The tables that the patterns select, sorted by name.
     ///
     /// # Errors
     /// A query failed.
-    pub async fn list_tables(&self, config: &PostgresConfig) -> Result<Vec<SourceTable>, SourceError> {
+    pub async fn list_tables(
+        &self,
+        config: &PostgresConfig,
+    ) -> Result<Vec<SourceTable>, SourceError> {
         let rows = self
             .client
             .query(
@@ -129,7 +146,10 @@ impl Catalog {
                     namespace,
                     name,
                     columns: Vec::new(),
-                    key: key.into_iter().filter_map(|number| u32::try_from(number).ok()).collect(),
+                    key: key
+                        .into_iter()
+                        .filter_map(|number| u32::try_from(number).ok())
+                        .collect(),
                     identity,
                 },
                 estimated_rows: row.get::<_, f64>(4) as u64,
@@ -138,9 +158,15 @@ impl Catalog {
         }
         let oids: Vec<u32> = tables.iter().map(|table| table.schema.id.0).collect();
         let columns = self.columns(&oids).await?;
-        self.load_types(columns.iter().map(|column| column.type_oid).collect()).await?;
+        self.load_types(columns.iter().map(|column| column.type_oid).collect())
+            .await?;
         for column in columns {
-            let Some(table) = tables.iter_mut().find(|table| table.schema.id.0 == column.table) else { continue };
+            let Some(table) = tables
+                .iter_mut()
+                .find(|table| table.schema.id.0 == column.table)
+            else {
+                continue;
+            };
             table.schema.columns.push(Column {
                 id: column.number,
                 name: column.name,
@@ -200,15 +226,27 @@ impl Catalog {
             let ty = self.logical(column.type_oid, column.type_modifier);
             let forgotten = || FORGOTTEN_COLUMN_IDS + u32::try_from(place).unwrap_or(u32::MAX >> 1);
             columns.push(Column {
-                id: before.map(|c| c.id).or(now.map(|c| c.number)).unwrap_or_else(forgotten),
+                id: before
+                    .map(|c| c.id)
+                    .or(now.map(|c| c.number))
+                    .unwrap_or_else(forgotten),
                 name: column.name.clone(),
-                nullable: before.map(|c| c.nullable).or(now.map(|c| c.nullable)).unwrap_or(true),
+                nullable: before
+                    .map(|c| c.nullable)
+                    .or(now.map(|c| c.nullable))
+                    .unwrap_or(true),
                 source_type: match (now, before) {
-                    (Some(now), _) if now.type_oid == column.type_oid && now.type_modifier == column.type_modifier => {
+                    (Some(now), _)
+                        if now.type_oid == column.type_oid
+                            && now.type_modifier == column.type_modifier =>
+                    {
                         now.source_type.clone()
                     }
                     (_, Some(before)) if before.ty == ty => before.source_type.clone(),
-                    _ => self.type_name(column.type_oid, column.type_modifier).await?,
+                    _ => {
+                        self.type_name(column.type_oid, column.type_modifier)
+                            .await?
+                    }
                 },
                 ty,
             });
@@ -217,7 +255,11 @@ impl Catalog {
         Ok(TableSchema {
             id: TableId(relation.id),
             version: 0,
-            namespace: if relation.namespace.is_empty() { "pg_catalog".into() } else { relation.namespace.clone() },
+            namespace: if relation.namespace.is_empty() {
+                "pg_catalog".into()
+            } else {
+                relation.namespace.clone()
+            },
             name: relation.name.clone(),
             key: self.key_of(relation, &columns, previous, identity).await?,
             columns,
@@ -258,7 +300,10 @@ impl Catalog {
             )
             .await?;
         let today: Vec<u32> = row.map_or_else(Vec::new, |row| {
-            row.get::<_, Vec<i32>>(0).into_iter().filter_map(|number| u32::try_from(number).ok()).collect()
+            row.get::<_, Vec<i32>>(0)
+                .into_iter()
+                .filter_map(|number| u32::try_from(number).ok())
+                .collect()
         });
         if fits(&today) || identity != ReplicaIdentity::Default {
             return Ok(if fits(&today) { today } else { Vec::new() });
@@ -267,7 +312,10 @@ impl Catalog {
     }
 
     async fn type_name(&self, oid: u32, modifier: i32) -> Result<String, SourceError> {
-        let row = self.client.query_one("select format_type($1, $2)", &[&oid, &modifier]).await?;
+        let row = self
+            .client
+            .query_one("select format_type($1, $2)", &[&oid, &modifier])
+            .await?;
         Ok(row.get(0))
     }
 
@@ -301,7 +349,11 @@ impl Catalog {
                     element: row.get(4),
                     labels: row.get(5),
                 };
-                missing.extend([ty.base, ty.element].into_iter().filter(|oid| *oid != 0 && !known.contains_key(oid)));
+                missing.extend(
+                    [ty.base, ty.element]
+                        .into_iter()
+                        .filter(|oid| *oid != 0 && !known.contains_key(oid)),
+                );
                 known.insert(row.get(0), ty);
             }
         }
@@ -334,15 +386,32 @@ fn logical(known: &HashMap<u32, TypeRow>, oid: u32, modifier: i32) -> LogicalTyp
         1184 => LogicalType::TimestampTz,
         1186 => LogicalType::Interval,
         _ => match known.get(&oid) {
-            Some(TypeRow { kind: 'e', labels, .. }) => LogicalType::Enum { labels: labels.clone() },
-            Some(TypeRow { kind: 'd', base, base_modifier, .. }) => {
-                logical(known, *base, if *base_modifier == -1 { modifier } else { *base_modifier })
-            }
-            Some(TypeRow { element, .. }) if *element != 0 => match logical(known, *element, modifier) {
-                // Elements that are not interpreted may have any delimiter and quoting.
-                LogicalType::Other | LogicalType::Array(_) => LogicalType::Other,
-                element => LogicalType::Array(Box::new(element)),
+            Some(TypeRow {
+                kind: 'e', labels, ..
+            }) => LogicalType::Enum {
+                labels: labels.clone(),
             },
+            Some(TypeRow {
+                kind: 'd',
+                base,
+                base_modifier,
+                ..
+            }) => logical(
+                known,
+                *base,
+                if *base_modifier == -1 {
+                    modifier
+                } else {
+                    *base_modifier
+                },
+            ),
+            Some(TypeRow { element, .. }) if *element != 0 => {
+                match logical(known, *element, modifier) {
+                    // Elements that are not interpreted may have any delimiter and quoting.
+                    LogicalType::Other | LogicalType::Array(_) => LogicalType::Other,
+                    element => LogicalType::Array(Box::new(element)),
+                }
+            }
             _ => LogicalType::Other,
         },
     }
@@ -351,11 +420,17 @@ fn logical(known: &HashMap<u32, TypeRow>, oid: u32, modifier: i32) -> LogicalTyp
 /// numeric's modifier: precision in the upper half, an 11-bit signed scale in the lower.
 fn decimal(modifier: i32) -> LogicalType {
     if modifier < 4 {
-        return LogicalType::Decimal { precision: 0, scale: 0 };
+        return LogicalType::Decimal {
+            precision: 0,
+            scale: 0,
+        };
     }
     let packed = modifier - 4;
     let precision = u32::try_from((packed >> 16) & 0xffff).unwrap_or_default();
-    LogicalType::Decimal { precision, scale: ((packed & 0x7ff) ^ 1024) - 1024 }
+    LogicalType::Decimal {
+        precision,
+        scale: ((packed & 0x7ff) ^ 1024) - 1024,
+    }
 }
 
 fn replica_identity(letter: u8) -> ReplicaIdentity {
@@ -384,10 +459,16 @@ fn refusal(schema: &TableSchema) -> Option<Problem> {
             format!("alter table {name} add primary key (…); or exclude the table"),
         ));
     }
-    if matches!(schema.identity, ReplicaIdentity::Nothing | ReplicaIdentity::Index) {
+    if matches!(
+        schema.identity,
+        ReplicaIdentity::Nothing | ReplicaIdentity::Index
+    ) {
         return Some(Problem::new(
             "DR-1032",
-            format!("the replica identity of table {} is not its primary key", schema.qualified_name()),
+            format!(
+                "the replica identity of table {} is not its primary key",
+                schema.qualified_name()
+            ),
             format!("alter table {name} replica identity default"),
         ));
     }
@@ -412,11 +493,18 @@ fn refuse_collisions(tables: &mut [SourceTable]) {
             }
         }
         let mut columns = HashSet::new();
-        let twice = table.schema.columns.iter().find(|column| !columns.insert(column.name.to_lowercase()));
+        let twice = table
+            .schema
+            .columns
+            .iter()
+            .find(|column| !columns.insert(column.name.to_lowercase()));
         if let Some(column) = twice {
             table.problem = Some(Problem::new(
                 "DR-1031",
-                format!("column {:?} of table {name} collides with another: their names differ only in case", column.name),
+                format!(
+                    "column {:?} of table {name} collides with another: their names differ only in case",
+                    column.name
+                ),
                 "rename one of them, or exclude the table from the source",
             ));
         }
@@ -431,9 +519,18 @@ mod tests {
     fn a_numeric_modifier_carries_an_eleven_bit_signed_scale() {
         let modifier = |precision: i32, scale: i32| ((precision << 16) | (scale & 0x7ff)) + 4;
         for (precision, scale) in [(12, 2), (3, -2), (3, 5), (1000, -1000)] {
-            let expected = LogicalType::Decimal { precision: precision as u32, scale };
+            let expected = LogicalType::Decimal {
+                precision: precision as u32,
+                scale,
+            };
             assert_eq!(decimal(modifier(precision, scale)), expected);
         }
-        assert_eq!(decimal(-1), LogicalType::Decimal { precision: 0, scale: 0 });
+        assert_eq!(
+            decimal(-1),
+            LogicalType::Decimal {
+                precision: 0,
+                scale: 0
+            }
+        );
     }
 }

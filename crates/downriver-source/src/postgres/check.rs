@@ -25,15 +25,27 @@ pub struct Finding {
 
 impl Finding {
     fn ok(subject: impl Into<String>) -> Self {
-        Self { severity: Severity::Ok, subject: subject.into(), problem: None }
+        Self {
+            severity: Severity::Ok,
+            subject: subject.into(),
+            problem: None,
+        }
     }
 
     fn error(subject: impl Into<String>, problem: Problem) -> Self {
-        Self { severity: Severity::Error, subject: subject.into(), problem: Some(problem) }
+        Self {
+            severity: Severity::Error,
+            subject: subject.into(),
+            problem: Some(problem),
+        }
     }
 
     fn warning(subject: impl Into<String>, problem: Problem) -> Self {
-        Self { severity: Severity::Warning, subject: subject.into(), problem: Some(problem) }
+        Self {
+            severity: Severity::Warning,
+            subject: subject.into(),
+            problem: Some(problem),
+        }
     }
 }
 
@@ -50,7 +62,11 @@ pub async fn check(config: &PostgresConfig) -> Vec<Finding> {
     findings
 }
 
-async fn look(catalog: &Catalog, config: &PostgresConfig, findings: &mut Vec<Finding>) -> Result<(), SourceError> {
+async fn look(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+    findings: &mut Vec<Finding>,
+) -> Result<(), SourceError> {
     findings.push(match check_wal_level(catalog).await {
         Ok(()) => Finding::ok("wal_level"),
         Err(error) => Finding::error("wal_level", error.problem()),
@@ -65,7 +81,10 @@ async fn look(catalog: &Catalog, config: &PostgresConfig, findings: &mut Vec<Fin
     } else {
         let user = identifier(&config.user);
         let reason = format!("role {} may not stream", config.user);
-        Finding::error("replication privilege", Problem::new("DR-1004", reason, format!("alter role {user} replication")))
+        Finding::error(
+            "replication privilege",
+            Problem::new("DR-1004", reason, format!("alter role {user} replication")),
+        )
     });
     let slots = client
         .query_one(
@@ -78,22 +97,40 @@ async fn look(catalog: &Catalog, config: &PostgresConfig, findings: &mut Vec<Fin
     findings.push(if slots.get(0) {
         Finding::ok("replication slots")
     } else {
-        let fix = "raise max_replication_slots and restart the server, or drop a slot that nobody uses";
-        Finding::error("replication slots", Problem::new("DR-1011", "every replication slot is taken", fix))
+        let fix =
+            "raise max_replication_slots and restart the server, or drop a slot that nobody uses";
+        Finding::error(
+            "replication slots",
+            Problem::new("DR-1011", "every replication slot is taken", fix),
+        )
     });
     let published = client
-        .query_opt("select from pg_publication where pubname = $1", &[&config.publication])
+        .query_opt(
+            "select from pg_publication where pubname = $1",
+            &[&config.publication],
+        )
         .await?
         .is_some();
     let may_create: bool = client
-        .query_one("select has_database_privilege(current_database(), 'create')", &[])
+        .query_one(
+            "select has_database_privilege(current_database(), 'create')",
+            &[],
+        )
         .await?
         .get(0);
     if !published && !may_create {
         let (database, user) = (identifier(&config.database), identifier(&config.user));
-        let reason = format!("role {} may not create the publication {}", config.user, config.publication);
-        let fix = format!("grant create on database {database} to {user}; or create the publication yourself");
-        findings.push(Finding::error("publication", Problem::new("DR-1004", reason, fix)));
+        let reason = format!(
+            "role {} may not create the publication {}",
+            config.user, config.publication
+        );
+        let fix = format!(
+            "grant create on database {database} to {user}; or create the publication yourself"
+        );
+        findings.push(Finding::error(
+            "publication",
+            Problem::new("DR-1004", reason, fix),
+        ));
     }
     let tables = catalog.list_tables(config).await?;
     if tables.is_empty() {
@@ -121,16 +158,28 @@ async fn look(catalog: &Catalog, config: &PostgresConfig, findings: &mut Vec<Fin
         let user = identifier(&config.user);
         if !rights.get::<_, bool>(0) {
             let reason = format!("role {} may not read table {name}", config.user);
-            let fix = format!("grant usage on schema {} to {user}; grant select on {quoted} to {user}", identifier(&table.schema.namespace));
-            findings.push(Finding::error(name.clone(), Problem::new("DR-1004", reason, fix)));
+            let fix = format!(
+                "grant usage on schema {} to {user}; grant select on {quoted} to {user}",
+                identifier(&table.schema.namespace)
+            );
+            findings.push(Finding::error(
+                name.clone(),
+                Problem::new("DR-1004", reason, fix),
+            ));
         }
         if !published && !superuser && !rights.get::<_, bool>(1) {
-            let reason = format!("role {} does not own table {name} and so cannot publish it", config.user);
+            let reason = format!(
+                "role {} does not own table {name} and so cannot publish it",
+                config.user
+            );
             let fix = format!(
                 "as the owner or a superuser: create publication {} for table {quoted}; or make {user} a member of the owner's role",
                 identifier(&config.publication)
             );
-            findings.push(Finding::error(name.clone(), Problem::new("DR-1004", reason, fix)));
+            findings.push(Finding::error(
+                name.clone(),
+                Problem::new("DR-1004", reason, fix),
+            ));
         }
         let as_text: Vec<String> = table
             .schema
@@ -140,8 +189,14 @@ async fn look(catalog: &Catalog, config: &PostgresConfig, findings: &mut Vec<Fin
             .map(|column| format!("{} ({})", column.name, column.source_type))
             .collect();
         if !as_text.is_empty() {
-            let reason = format!("columns of table {name} are carried as text: {}", as_text.join(", "));
-            findings.push(Finding::warning(name, Problem::new("DR-1034", reason, "nothing, if text is good enough")));
+            let reason = format!(
+                "columns of table {name} are carried as text: {}",
+                as_text.join(", ")
+            );
+            findings.push(Finding::warning(
+                name,
+                Problem::new("DR-1034", reason, "nothing, if text is good enough"),
+            ));
         }
     }
     Ok(())

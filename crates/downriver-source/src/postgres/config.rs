@@ -59,21 +59,28 @@ impl PostgresConfig {
     /// # Errors
     /// What is wrong with the url.
     pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
-        let invalid = |what: &str| InvalidUrl(format!("{what}: use postgres://user@host:5432/database"));
+        let invalid =
+            |what: &str| InvalidUrl(format!("{what}: use postgres://user@host:5432/database"));
         let rest = url
             .strip_prefix("postgres://")
             .or_else(|| url.strip_prefix("postgresql://"))
             .ok_or_else(|| invalid("the url does not begin with postgres://"))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, database) = place.split_once('/').ok_or_else(|| invalid("the url names no database"))?;
-        let (login, address) = authority.rsplit_once('@').ok_or_else(|| invalid("the url names no user"))?;
+        let (authority, database) = place
+            .split_once('/')
+            .ok_or_else(|| invalid("the url names no database"))?;
+        let (login, address) = authority
+            .rsplit_once('@')
+            .ok_or_else(|| invalid("the url names no user"))?;
         let (user, password) = match login.split_once(':') {
             Some((user, password)) => (user, Some(unescape(password)?)),
             None => (login, None),
         };
         let (host, port) = match address.strip_prefix('[') {
             Some(v6) => {
-                let (host, port) = v6.split_once(']').ok_or_else(|| invalid("the host is not closed by ]"))?;
+                let (host, port) = v6
+                    .split_once(']')
+                    .ok_or_else(|| invalid("the host is not closed by ]"))?;
                 (host, port.strip_prefix(':'))
             }
             None => match address.split_once(':') {
@@ -81,7 +88,10 @@ impl PostgresConfig {
                 None => (address, None),
             },
         };
-        let port = port.map_or(Ok(5432), |port| port.parse().map_err(|_| invalid("the port is not a number")))?;
+        let port = port.map_or(Ok(5432), |port| {
+            port.parse()
+                .map_err(|_| invalid("the port is not a number"))
+        })?;
         if host.is_empty() || user.is_empty() || database.is_empty() {
             return Err(invalid("the url needs a user, a host and a database"));
         }
@@ -93,7 +103,11 @@ impl PostgresConfig {
             match key {
                 "sslmode" => ssl_mode = parse_ssl_mode(&value)?,
                 "sslrootcert" => ca_file = Some(PathBuf::from(value)),
-                _ => return Err(InvalidUrl(format!("the url's parameter {key:?} is not known: use sslmode or sslrootcert"))),
+                _ => {
+                    return Err(InvalidUrl(format!(
+                        "the url's parameter {key:?} is not known: use sslmode or sslrootcert"
+                    )));
+                }
             }
         }
         Ok(Self {
@@ -119,7 +133,10 @@ impl PostgresConfig {
     /// For messages.
     #[must_use]
     pub fn place(&self) -> String {
-        format!("{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+        format!(
+            "{}@{}:{}/{}",
+            self.user, self.host, self.port, self.database
+        )
     }
 }
 
@@ -164,13 +181,21 @@ mod tests {
 
     #[test]
     fn a_url_is_read_as_libpq_reads_it() {
-        let config = PostgresConfig::from_url("postgres://c%40c:p%2Fw@db.internal/shop?sslmode=verify-full").unwrap();
+        let config =
+            PostgresConfig::from_url("postgres://c%40c:p%2Fw@db.internal/shop?sslmode=verify-full")
+                .unwrap();
         assert_eq!(config.place(), "c@c@db.internal:5432/shop");
         assert_eq!(config.password.as_deref(), Some("p/w"));
         assert_eq!(config.ssl_mode, SslMode::VerifyFull);
         let config = PostgresConfig::from_url("postgresql://u@[::1]:6543/d").unwrap();
         assert_eq!((config.host.as_str(), config.port), ("::1", 6543));
-        for wrong in ["mysql://u@h/d", "postgres://h/d", "postgres://u@h", "postgres://u@h:x/d", "postgres://u@h/d?sslmod=require"] {
+        for wrong in [
+            "mysql://u@h/d",
+            "postgres://h/d",
+            "postgres://u@h",
+            "postgres://u@h:x/d",
+            "postgres://u@h/d?sslmod=require",
+        ] {
             assert!(PostgresConfig::from_url(wrong).is_err(), "{wrong}");
         }
         assert!(!format!("{config:?}").contains("password"));

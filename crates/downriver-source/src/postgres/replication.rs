@@ -117,7 +117,14 @@ impl ReplicationStream {
         shared.acknowledged.store(from.0, Ordering::Relaxed);
         let (reader, writer) = tokio::io::split(session.stream);
         let writer = tokio::spawn(keep_alive(writer, Arc::clone(&shared), status_every));
-        Ok(Self { reader, buffer: session.buffer, popped: 0, backlog: false, shared, writer })
+        Ok(Self {
+            reader,
+            buffer: session.buffer,
+            popped: 0,
+            backlog: false,
+            shared,
+            writer,
+        })
     }
 
     #[must_use]
@@ -180,14 +187,20 @@ impl ReplicationStream {
     /// The server reported an error, ended the stream, or sent what is not known.
     pub fn pop(&mut self) -> Result<Option<Message<'_>>, SourceError> {
         loop {
-            let Some((tag, len)) = frame(&self.buffer[self.popped..])? else { return Ok(None) };
+            let Some((tag, len)) = frame(&self.buffer[self.popped..])? else {
+                return Ok(None);
+            };
             let start = self.popped + 5;
             self.popped += 1 + len;
             match tag {
                 b'd' => {
                     let body = &self.buffer[start..self.popped];
                     let message = copy_data(body)?;
-                    if let Message::Keepalive { reply_requested: true, .. } = message {
+                    if let Message::Keepalive {
+                        reply_requested: true,
+                        ..
+                    } = message
+                    {
                         self.shared.reply_now.store(true, Ordering::Relaxed);
                         self.shared.wake.notify_one();
                     }
@@ -207,7 +220,9 @@ impl ReplicationStream {
 
 /// Tag and length (from after the tag) of the message at the start, if it is here whole.
 fn frame(buffer: &[u8]) -> Result<Option<(u8, usize)>, SourceError> {
-    let Some((head, _)) = buffer.split_first_chunk::<5>() else { return Ok(None) };
+    let Some((head, _)) = buffer.split_first_chunk::<5>() else {
+        return Ok(None);
+    };
     let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     if !(4..=MESSAGE_BYTES_MAX).contains(&len) {
         return Err(unknown(format!("a message of {len} bytes")));
@@ -218,18 +233,28 @@ fn frame(buffer: &[u8]) -> Result<Option<(u8, usize)>, SourceError> {
 fn copy_data(body: &[u8]) -> Result<Message<'_>, SourceError> {
     let lsn = |at: usize| {
         let bytes = body.get(at..at + 8)?;
-        Some(Lsn(u64::from_be_bytes(bytes.try_into().expect("eight bytes"))))
+        Some(Lsn(u64::from_be_bytes(
+            bytes.try_into().expect("eight bytes"),
+        )))
     };
     match body.first() {
         Some(b'w') if body.len() >= 25 => {
             let wal_end = lsn(9).expect("the length was checked");
-            Ok(Message::Data { wal_end, payload: &body[25..] })
+            Ok(Message::Data {
+                wal_end,
+                payload: &body[25..],
+            })
         }
         Some(b'k') if body.len() == 18 => {
             let wal_end = lsn(1).expect("the length was checked");
-            Ok(Message::Keepalive { wal_end, reply_requested: body[17] != 0 })
+            Ok(Message::Keepalive {
+                wal_end,
+                reply_requested: body[17] != 0,
+            })
         }
-        _ => Err(unknown("a replication message that is neither data nor keepalive".into())),
+        _ => Err(unknown(
+            "a replication message that is neither data nor keepalive".into(),
+        )),
     }
 }
 
@@ -245,7 +270,9 @@ fn error_response(body: &[u8]) -> SourceError {
     let mut state = "";
     let mut message = "";
     for field in body.split(|byte| *byte == 0) {
-        let Some((kind, text)) = field.split_first() else { continue };
+        let Some((kind, text)) = field.split_first() else {
+            continue;
+        };
         let text = std::str::from_utf8(text).unwrap_or("(not UTF-8)");
         match kind {
             b'C' => state = text,
@@ -259,7 +286,9 @@ fn error_response(body: &[u8]) -> SourceError {
 /// A third of the server's patience, at most ten seconds.
 fn status_interval(wal_sender_timeout: Option<&str>) -> Duration {
     let text = wal_sender_timeout.unwrap_or("0");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().unwrap_or(0);
     let millis = match unit {
@@ -283,12 +312,19 @@ async fn keep_alive(mut writer: WriteHalf<Stream>, shared: Arc<Shared>, every: D
         if !now {
             // Acknowledgements wait for each other; whoever asks does not wait.
             let waiting = shared.acknowledged.load(Ordering::Relaxed) > acknowledged;
-            let patience = if waiting { ACKNOWLEDGE_WITHIN.min(every) } else { every };
+            let patience = if waiting {
+                ACKNOWLEDGE_WITHIN.min(every)
+            } else {
+                every
+            };
             let woken = tokio::time::timeout(patience, shared.wake.notified()).await;
             if woken.is_ok() && !waiting {
                 continue;
             }
-            if woken.is_ok() && (shared.ask_now.load(Ordering::Relaxed) || shared.reply_now.load(Ordering::Relaxed)) {
+            if woken.is_ok()
+                && (shared.ask_now.load(Ordering::Relaxed)
+                    || shared.reply_now.load(Ordering::Relaxed))
+            {
                 continue;
             }
         }
@@ -301,8 +337,12 @@ async fn keep_alive(mut writer: WriteHalf<Stream>, shared: Arc<Shared>, every: D
         for position in [received, acknowledged, acknowledged] {
             status.extend_from_slice(&position.to_be_bytes());
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let micros = u64::try_from(since.as_micros()).unwrap_or_default().saturating_sub(EPOCH_US);
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let micros = u64::try_from(since.as_micros())
+            .unwrap_or_default()
+            .saturating_sub(EPOCH_US);
         status.extend_from_slice(&micros.to_be_bytes());
         status.push(u8::from(ask));
         let sent = async {
@@ -325,7 +365,10 @@ struct Session {
 impl Session {
     async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         let stream = transport::connect(config).await?;
-        let mut session = Self { stream, buffer: BytesMut::with_capacity(READ_BYTES) };
+        let mut session = Self {
+            stream,
+            buffer: BytesMut::with_capacity(READ_BYTES),
+        };
         let mut parameters = vec![
             ("user", config.user.as_str()),
             ("database", config.database.as_str()),
@@ -341,13 +384,18 @@ impl Session {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), SourceError> {
-        self.stream.write_all(bytes).await.map_err(SourceError::Connection)?;
+        self.stream
+            .write_all(bytes)
+            .await
+            .map_err(SourceError::Connection)?;
         self.stream.flush().await.map_err(SourceError::Connection)
     }
 
     async fn read_more(&mut self) -> Result<(), SourceError> {
         match self.stream.read_buf(&mut self.buffer).await {
-            Ok(0) => Err(SourceError::Connection(std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => Err(SourceError::Connection(
+                std::io::ErrorKind::UnexpectedEof.into(),
+            )),
             Ok(_) => Ok(()),
             Err(error) => Err(SourceError::Connection(error)),
         }
@@ -355,10 +403,13 @@ impl Session {
 
     async fn message(&mut self) -> Result<backend::Message, SourceError> {
         loop {
-            let parsed = backend::Message::parse(&mut self.buffer).map_err(SourceError::Connection)?;
+            let parsed =
+                backend::Message::parse(&mut self.buffer).map_err(SourceError::Connection)?;
             match parsed {
                 Some(backend::Message::ErrorResponse(body)) => return Err(server_error(&body)),
-                Some(backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_)) => {}
+                Some(
+                    backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_),
+                ) => {}
                 Some(message) => return Ok(message),
                 None => self.read_more().await?,
             }
@@ -370,7 +421,10 @@ impl Session {
             config.password.as_deref().ok_or_else(|| {
                 SourceError::definite(
                     "DR-1001",
-                    format!("{} asks for a password and the source has none", config.place()),
+                    format!(
+                        "{} asks for a password and the source has none",
+                        config.place()
+                    ),
                     "set postgres.password in the source",
                 )
             })
@@ -378,13 +432,16 @@ impl Session {
         let mut reply = BytesMut::new();
         loop {
             match self.message().await? {
-                backend::Message::AuthenticationOk | backend::Message::BackendKeyData(_) => continue,
+                backend::Message::AuthenticationOk | backend::Message::BackendKeyData(_) => {
+                    continue;
+                }
                 backend::Message::ReadyForQuery(_) => return Ok(()),
                 backend::Message::AuthenticationCleartextPassword => {
                     frontend::password_message(password()?.as_bytes(), &mut reply)
                 }
                 backend::Message::AuthenticationMd5Password(body) => {
-                    let hash = md5_hash(config.user.as_bytes(), password()?.as_bytes(), body.salt());
+                    let hash =
+                        md5_hash(config.user.as_bytes(), password()?.as_bytes(), body.salt());
                     frontend::password_message(hash.as_bytes(), &mut reply)
                 }
                 backend::Message::AuthenticationSasl(_) => {
@@ -400,7 +457,8 @@ impl Session {
 
     /// SCRAM-SHA-256, without channel binding.
     async fn scram(&mut self, password: &str) -> Result<(), SourceError> {
-        let mut scram = sasl::ScramSha256::new(password.as_bytes(), sasl::ChannelBinding::unsupported());
+        let mut scram =
+            sasl::ScramSha256::new(password.as_bytes(), sasl::ChannelBinding::unsupported());
         let mut reply = BytesMut::new();
         frontend::sasl_initial_response(sasl::SCRAM_SHA_256, scram.message(), &mut reply)
             .map_err(SourceError::Connection)?;
@@ -431,8 +489,13 @@ impl Session {
         loop {
             match self.message().await? {
                 backend::Message::DataRow(row) if first.is_none() => {
-                    let range = row.ranges().next().map_err(SourceError::Connection)?.flatten();
-                    first = range.map(|range| String::from_utf8_lossy(&row.buffer()[range]).into_owned());
+                    let range = row
+                        .ranges()
+                        .next()
+                        .map_err(SourceError::Connection)?
+                        .flatten();
+                    first = range
+                        .map(|range| String::from_utf8_lossy(&row.buffer()[range]).into_owned());
                 }
                 backend::Message::ReadyForQuery(_) => return Ok(first),
                 _ => {}

@@ -24,7 +24,10 @@ pub struct Prepared {
 ///
 /// # Errors
 /// A setting or privilege is missing, or the source's log has a hole since `position`.
-pub async fn prepare(config: &PostgresConfig, position: Option<Lsn>) -> Result<Prepared, SourceError> {
+pub async fn prepare(
+    config: &PostgresConfig,
+    position: Option<Lsn>,
+) -> Result<Prepared, SourceError> {
     let catalog = Catalog::connect(config).await?;
     check_wal_level(&catalog).await?;
     let tables = catalog.list_tables(config).await?;
@@ -34,7 +37,10 @@ pub async fn prepare(config: &PostgresConfig, position: Option<Lsn>) -> Result<P
 }
 
 pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError> {
-    let row = catalog.client().query_one("select current_setting('wal_level')", &[]).await?;
+    let row = catalog
+        .client()
+        .query_one("select current_setting('wal_level')", &[])
+        .await?;
     let level: String = row.get(0);
     if level == "logical" {
         return Ok(());
@@ -52,7 +58,10 @@ async fn prepare_publication(
     tables: &[SourceTable],
 ) -> Result<(), SourceError> {
     let client = catalog.client();
-    let captured: Vec<&SourceTable> = tables.iter().filter(|table| table.problem.is_none()).collect();
+    let captured: Vec<&SourceTable> = tables
+        .iter()
+        .filter(|table| table.problem.is_none())
+        .collect();
     let name = |table: &SourceTable| qualified(&table.schema.namespace, &table.schema.name);
     let publication = identifier(&config.publication);
     let found = client
@@ -64,7 +73,11 @@ async fn prepare_publication(
         .await?;
     let Some(found) = found else {
         let names: Vec<String> = captured.iter().map(|table| name(table)).collect();
-        let tables = if names.is_empty() { String::new() } else { format!(" for table only {}", names.join(", only ")) };
+        let tables = if names.is_empty() {
+            String::new()
+        } else {
+            format!(" for table only {}", names.join(", only "))
+        };
         let create = format!(
             "begin; create publication {publication}{tables}; comment on publication {publication} is {}; commit",
             literal(MARK)
@@ -74,8 +87,13 @@ async fn prepare_publication(
     if !found.get::<_, bool>(1) {
         return Err(SourceError::definite(
             "DR-1023",
-            format!("publication {} does not publish every kind of change", config.publication),
-            format!("alter publication {publication} set (publish = 'insert, update, delete, truncate')"),
+            format!(
+                "publication {} does not publish every kind of change",
+                config.publication
+            ),
+            format!(
+                "alter publication {publication} set (publish = 'insert, update, delete, truncate')"
+            ),
         ));
     }
     if found.get::<_, bool>(0) {
@@ -87,12 +105,22 @@ async fn prepare_publication(
             &[&config.publication],
         )
         .await?;
-    let published: Vec<String> = rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect();
-    let missing: Vec<String> = captured.iter().map(|table| name(table)).filter(|n| !published.contains(n)).collect();
+    let published: Vec<String> = rows
+        .iter()
+        .map(|row| qualified(row.get(0), row.get(1)))
+        .collect();
+    let missing: Vec<String> = captured
+        .iter()
+        .map(|table| name(table))
+        .filter(|n| !published.contains(n))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let add = format!("alter publication {publication} add table only {}", missing.join(", only "));
+    let add = format!(
+        "alter publication {publication} add table only {}",
+        missing.join(", only ")
+    );
     Ok(client.batch_execute(&add).await?)
 }
 
@@ -106,7 +134,10 @@ async fn prepare_slot(
         let from = position.unwrap_or_default();
         SourceError::definite(
             "DR-1020",
-            format!("replication slot {:?} {what}: changes from {from} to {until} are not to be had", config.slot),
+            format!(
+                "replication slot {:?} {what}: changes from {from} to {until} are not to be had",
+                config.slot
+            ),
             "delete the source with its pipelines and apply them again: the new snapshot repairs the tables",
         )
     };
@@ -131,10 +162,16 @@ async fn prepare_slot(
         return parse_lsn(row.get(0));
     };
     let (plugin, database): (Option<String>, Option<String>) = (found.get(0), found.get(1));
-    if found.get::<_, &str>(4) != "logical" || plugin.as_deref() != Some("pgoutput") || database.as_deref() != Some(&config.database) {
+    if found.get::<_, &str>(4) != "logical"
+        || plugin.as_deref() != Some("pgoutput")
+        || database.as_deref() != Some(&config.database)
+    {
         return Err(SourceError::definite(
             "DR-1024",
-            format!("replication slot {:?} is not a pgoutput slot of database {}", config.slot, config.database),
+            format!(
+                "replication slot {:?} is not a pgoutput slot of database {}",
+                config.slot, config.database
+            ),
             "name another slot in the source, or drop this one",
         ));
     }
@@ -143,12 +180,16 @@ async fn prepare_slot(
         None => return Err(hole("has no position", "an unknown position")),
     };
     if found.get::<_, Option<&str>>(3) == Some("lost") {
-        return Err(hole("was invalidated because the server removed its WAL", &confirmed.to_string()));
+        return Err(hole(
+            "was invalidated because the server removed its WAL",
+            &confirmed.to_string(),
+        ));
     }
     match position {
-        Some(position) if confirmed > position => {
-            Err(hole("was advanced by somebody else", &confirmed.to_string()))
-        }
+        Some(position) if confirmed > position => Err(hole(
+            "was advanced by somebody else",
+            &confirmed.to_string(),
+        )),
         _ => Ok(confirmed),
     }
 }
@@ -177,20 +218,38 @@ pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
     let catalog = Catalog::connect(config).await?;
     let client = catalog.client();
     if slot_exists(&catalog, config).await? {
-        client.execute("select pg_drop_replication_slot($1)", &[&config.slot]).await?;
+        client
+            .execute("select pg_drop_replication_slot($1)", &[&config.slot])
+            .await?;
     }
     if publication_is_ours(&catalog, config).await? {
-        client.batch_execute(&format!("drop publication {}", identifier(&config.publication))).await?;
+        client
+            .batch_execute(&format!(
+                "drop publication {}",
+                identifier(&config.publication)
+            ))
+            .await?;
     }
     Ok(())
 }
 
 async fn slot_exists(catalog: &Catalog, config: &PostgresConfig) -> Result<bool, SourceError> {
     let query = "select from pg_replication_slots where slot_name = $1";
-    Ok(catalog.client().query_opt(query, &[&config.slot]).await?.is_some())
+    Ok(catalog
+        .client()
+        .query_opt(query, &[&config.slot])
+        .await?
+        .is_some())
 }
 
-async fn publication_is_ours(catalog: &Catalog, config: &PostgresConfig) -> Result<bool, SourceError> {
+async fn publication_is_ours(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+) -> Result<bool, SourceError> {
     let query = "select from pg_publication where pubname = $1 and obj_description(oid, 'pg_publication') = $2";
-    Ok(catalog.client().query_opt(query, &[&config.publication, &MARK]).await?.is_some())
+    Ok(catalog
+        .client()
+        .query_opt(query, &[&config.publication, &MARK])
+        .await?
+        .is_some())
 }

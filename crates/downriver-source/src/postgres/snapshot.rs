@@ -32,7 +32,11 @@ impl PgSnapshot {
         let mut parts = text.split(':');
         let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
-        Some(Self { xmin, xmax, running: running.map(|xid| xid.parse().ok()).collect::<Option<_>>()? })
+        Some(Self {
+            xmin,
+            xmax,
+            running: running.map(|xid| xid.parse().ok()).collect::<Option<_>>()?,
+        })
     }
 
     /// Whether a committed transaction is visible. The stream's 32-bit id is widened to the one nearest to
@@ -89,7 +93,9 @@ impl BinaryRow<'_> {
                 out.push_presence(Presence::Null);
                 continue;
             }
-            let value = usize::try_from(len).ok().and_then(|len| rest.split_at_checked(len));
+            let value = usize::try_from(len)
+                .ok()
+                .and_then(|len| rest.split_at_checked(len));
             let (value, after) = value.ok_or_else(|| malformed("a value ends early"))?;
             rest = after;
             binary::push(&column.ty, value, out).map_err(|error| SourceError::Value {
@@ -103,7 +109,11 @@ impl BinaryRow<'_> {
 }
 
 fn malformed(what: &str) -> SourceError {
-    SourceError::definite("DR-1040", format!("COPY sent what is not its format: {what}"), "report it")
+    SourceError::definite(
+        "DR-1040",
+        format!("COPY sent what is not its format: {what}"),
+        "report it",
+    )
 }
 
 pub struct SnapshotSession {
@@ -114,7 +124,9 @@ impl SnapshotSession {
     /// # Errors
     /// The server cannot be reached, or refuses.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
-        Ok(Self { catalog: Catalog::connect(config).await? })
+        Ok(Self {
+            catalog: Catalog::connect(config).await?,
+        })
     }
 
     fn client(&self) -> &Client {
@@ -124,7 +136,10 @@ impl SnapshotSession {
     /// # Errors
     /// The query failed.
     pub async fn current_snapshot(&self) -> Result<PgSnapshot, SourceError> {
-        let row = self.client().query_one("select pg_current_snapshot()::text", &[]).await?;
+        let row = self
+            .client()
+            .query_one("select pg_current_snapshot()::text", &[])
+            .await?;
         PgSnapshot::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
     }
 
@@ -138,13 +153,19 @@ impl SnapshotSession {
         request: ChunkRequest,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<Chunk, SourceError> {
-        self.client().batch_execute("begin isolation level repeatable read read only").await?;
+        self.client()
+            .batch_execute("begin isolation level repeatable read read only")
+            .await?;
         let read = self.read_in_transaction(schema, request, row).await;
         let ended = self.client().batch_execute("commit").await;
         let (snapshot, next) = read?;
         ended?;
         let high = self.catalog.current_position().await?;
-        Ok(Chunk { snapshot, high, next })
+        Ok(Chunk {
+            snapshot,
+            high,
+            next,
+        })
     }
 
     async fn read_in_transaction(
@@ -158,8 +179,10 @@ impl SnapshotSession {
         let key = KeyColumns::of(schema);
         if let Some(keys) = request.keys {
             if !keys.is_empty() {
-                let rows: Vec<String> =
-                    keys.iter().map(|bytes| key.row_of(bytes)).collect::<Result<_, _>>()?;
+                let rows: Vec<String> = keys
+                    .iter()
+                    .map(|bytes| key.row_of(bytes))
+                    .collect::<Result<_, _>>()?;
                 let filter = format!("({}) in ({})", key.names(), rows.join(", "));
                 self.copy(schema, &table, &filter, row).await?;
             }
@@ -167,7 +190,11 @@ impl SnapshotSession {
         }
         let mut filters = Vec::new();
         if let Some(after) = &request.after {
-            filters.push(format!("({}) > {}", key.names(), key.row(&decode_bound(after)?)));
+            filters.push(format!(
+                "({}) > {}",
+                key.names(),
+                key.row(&decode_bound(after)?)
+            ));
         }
         let from = filters.clone();
         let last = self
@@ -183,11 +210,16 @@ impl SnapshotSession {
                 &[],
             )
             .await?;
-        let next = last.map(|last| (0..key.0.len()).map(|at| last.get(at)).collect::<Vec<String>>());
+        let next = last.map(|last| {
+            (0..key.0.len())
+                .map(|at| last.get(at))
+                .collect::<Vec<String>>()
+        });
         if let Some(bound) = &next {
             filters.push(format!("({}) <= {}", key.names(), key.row(bound)));
         }
-        self.copy(schema, &table, &filters.join(" and "), row).await?;
+        self.copy(schema, &table, &filters.join(" and "), row)
+            .await?;
         Ok((snapshot, next.map(|bound| encode_bound(&bound))))
     }
 
@@ -199,8 +231,15 @@ impl SnapshotSession {
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<(), SourceError> {
         let columns: Vec<String> = schema.columns.iter().map(select_column).collect();
-        let filter = if filter.is_empty() { String::new() } else { format!("where {filter}") };
-        let query = format!("copy (select {} from {table} {filter}) to stdout (format binary)", columns.join(", "));
+        let filter = if filter.is_empty() {
+            String::new()
+        } else {
+            format!("where {filter}")
+        };
+        let query = format!(
+            "copy (select {} from {table} {filter}) to stdout (format binary)",
+            columns.join(", ")
+        );
         let stream = self.client().copy_out(&query).await?;
         let mut stream = std::pin::pin!(stream);
         let mut buffer = BytesMut::new();
@@ -237,18 +276,30 @@ impl SnapshotSession {
             }
             buffer = BytesMut::from(rest);
         }
-        if buffer.is_empty() { Ok(()) } else { Err(malformed("it ends in the middle of a row")) }
+        if buffer.is_empty() {
+            Ok(())
+        } else {
+            Err(malformed("it ends in the middle of a row"))
+        }
     }
 }
 
 fn where_(filters: &[String]) -> String {
-    if filters.is_empty() { String::new() } else { format!("where {}", filters.join(" and ")) }
+    if filters.is_empty() {
+        String::new()
+    } else {
+        format!("where {}", filters.join(" and "))
+    }
 }
 
 /// Types that are not interpreted come as text, as they do in the stream.
 fn select_column(column: &downriver_event::Column) -> String {
     let name = identifier(&column.name);
-    if column.ty == LogicalType::Other { format!("{name}::text") } else { name }
+    if column.ty == LogicalType::Other {
+        format!("{name}::text")
+    } else {
+        name
+    }
 }
 
 /// Past the signature, flags and extension; `None` if there is more to come.
@@ -257,7 +308,9 @@ fn after_header(bytes: &[u8]) -> Result<Option<&[u8]>, SourceError> {
     if bytes.len() < SIGNATURE.len() + 8 {
         return Ok(None);
     }
-    let rest = bytes.strip_prefix(SIGNATURE).ok_or_else(|| malformed("no signature"))?;
+    let rest = bytes
+        .strip_prefix(SIGNATURE)
+        .ok_or_else(|| malformed("no signature"))?;
     let extension = u32::from_be_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
     Ok(rest[8..].get(extension..))
 }
@@ -269,7 +322,9 @@ enum Split<'a> {
 }
 
 fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
-    let Some((count, mut rest)) = bytes.split_first_chunk::<2>() else { return Ok(Split::More) };
+    let Some((count, mut rest)) = bytes.split_first_chunk::<2>() else {
+        return Ok(Split::More);
+    };
     let count = i16::from_be_bytes(*count);
     if count == -1 {
         return Ok(Split::End);
@@ -279,12 +334,16 @@ fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
     }
     let start = rest;
     for _ in 0..columns {
-        let Some((len, after)) = rest.split_first_chunk::<4>() else { return Ok(Split::More) };
+        let Some((len, after)) = rest.split_first_chunk::<4>() else {
+            return Ok(Split::More);
+        };
         rest = after;
         let len = i32::from_be_bytes(*len);
         if len >= 0 {
             let len = usize::try_from(len).expect("not negative");
-            let Some(after) = rest.get(len..) else { return Ok(Split::More) };
+            let Some(after) = rest.get(len..) else {
+                return Ok(Split::More);
+            };
             rest = after;
         }
     }
@@ -296,16 +355,30 @@ struct KeyColumns<'a>(Vec<&'a downriver_event::Column>);
 
 impl<'a> KeyColumns<'a> {
     fn of(schema: &'a TableSchema) -> Self {
-        Self(schema.key_indexes().into_iter().map(|index| &schema.columns[index]).collect())
+        Self(
+            schema
+                .key_indexes()
+                .into_iter()
+                .map(|index| &schema.columns[index])
+                .collect(),
+        )
     }
 
     fn names(&self) -> String {
-        let names: Vec<String> = self.0.iter().map(|column| identifier(&column.name)).collect();
+        let names: Vec<String> = self
+            .0
+            .iter()
+            .map(|column| identifier(&column.name))
+            .collect();
         names.join(", ")
     }
 
     fn texts(&self) -> String {
-        let texts: Vec<String> = self.0.iter().map(|column| format!("{}::text", identifier(&column.name))).collect();
+        let texts: Vec<String> = self
+            .0
+            .iter()
+            .map(|column| format!("{}::text", identifier(&column.name)))
+            .collect();
         texts.join(", ")
     }
 
@@ -327,7 +400,10 @@ impl<'a> KeyColumns<'a> {
             let value = key_value(&column.ty, &mut rest).ok_or_else(|| {
                 SourceError::definite(
                     "DR-1042",
-                    format!("a row's key cannot be looked up by column {:?} ({})", column.name, column.source_type),
+                    format!(
+                        "a row's key cannot be looked up by column {:?} ({})",
+                        column.name, column.source_type
+                    ),
                     "report it; excluding the table lets the others go on",
                 )
             })?;
@@ -350,22 +426,34 @@ fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
         Some(taken)
     };
     match ty {
-        LogicalType::Bool => Some(if take(1)? == [0] { "false".into() } else { "true".into() }),
-        LogicalType::Int16 | LogicalType::Int32 => {
-            Some(format!("({})", i32::from_le_bytes(take(4)?.try_into().ok()?)))
-        }
+        LogicalType::Bool => Some(if take(1)? == [0] {
+            "false".into()
+        } else {
+            "true".into()
+        }),
+        LogicalType::Int16 | LogicalType::Int32 => Some(format!(
+            "({})",
+            i32::from_le_bytes(take(4)?.try_into().ok()?)
+        )),
         LogicalType::Date => {
             let days = i32::from_le_bytes(take(4)?.try_into().ok()?);
             Some(format!("(date '1970-01-01' + ({days}))"))
         }
-        LogicalType::Int64 => Some(format!("({})", i64::from_le_bytes(take(8)?.try_into().ok()?))),
+        LogicalType::Int64 => Some(format!(
+            "({})",
+            i64::from_le_bytes(take(8)?.try_into().ok()?)
+        )),
         LogicalType::Time => {
             let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
             Some(format!("(time '00:00' + interval '{micros} microseconds')"))
         }
         LogicalType::Timestamp | LogicalType::TimestampTz => {
             let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
-            let zone = if *ty == LogicalType::TimestampTz { "timestamptz '1970-01-01 00:00:00+00'" } else { "timestamp '1970-01-01'" };
+            let zone = if *ty == LogicalType::TimestampTz {
+                "timestamptz '1970-01-01 00:00:00+00'"
+            } else {
+                "timestamp '1970-01-01'"
+            };
             Some(format!("({zone} + interval '{micros} microseconds')"))
         }
         LogicalType::Uuid => {
@@ -374,14 +462,24 @@ fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
         }
         LogicalType::Bytes => {
             let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
-            let hex: String = take(len)?.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = take(len)?
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             Some(format!("E'\\\\x{hex}'"))
         }
-        LogicalType::Text | LogicalType::Decimal { .. } | LogicalType::Enum { .. } | LogicalType::Other | LogicalType::Json => {
+        LogicalType::Text
+        | LogicalType::Decimal { .. }
+        | LogicalType::Enum { .. }
+        | LogicalType::Other
+        | LogicalType::Json => {
             let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
             Some(literal(std::str::from_utf8(take(len)?).ok()?))
         }
-        LogicalType::Float32 | LogicalType::Float64 | LogicalType::Interval | LogicalType::Array(_) => None,
+        LogicalType::Float32
+        | LogicalType::Float64
+        | LogicalType::Interval
+        | LogicalType::Array(_) => None,
     }
 }
 
@@ -398,7 +496,10 @@ fn encode_bound(values: &[String]) -> Bytes {
 fn decode_bound(mut bytes: &[u8]) -> Result<Vec<String>, SourceError> {
     let mut values = Vec::new();
     while !bytes.is_empty() {
-        let value = bytes.try_get_u32_le().ok().and_then(|len| bytes.split_at_checked(len as usize));
+        let value = bytes
+            .try_get_u32_le()
+            .ok()
+            .and_then(|len| bytes.split_at_checked(len as usize));
         let (value, after) = value.ok_or_else(|| malformed("a stored bound"))?;
         bytes = after;
         values.push(String::from_utf8(value.to_vec()).map_err(|_| malformed("a stored bound"))?);

@@ -21,7 +21,11 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceErr
     let stream = transport::connect(config).await?;
     let options: Vec<String> = PINNED
         .iter()
-        .chain(&[("statement_timeout", "0"), ("lock_timeout", "0"), ("row_security", "off")])
+        .chain(&[
+            ("statement_timeout", "0"),
+            ("lock_timeout", "0"),
+            ("row_security", "off"),
+        ])
         .map(|(name, value)| format!("-c {name}={value}"))
         .collect();
     let mut session = tokio_postgres::Config::new();
@@ -36,10 +40,16 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceErr
     }
     let (client, connection) = session.connect_raw(stream, NoTls).await.map_err(|error| {
         // Without a password the client gives up before the server can refuse.
-        if config.password.is_none() && error.as_db_error().is_none() && error.to_string().contains("password") {
+        if config.password.is_none()
+            && error.as_db_error().is_none()
+            && error.to_string().contains("password")
+        {
             return SourceError::definite(
                 "DR-1001",
-                format!("{} asks for a password and the source has none", config.place()),
+                format!(
+                    "{} asks for a password and the source has none",
+                    config.place()
+                ),
                 "set postgres.password in the source",
             );
         }
@@ -65,5 +75,9 @@ pub(super) fn qualified(namespace: &str, name: &str) -> String {
 /// A string literal that means the same whatever standard_conforming_strings says.
 pub(super) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+    if quoted.contains('\\') {
+        format!("E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
 }

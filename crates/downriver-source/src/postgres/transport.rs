@@ -6,7 +6,9 @@ use std::time::Duration;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -31,7 +33,10 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Stream, SourceErr
     let unreachable = |reason: String| {
         SourceError::transient(
             "DR-1002",
-            format!("{}:{} cannot be reached: {reason}", config.host, config.port),
+            format!(
+                "{}:{} cannot be reached: {reason}",
+                config.host, config.port
+            ),
             "see that the host and port are right and that the server runs",
         )
     };
@@ -44,7 +49,9 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Stream, SourceErr
         return Ok(Box::new(tcp));
     }
     let mut tcp = tcp;
-    tcp.write_all(&SSL_REQUEST).await.map_err(SourceError::Connection)?;
+    tcp.write_all(&SSL_REQUEST)
+        .await
+        .map_err(SourceError::Connection)?;
     match tcp.read_u8().await.map_err(SourceError::Connection)? {
         b'S' => {}
         b'N' if config.ssl_mode == SslMode::Prefer => return Ok(Box::new(tcp)),
@@ -55,7 +62,11 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Stream, SourceErr
                 "turn on ssl at the server, or use sslmode=prefer",
             ));
         }
-        byte => return Err(unreachable(format!("it answered {byte:#04x}; is it a PostgreSQL server?"))),
+        byte => {
+            return Err(unreachable(format!(
+                "it answered {byte:#04x}; is it a PostgreSQL server?"
+            )));
+        }
     }
     let name = ServerName::try_from(config.host.clone())
         .map_err(|_| unreachable("the host is not a valid name".into()))?;
@@ -79,17 +90,29 @@ fn client_config(config: &PostgresConfig) -> Result<ClientConfig, SourceError> {
         || (config.ssl_mode == SslMode::Require && config.ca_file.is_some());
     if !verified {
         let any = Arc::new(AnyCertificate(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth());
+        return Ok(builder
+            .dangerous()
+            .with_custom_certificate_verifier(any)
+            .with_no_client_auth());
     }
     let roots = Arc::new(roots(config)?);
     if config.ssl_mode == SslMode::VerifyFull {
         return Ok(builder.with_root_certificates(roots).with_no_client_auth());
     }
-    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider).build().map_err(|error| {
-        SourceError::definite("DR-1006", format!("the CA cannot be used: {error}"), "give a CA in PEM form")
-    })?;
+    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
+        .build()
+        .map_err(|error| {
+            SourceError::definite(
+                "DR-1006",
+                format!("the CA cannot be used: {error}"),
+                "give a CA in PEM form",
+            )
+        })?;
     let any_name = Arc::new(AnyName(inner));
-    Ok(builder.dangerous().with_custom_certificate_verifier(any_name).with_no_client_auth())
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(any_name)
+        .with_no_client_auth())
 }
 
 fn roots(config: &PostgresConfig) -> Result<RootCertStore, SourceError> {
@@ -100,13 +123,23 @@ fn roots(config: &PostgresConfig) -> Result<RootCertStore, SourceError> {
     };
     let unusable = |reason: String| {
         let reason = format!("the CA file {} cannot be used: {reason}", file.display());
-        SourceError::definite("DR-1006", reason, "give a readable file of PEM certificates in tls.ca")
+        SourceError::definite(
+            "DR-1006",
+            reason,
+            "give a readable file of PEM certificates in tls.ca",
+        )
     };
     for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unusable(e.to_string()))? {
         let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-        roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|e| unusable(e.to_string()))?;
     }
-    if roots.is_empty() { Err(unusable("it has no certificate".into())) } else { Ok(roots) }
+    if roots.is_empty() {
+        Err(unusable("it has no certificate".into()))
+    } else {
+        Ok(roots)
+    }
 }
 
 /// Encrypts without knowing to whom: what sslmode prefer and require ask for.
@@ -131,7 +164,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -140,7 +178,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -162,7 +205,8 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified =
-            self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            self.0
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -177,7 +221,8 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.0
+            .verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -186,7 +231,8 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.0
+            .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

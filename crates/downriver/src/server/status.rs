@@ -1,0 +1,58 @@
+//! A capture's status as the admin service shows it.
+
+use downriver_api::admin::v1 as pb;
+use downriver_event::problem::Problem;
+use downriver_log::StreamState;
+use downriver_pipeline::{SnapshotProgress, SourceStatus, TableState};
+use downriver_service::problem::to_pb;
+
+/// `running` is `None` while the source could not be started because of `problem`.
+pub(super) fn source_status(
+    running: Option<SourceStatus>,
+    problem: Option<Problem>,
+    stream: Option<&StreamState>,
+) -> pb::Status {
+    let status = running.unwrap_or_else(|| SourceStatus {
+        state: if problem.is_some() {
+            TableState::Stopped
+        } else {
+            TableState::Pending
+        },
+        problem,
+        ..SourceStatus::default()
+    });
+    let tables = status.tables.iter().map(|(name, table)| pb::TableStatus {
+        table: name.clone(),
+        // A table does not stream while its source does not.
+        state: match (status.state, table.state) {
+            (TableState::Stopped, TableState::Snapshotting | TableState::Streaming) => {
+                TableState::Stopped
+            }
+            (_, state) => state,
+        }
+        .name()
+        .to_owned(),
+        problem: table.problem.as_ref().map(to_pb),
+        snapshot: table.snapshot.as_ref().map(snapshot),
+        ..pb::TableStatus::default()
+    });
+    pb::Status {
+        state: status.state.name().to_owned(),
+        problem: status.problem.as_ref().map(to_pb),
+        tables: tables.collect(),
+        position: status.passed.to_string(),
+        acknowledged_position: status.acknowledged.to_string(),
+        next_offset: stream.map_or(0, |stream| stream.next.0),
+        events: status.events,
+        ..pb::Status::default()
+    }
+}
+
+fn snapshot(progress: &SnapshotProgress) -> pb::SnapshotProgress {
+    pb::SnapshotProgress {
+        rows_done: progress.rows_done,
+        rows_estimated: progress.rows_estimated,
+        rows_per_second: progress.rows_per_second(),
+        time_left: progress.time_left().and_then(|left| left.try_into().ok()),
+    }
+}
