@@ -386,6 +386,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 }
 
+/// The last applied entry and the membership then.
+type Applied = (
+    Option<LogId<NodeId>>,
+    StoredMembership<NodeId, openraft::BasicNode>,
+);
+
 /// The applied state and its snapshots.
 #[derive(Clone)]
 pub(crate) struct StateMachine {
@@ -394,10 +400,7 @@ pub(crate) struct StateMachine {
 
 pub(crate) struct Shared {
     pub(crate) replicated: RwLock<Replicated>,
-    applied: Mutex<(
-        Option<LogId<NodeId>>,
-        StoredMembership<NodeId, openraft::BasicNode>,
-    )>,
+    applied: Mutex<Applied>,
     /// Counts applied entries, for whoever waits for a change.
     pub(crate) changes: watch::Sender<u64>,
     folder: PathBuf,

@@ -240,10 +240,10 @@ impl Reader {
         for group in &block.groups {
             let key = (group.table, group.schema_version);
             let schema = state.schemas.get(&key);
-            if let Some(schema) = schema.filter(|s| self.wants(&s.namespace, &s.name)) {
-                if self.schemas_sent.insert(key) {
-                    responses.push(response(Item::Schema(schema.to_pb())));
-                }
+            if let Some(schema) = schema.filter(|s| self.wants(&s.namespace, &s.name))
+                && self.schemas_sent.insert(key)
+            {
+                responses.push(response(Item::Schema(schema.to_pb())));
             }
         }
         let ends_transaction = block.transactions.last().is_some_and(|last| last.ends);

@@ -1,1 +1,33 @@
-fn main() {}
+//! Chores: the demo, and what a machine can check of the tree.
+
+mod demo;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// A shop under load, captured into the log and compared with it.
+    Demo {
+        /// Leave everything running.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Checks what the compiler does not: error pages, paths of a workplace.
+    Tidy,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Arguments::parse().chore {
+        Chore::Demo { keep } => demo::run(keep).await,
+        Chore::Tidy => tidy::run(),
+    }
+}

@@ -1,11 +1,9 @@
-//! What the end-to-end tests share: a shop in PostgreSQL, a daemon, a pipeline into a lake in a folder.
+//! What the end-to-end tests share: a shop in PostgreSQL and a daemon.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use downriver_testkit::readers::{self, Lake};
-use downriver_testkit::{Daemon, Postgres, resources, shop};
+use downriver_testkit::{Daemon, Postgres, host, resources, shop};
 
 /// How long the slowest machine of ours may take to catch up.
 pub const CATCH_UP: Duration = Duration::from_secs(180);
@@ -42,34 +40,27 @@ impl Shop {
         })
     }
 
-    pub fn warehouse(&self) -> PathBuf {
-        self.folder.path().join("lake")
+    /// Captures all tables of `public`.
+    pub async fn capture(&self) -> Result<()> {
+        let options = ["snapshot: { mode: initial, chunk_rows: 5000, max_workers: 2 }"];
+        let source = resources::source(&self.postgres, &["public.*"], &options);
+        self.daemon.apply(&source).await
     }
 
-    /// The YAML of the usual pipeline: all tables of `public` into a folder.
-    pub fn yaml(&self, more: &[&str]) -> String {
-        resources::source(&self.postgres, &["public.*"], more)
-            + &resources::sink_in_folder(&self.warehouse())
-            + &resources::pipeline("1s")
+    /// Waits until everything committed before the call is in the log.
+    pub async fn caught_up(&self) -> Result<()> {
+        let client = self.postgres.client().await?;
+        let row = client
+            .query_one("select pg_current_wal_lsn()::text", &[])
+            .await?;
+        let committed: String = row.get(0);
+        host::until("the capture to catch up", CATCH_UP, async || {
+            let source = self.daemon.describe("source", resources::SOURCE).await?;
+            let passed = source["position"].as_str().unwrap_or("0/0");
+            let query = format!("select '{passed}'::pg_lsn >= '{committed}'::pg_lsn");
+            let passed: bool = client.query_one(&query, &[]).await?.get(0);
+            Ok(passed && source["state"] == "streaming")
+        })
+        .await
     }
-
-    pub async fn replicate(&self) -> Result<()> {
-        self.daemon
-            .apply(&self.yaml(&["snapshot: { mode: initial, chunk_rows: 5000, max_workers: 2 }"]))
-            .await
-    }
-
-    /// Waits until the lake has everything, then compares these tables in both engines.
-    pub async fn ensure_equal(&self, tables: &[&str]) -> Result<()> {
-        self.daemon.wait(CATCH_UP).await?;
-        readers::ensure_equal(&self.postgres, &Lake::builtin(&self.daemon)?, tables).await
-    }
-}
-
-/// The value of `--store` for SeaweedFS' bucket; the keys come from the environment.
-pub fn store_in_s3(endpoint: &str) -> String {
-    format!(
-        "s3://{}/log?endpoint={endpoint}&region=us-east-1&path_style=true",
-        downriver_testkit::seaweed::BUCKET
-    )
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use downriver_testkit::oracle::Oracle;
-use downriver_testkit::shop;
 use downriver_testkit::workload::{Style, Workload};
 use e2e::Shop;
 use rand::rngs::StdRng;
@@ -28,7 +27,7 @@ async fn killed_at_random_moments_it_loses_doubles_and_changes_nothing() -> Resu
             ..Style::default()
         },
     );
-    shop.replicate().await?;
+    shop.capture().await?;
 
     let mut oracle = Oracle::new();
     for round in 1..=rounds {
@@ -52,8 +51,9 @@ async fn killed_at_random_moments_it_loses_doubles_and_changes_nothing() -> Resu
         );
     }
 
+    let seen = oracle.next();
     let written = load.stop().await?;
-    shop.ensure_equal(&shop::TABLES)
+    shop.caught_up()
         .await
         .with_context(|| format!("seed {seed}"))?;
     let census = oracle
@@ -67,8 +67,12 @@ async fn killed_at_random_moments_it_loses_doubles_and_changes_nothing() -> Resu
         "{} events, {:?}; written {written:?}",
         census.events, census.by_operation
     );
-    // The oracle only judges what it saw: it must have seen a good part before the last restart.
-    anyhow::ensure!(oracle.next() > 0, "the subscriber saw nothing");
+    // The oracle only judges what it saw: it must have seen a good part before the last kill.
+    anyhow::ensure!(
+        seen > census.events / 4,
+        "the subscriber saw only {seen} of {} events before the last kill",
+        census.events
+    );
     shop.daemon.stop()
 }
 

@@ -293,7 +293,7 @@ impl Column {
                 len,
             )
         } else {
-            if column.data.len() % 16 != 0 {
+            if !column.data.len().is_multiple_of(16) {
                 return Err(BlockError::Shape("a column's data are not 16 bytes a cell"));
             }
             let len = column.data.len() / 16;

@@ -9,7 +9,7 @@
 //! Small appends travel inline; what piled up over the inline limit (a backlog, a large transaction, a
 //! snapshot) goes to the object store first and bulk never passes through Raft.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use downriver_event::{EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableSchema};
@@ -84,9 +84,9 @@ impl Pile {
     }
 
     /// Moves the memory's blocks to the segment file.
-    fn spill(&mut self, tip: &Tip, folder: &PathBuf) -> Result<(), OutboxError> {
+    fn spill(&mut self, tip: &Tip, folder: &Path) -> Result<(), OutboxError> {
         let failed = |source| OutboxError::Spill {
-            folder: folder.clone(),
+            folder: folder.to_owned(),
             source,
         };
         for block in self.memory.drain(..) {

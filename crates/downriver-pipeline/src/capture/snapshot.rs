@@ -206,7 +206,9 @@ impl Worker {
             .read_chunk(&task.schema, request, &mut |row| {
                 row.push_into(builder.row(&task.schema, RowOp::Snapshot, OldImage::None))?;
                 rows += 1;
-                if rows % 256 == 0 && builder.raw_bytes() >= BLOCK_RAW_BYTES_MAX - (512 << 10) {
+                if rows.is_multiple_of(256)
+                    && builder.raw_bytes() >= BLOCK_RAW_BYTES_MAX - (512 << 10)
+                {
                     builder.commit_unplaced();
                     blocks.extend(builder.cut());
                     builder.begin("snapshot".into(), now_us);

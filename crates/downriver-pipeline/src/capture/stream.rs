@@ -265,7 +265,7 @@ impl Run<'_> {
                     self.release_chunks()?;
                 }
                 Some(from_worker) = chunks.recv(), if room => {
-                    self.from_worker(from_worker)?;
+                    self.take_from_worker(from_worker)?;
                     self.release_chunks()?;
                 }
                 gone = async { old_transactions.as_mut().expect("guarded").await }, if old_transactions.is_some() => {
@@ -439,7 +439,7 @@ impl Run<'_> {
         Some(encoded)
     }
 
-    fn from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
+    fn take_from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
         match from_worker {
             FromWorker::Chunk(chunk) => self.held.push(*chunk),
             FromWorker::Failed { table, error } if error.is_transient() => {
