@@ -185,10 +185,7 @@ async fn fold(daemon: &Daemon) -> Result<BTreeMap<String, BTreeSet<String>>> {
     for line in lines.lines() {
         let event: Value =
             serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
-        let Some(table) = event["table"]
-            .as_str()
-            .and_then(|table| table.strip_prefix("public."))
-        else {
+        let Some(table) = event["table"].as_str() else {
             continue;
         };
         let rows = tables.entry(table.to_owned()).or_default();
