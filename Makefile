@@ -5,7 +5,7 @@ with_cache := . scripts/cache-dir.sh &&
 build := $(with_cache) cargo build --workspace --profile ci
 xtask := $(with_cache) "$$CARGO_TARGET_DIR/ci/xtask"
 
-.PHONY: demo test bench lint
+.PHONY: demo test lint
 
 # KEEP=1 leaves everything running.
 demo:
@@ -17,12 +17,6 @@ test:
 	scripts/setup.sh test
 	$(build)
 	$(with_cache) cargo nextest run --workspace --cargo-profile ci --profile ci
-
-# BENCH="W1 W2" chooses workloads.
-bench:
-	scripts/setup.sh demo
-	$(with_cache) cargo build --workspace --release
-	$(with_cache) "$$CARGO_TARGET_DIR/release/xtask" bench $(BENCH)
 
 lint:
 	scripts/setup.sh demo
