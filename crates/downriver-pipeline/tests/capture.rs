@@ -1,100 +1,21 @@
 //! Captures a real PostgreSQL into a real log, and folds the log back into tables: they must be the source's.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use downriver_cluster::{Node, NodeConfig};
+use common::{Capture, PATIENCE, config, node};
+use downriver_cluster::Node;
 use downriver_event::block::Block;
-use downriver_event::{Lsn, Offset, pb, view};
+use downriver_event::{Offset, pb, view};
 use downriver_log::Log;
-use downriver_log::store::LocalStore;
-use downriver_pipeline::capture::{self, CaptureConfig, SnapshotConfig};
-use downriver_pipeline::status::Board;
-use downriver_pipeline::{SourceStatus, TableState};
-use downriver_source::postgres::catalog::Catalog;
-use downriver_source::postgres::config::PostgresConfig;
+use downriver_pipeline::TableState;
 use downriver_testkit::host;
-use downriver_testkit::postgres::{CDC_PASSWORD, Postgres};
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use downriver_testkit::postgres::Postgres;
 use tokio_util::sync::CancellationToken;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Capture {
-    status: Board<SourceStatus>,
-    nudge: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
-    let mut source = PostgresConfig::from_url(&postgres.source_url()).unwrap();
-    source.password = Some(CDC_PASSWORD.into());
-    source.tables = vec!["public.*".into()];
-    source.slot = "downriver_shop".into();
-    source.publication = "downriver_shop".into();
-    CaptureConfig {
-        name: "shop".into(),
-        postgres: source,
-        snapshot: SnapshotConfig {
-            initial: true,
-            chunk_rows: 150,
-            max_workers: 2,
-            rows_per_second: 0,
-        },
-        spill: folder.join("spill"),
-    }
-}
-
-fn start(config: &CaptureConfig, node: &Arc<Node>) -> Capture {
-    let status = Board::default();
-    let nudge = Arc::new(Notify::new());
-    let log: Arc<dyn Log> = node.clone();
-    let run = capture::run(
-        config.clone(),
-        log,
-        status.clone(),
-        Arc::clone(&nudge),
-        CancellationToken::new(),
-    );
-    Capture {
-        task: tokio::spawn(run),
-        status,
-        nudge,
-    }
-}
-
-impl Capture {
-    /// Waits until everything committed before the call is in the log.
-    async fn caught_up(&self, config: &CaptureConfig) -> Offset {
-        let catalog = Catalog::connect(&config.postgres).await.unwrap();
-        let position: Lsn = catalog.current_position().await.unwrap();
-        host::until("the capture to catch up", PATIENCE, async || {
-            self.nudge.notify_one();
-            let status = self.status.get();
-            assert_ne!(status.state, TableState::Stopped, "{:?}", status.problem);
-            Ok(status.passed >= position && status.state == TableState::Streaming)
-        })
-        .await
-        .unwrap();
-        self.status.get().passed_offset
-    }
-
-    async fn killed(self) {
-        self.task.abort();
-        let _ = self.task.await;
-    }
-}
-
-async fn node(folder: &Path) -> Arc<Node> {
-    let store = Arc::new(LocalStore::open(&folder.join("objects")).unwrap());
-    let mut config = NodeConfig::new(folder.join("node"), store);
-    config.seal_interval = Duration::from_millis(700);
-    Node::start(config).await.unwrap()
-}
 
 type Row = Vec<Option<String>>;
 
@@ -249,7 +170,7 @@ async fn the_log_folds_to_the_source_after_kills_during_snapshot_and_stream() {
         async move { write_randomly(&postgres, 7, stop).await }
     });
     for round in 0..6u64 {
-        let capture = start(&config, &node);
+        let capture = Capture::start(&config, &node);
         // Each round is killed a little further on.
         let target = Offset(node.state("shop").map_or(0, |s| s.next.0) + 300 + 400 * round);
         host::until("the log to grow", PATIENCE, async || {
@@ -262,10 +183,10 @@ async fn the_log_folds_to_the_source_after_kills_during_snapshot_and_stream() {
         capture.killed().await;
         if round % 2 == 1 {
             node.shutdown().await;
-            node = self::node(folder.path()).await;
+            node = common::node(folder.path()).await;
         }
     }
-    let capture = start(&config, &node);
+    let capture = Capture::start(&config, &node);
     stop.cancel();
     assert!(writer.await.unwrap() > 50, "the load was there");
     let to = capture.caught_up(&config).await;

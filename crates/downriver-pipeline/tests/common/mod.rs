@@ -1,0 +1,95 @@
+//! A capture into a node of its own, for the tests of this crate.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use downriver_cluster::{Node, NodeConfig};
+use downriver_event::{Lsn, Offset};
+use downriver_log::Log;
+use downriver_log::store::LocalStore;
+use downriver_pipeline::capture::{self, CaptureConfig, SnapshotConfig};
+use downriver_pipeline::status::Board;
+use downriver_pipeline::{SourceStatus, TableState};
+use downriver_source::postgres::catalog::Catalog;
+use downriver_source::postgres::config::PostgresConfig;
+use downriver_testkit::host;
+use downriver_testkit::postgres::{CDC_PASSWORD, Postgres};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Capture {
+    pub(crate) status: Board<SourceStatus>,
+    pub(crate) nudge: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
+    let mut source = PostgresConfig::from_url(&postgres.source_url()).unwrap();
+    source.password = Some(CDC_PASSWORD.into());
+    source.tables = vec!["public.*".into()];
+    source.slot = "downriver_shop".into();
+    source.publication = "downriver_shop".into();
+    CaptureConfig {
+        name: "shop".into(),
+        postgres: source,
+        snapshot: SnapshotConfig {
+            initial: true,
+            chunk_rows: 150,
+            max_workers: 2,
+            rows_per_second: 0,
+        },
+        spill: folder.join("spill"),
+    }
+}
+
+impl Capture {
+    pub(crate) fn start(config: &CaptureConfig, node: &Arc<Node>) -> Self {
+        let status = Board::default();
+        let nudge = Arc::new(Notify::new());
+        let log: Arc<dyn Log> = node.clone();
+        let run = capture::run(
+            config.clone(),
+            log,
+            status.clone(),
+            Arc::clone(&nudge),
+            CancellationToken::new(),
+        );
+        Capture {
+            task: tokio::spawn(run),
+            status,
+            nudge,
+        }
+    }
+
+    /// Waits until everything committed before the call is in the log.
+    pub(crate) async fn caught_up(&self, config: &CaptureConfig) -> Offset {
+        let catalog = Catalog::connect(&config.postgres).await.unwrap();
+        let position: Lsn = catalog.current_position().await.unwrap();
+        host::until("the capture to catch up", PATIENCE, async || {
+            self.nudge.notify_one();
+            let status = self.status.get();
+            assert_ne!(status.state, TableState::Stopped, "{:?}", status.problem);
+            Ok(status.passed >= position && status.state == TableState::Streaming)
+        })
+        .await
+        .unwrap();
+        self.status.get().passed_offset
+    }
+
+    pub(crate) async fn killed(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+pub(crate) async fn node(folder: &Path) -> Arc<Node> {
+    let store = Arc::new(LocalStore::open(&folder.join("objects")).unwrap());
+    let mut config = NodeConfig::new(folder.join("node"), store);
+    config.seal_interval = Duration::from_millis(700);
+    Node::start(config).await.unwrap()
+}
