@@ -41,7 +41,7 @@ pub fn push(ty: &LogicalType, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(
                 i64::MIN => out.push_presence(Presence::NegativeInfinity),
                 micros => {
                     let micros = micros.checked_add(EPOCH_US);
-                    out.push_i64(micros.ok_or(ValueError::Invalid("timestamp"))?);
+                    out.push_i64(micros.ok_or(ValueError::TooLate)?);
                 }
             }
         }

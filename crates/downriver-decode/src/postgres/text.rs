@@ -246,11 +246,13 @@ fn timestamp(text: &[u8], zoned: bool) -> Result<i64, ValueError> {
             text
         };
         let space = text.iter().position(|byte| *byte == b' ')?;
-        let days = i64::from(date_part(&text[..space], bc)?);
-        days.checked_mul(86_400_000_000)?
-            .checked_add(time(&text[space + 1..])?)
+        Some((date_part(&text[..space], bc)?, time(&text[space + 1..])?))
     };
-    parse().ok_or(invalid)
+    let (days, time) = parse().ok_or(invalid)?;
+    let midnight = i64::from(days).checked_mul(86_400_000_000);
+    midnight
+        .and_then(|midnight| midnight.checked_add(time))
+        .ok_or(ValueError::TooLate)
 }
 
 /// IntervalStyle postgres: `1 year 2 mons -3 days -04:05:06.789`.

@@ -464,6 +464,7 @@ impl Run<'_> {
                     status.state = TableState::Stopped;
                     status.problem = Some(problem);
                 });
+                self.snapshots_ended();
             }
         }
         Ok(())
@@ -565,11 +566,15 @@ impl Run<'_> {
             }));
         self.builder.commit_unplaced();
         self.flush()?;
+        self.snapshots_ended();
+        Ok(())
+    }
+
+    fn snapshots_ended(&self) {
         if self.snapshots.is_empty() {
             tracing::info!(source = self.config.name, "snapshot complete");
             self.status.update(|s| s.state = TableState::Streaming);
         }
-        Ok(())
     }
 
     fn table_status<T>(

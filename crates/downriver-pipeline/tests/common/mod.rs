@@ -74,6 +74,14 @@ impl Capture {
             self.nudge.notify_one();
             let status = self.status.get();
             assert_ne!(status.state, TableState::Stopped, "{:?}", status.problem);
+            for (name, table) in &status.tables {
+                assert_ne!(
+                    table.state,
+                    TableState::Stopped,
+                    "{name}: {:?}",
+                    table.problem
+                );
+            }
             Ok(status.passed >= position && status.state == TableState::Streaming)
         })
         .await

@@ -292,11 +292,12 @@ fn where_(filters: &[String]) -> String {
     }
 }
 
-/// Types that are not interpreted come as text, as they do in the stream.
+/// Types that are not interpreted come as their output function prints them, as they do in the stream. A
+/// cast to text may differ: `inet '::1'::text` is `::1/128`.
 fn select_column(column: &downriver_event::Column) -> String {
     let name = identifier(&column.name);
     if column.ty == LogicalType::Other {
-        format!("{name}::text")
+        format!("case when {name} is null then null else format('%s', {name}) end")
     } else {
         name
     }
