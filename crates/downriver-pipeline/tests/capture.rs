@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::{Capture, PATIENCE, config, node};
 use downriver_cluster::Node;
