@@ -1,0 +1,212 @@
+//! Bad input: each gets one clear error with a code and the fix, and leaves nothing half-created.
+
+use anyhow::{Result, ensure};
+use downriver_testkit::postgres::Options;
+use downriver_testkit::{Daemon, Postgres, daemon, resources, seaweed};
+use e2e::{CATCH_UP, Shop};
+
+/// Applies and expects a refusal with the code; then no source, slot or publication may exist.
+async fn refused(shop: &Shop, yaml: &str, code: &str, word: &str) -> Result<()> {
+    let answer = shop.daemon.try_apply(yaml).await?;
+    let text = answer.text();
+    ensure!(
+        answer.code == Some(1),
+        "ended with {:?}: {text}",
+        answer.code
+    );
+    ensure!(
+        text.contains(code) && text.contains("fix:") && text.contains(word),
+        "expected {code} and {word:?}: {text}"
+    );
+    ensure!(
+        !text.contains(seaweed::SECRET_KEY),
+        "a secret is shown: {text}"
+    );
+    ensure!(
+        !shop.daemon.exists("source", resources::SOURCE).await?,
+        "the source was made"
+    );
+    let slots = "select count(*) from pg_replication_slots";
+    ensure!(shop.postgres.number(slots).await? == 0, "a slot was made");
+    let publications = "select count(*) from pg_publication";
+    ensure!(
+        shop.postgres.number(publications).await? == 0,
+        "a publication was made"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_specifications_and_connections_are_refused_by_name() -> Result<()> {
+    let shop = Shop::open(0).await?;
+    let all = ["public.*"];
+    let good = resources::source(&shop.postgres, &all, &[]);
+    refused(
+        &shop,
+        &(good.clone() + "  colour: red\n"),
+        "DR-2004",
+        "colour",
+    )
+    .await?;
+    let wrong = good.replace("env: SHOP_PASSWORD", "env: CATALOG_CREDENTIAL");
+    refused(&shop, &wrong, "DR-1001", "password").await?;
+    let unset = good.replace("SHOP_PASSWORD", "NOT_SET_ANYWHERE");
+    refused(&shop, &unset, "DR-2010", "NOT_SET_ANYWHERE").await?;
+    let nowhere = resources::source_at("postgres://cdc@127.0.0.1:1/shop", &all, &[]);
+    refused(&shop, &nowhere, "DR-1002", "127.0.0.1:1").await?;
+    let absent = good.replace("/shop\n", "/absent\n");
+    refused(&shop, &absent, "DR-1003", "absent").await?;
+    let nothing = resources::source(&shop.postgres, &["nothing.*"], &[]);
+    refused(&shop, &nothing, "DR-1033", "nothing").await?;
+    refused(
+        &shop,
+        &good.replace("name: shop", "name: Shop"),
+        "DR-2003",
+        "Shop",
+    )
+    .await?;
+    let sink = resources::sink_in_folder(shop.folder.path());
+    refused(&shop, &(good.clone() + &sink), "DR-2050", "not built").await?;
+    shop.postgres
+        .execute("create role reader login password 'river'; alter role reader replication")
+        .await?;
+    let reader = good.replace("cdc@", "reader@");
+    refused(&shop, &reader, "DR-1004", "grant").await?;
+    shop.postgres
+        .execute("alter role cdc noreplication")
+        .await?;
+    refused(&shop, &good, "DR-1004", "alter role \"cdc\" replication").await?;
+    shop.postgres.execute("alter role cdc replication").await?;
+    shop.daemon.apply(&good).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_logical_wal_is_refused() -> Result<()> {
+    let postgres = Postgres::start_with(Options {
+        settings: vec!["wal_level = replica".into()],
+        ..Options::default()
+    })
+    .await?;
+    let shop = Shop::over(postgres).await?;
+    shop.postgres
+        .execute("create table t (id int primary key); grant select on t to cdc")
+        .await?;
+    let source = resources::source(&shop.postgres, &["public.*"], &[]);
+    refused(&shop, &source, "DR-1010", "wal_level").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_a_key_or_with_a_colliding_name_is_refused_and_the_others_go_on()
+-> Result<()> {
+    let shop = Shop::open(10).await?;
+    shop.postgres
+        .execute(
+            "create table keyless (a int); alter table keyless owner to shop_owner;
+             create table \"Orders\" (id int primary key); alter table \"Orders\" owner to shop_owner",
+        )
+        .await?;
+    shop.capture().await?;
+    let described = shop
+        .daemon
+        .until_described(
+            "source",
+            resources::SOURCE,
+            "the snapshot",
+            CATCH_UP,
+            |source| source["state"] == "streaming",
+        )
+        .await?;
+    let table = |name: &str| {
+        daemon::table_in(&described, name)
+            .cloned()
+            .unwrap_or_default()
+    };
+    ensure!(table("public.keyless")["state"] == "refused", "{described}");
+    ensure!(table("public.keyless")["code"] == "DR-1030", "{described}");
+    ensure!(
+        table("public.customers")["state"] == "streaming",
+        "{described}"
+    );
+    let collide = [table("public.Orders"), table("public.orders")];
+    ensure!(
+        collide.iter().filter(|t| t["code"] == "DR-1031").count() == 1,
+        "{described}"
+    );
+    // The keyless table was not published, so its owner can still change it.
+    shop.postgres
+        .execute("insert into keyless values (1); update keyless set a = 2; delete from keyless")
+        .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleting_a_source_drops_what_was_made_for_it_and_asks_first() -> Result<()> {
+    let shop = Shop::open(10).await?;
+    shop.capture().await?;
+    shop.caught_up().await?;
+    let asked = shop
+        .daemon
+        .run(&["delete", "source", resources::SOURCE])
+        .await?;
+    ensure!(
+        asked.code == Some(2) && asked.text().contains("slot"),
+        "{}",
+        asked.text()
+    );
+    ensure!(
+        shop.daemon.exists("source", resources::SOURCE).await?,
+        "it was deleted unasked"
+    );
+    shop.daemon
+        .ok(&["delete", "source", resources::SOURCE, "--yes"])
+        .await?;
+    ensure!(
+        !shop.daemon.exists("source", resources::SOURCE).await?,
+        "it is still there"
+    );
+    ensure!(
+        shop.postgres
+            .number("select count(*) from pg_replication_slots")
+            .await?
+            == 0,
+        "the slot is still there"
+    );
+    ensure!(
+        shop.postgres
+            .number("select count(*) from pg_publication")
+            .await?
+            == 0,
+        "the publication is still there"
+    );
+    // The same name can be used again.
+    shop.capture().await?;
+    shop.caught_up().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_usage_ends_with_2_and_a_missing_node_with_1() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut daemon = Daemon::new(folder.path())?;
+    daemon.start().await?;
+    for (arguments, code) in [
+        (&["tail", "shop", "--from", "yesterday"][..], 2),
+        (&["get", "volcanoes"][..], 2),
+        (&["tail", "shop"][..], 1),
+        (&["describe", "source", "shop"][..], 1),
+    ] {
+        let answer = daemon.run(arguments).await?;
+        ensure!(
+            answer.code == Some(code),
+            "{arguments:?}: {:?} {}",
+            answer.code,
+            answer.text()
+        );
+    }
+    let answer = daemon.run(&["--addr", "127.0.0.1:1", "status"]).await?;
+    ensure!(
+        answer.code == Some(1) && answer.text().contains("downriver dev"),
+        "{}",
+        answer.text()
+    );
+    daemon.stop()
+}
