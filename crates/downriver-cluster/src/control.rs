@@ -153,11 +153,50 @@ impl Control {
         Ok(())
     }
 
+    pub(crate) fn drop_pipeline(&mut self, command: &pb::DropPipeline) {
+        self.sink_tables
+            .retain(|(pipeline, _), _| *pipeline != command.pipeline);
+    }
+
     pub(crate) fn put_record(&mut self, command: pb::PutRecord) {
         if command.value.is_empty() {
             self.records.remove(&command.key);
         } else {
             self.records.insert(command.key, command.value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn dropping_a_pipeline_forgets_its_tables_and_no_others() {
+        let mut control = Control::default();
+        let open = |pipeline: &str| pb::OpenSinkTable {
+            pipeline: pipeline.into(),
+            table_id: 7,
+            node_id: 1,
+        };
+        let commit = |pipeline: &str, epoch| pb::CommitSinkTable {
+            pipeline: pipeline.into(),
+            table_id: 7,
+            epoch,
+            delivered: 100,
+            detail: Bytes::new(),
+        };
+        control.open_sink_table(open("gone"));
+        control.open_sink_table(open("gone-not"));
+        control.commit_sink_table(commit("gone", 1)).unwrap();
+        control.drop_pipeline(&pb::DropPipeline {
+            pipeline: "gone".into(),
+        });
+        let left: Vec<_> = control.sink_tables.keys().map(|(p, _)| p.clone()).collect();
+        assert_eq!(left, ["gone-not"]);
+        // The owner from before cannot commit to what is opened anew as a later one.
+        assert!(control.commit_sink_table(commit("gone", 1)).is_err());
+        assert_eq!(control.open_sink_table(open("gone")).delivered, Offset(0));
     }
 }

@@ -1,5 +1,6 @@
 //! A node: Raft, the applied state, and what can be asked of them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -433,6 +434,51 @@ impl Node {
                 .map(|((_, table), state)| (*table, state.clone()))
                 .collect()
         })
+    }
+
+    /// Every pipeline of which progress is stored.
+    #[must_use]
+    pub fn sink_pipelines(&self) -> BTreeSet<String> {
+        self.with_state(|state| {
+            let tables = state.control.sink_tables.keys();
+            tables.map(|(pipeline, _)| pipeline.clone()).collect()
+        })
+    }
+
+    /// Forgets the progress of a pipeline's sink tables.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn drop_pipeline(&self, pipeline: &str) -> Result<(), ControlError> {
+        let drop = pb::DropPipeline {
+            pipeline: pipeline.to_owned(),
+        };
+        self.propose(C::DropPipeline(drop)).await.map(|_| ())
+    }
+
+    /// When the events from an offset on were committed, microseconds since 1970: the least commit time of the
+    /// block or segment that holds it. `None` at the tail.
+    #[must_use]
+    pub fn time_of(&self, stream: &str, offset: Offset) -> Option<i64> {
+        self.with_state(|state| {
+            let stream = state.journal.streams.get(stream)?;
+            if offset < stream.sealed {
+                let at = stream
+                    .segments
+                    .partition_point(|segment| segment.place.end <= offset);
+                return stream.segments.get(at).map(|segment| segment.time_min_us);
+            }
+            let at = stream
+                .unsealed
+                .partition_point(|block| block.end() <= offset);
+            stream.unsealed.get(at).map(|block| block.time_min_us)
+        })
+    }
+
+    /// This node's number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.config.node_id
     }
 
     /// Forgets a stream and deletes its objects.

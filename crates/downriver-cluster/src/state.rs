@@ -76,6 +76,10 @@ impl Replicated {
                 })
             }
             C::CommitSinkTable(commit) => done(self.control.commit_sink_table(commit)),
+            C::DropPipeline(drop) => {
+                self.control.drop_pipeline(&drop);
+                R::Done(pb::Done {})
+            }
             C::PutRecord(record) => {
                 self.control.put_record(record);
                 R::Done(pb::Done {})

@@ -90,6 +90,36 @@ pub struct SourceStatus {
     pub events: u64,
 }
 
+/// A table of a pipeline.
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryStatus {
+    pub state: TableState,
+    pub problem: Option<Problem>,
+    /// Everything of this table before it is in the sink.
+    pub delivered: Offset,
+    /// The table's name in the lake: `namespace.table`.
+    pub target: String,
+    /// Rows written in this run.
+    pub rows: u64,
+}
+
+/// A pipeline, seen from outside.
+#[derive(Clone, Debug, Default)]
+pub struct PipelineStatus {
+    pub state: TableState,
+    pub problem: Option<Problem>,
+    /// By qualified name at the source.
+    pub tables: BTreeMap<String, DeliveryStatus>,
+    /// Every running table has everything before it.
+    pub delivered: Offset,
+    /// First offset that some table still needs: the log is kept from there on.
+    pub needed: Offset,
+    /// Commit time of the newest transaction that is delivered, microseconds since 1970.
+    pub delivered_time_us: i64,
+    /// Events of this run.
+    pub events: u64,
+}
+
 /// One writer, many readers of a status.
 #[derive(Debug)]
 pub struct Board<T>(Arc<watch::Sender<T>>);

@@ -1,4 +1,4 @@
-//! The admin service: plans, applies and shows resources.
+//! The admin service: plans, applies and shows resources, and passes on what is asked of pipelines.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,19 +7,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use downriver_api::admin::v1::admin_service_server::AdminService;
 use downriver_api::admin::v1::{self as pb};
+use downriver_event::Offset;
 use downriver_event::problem::Problem;
 use serde_json::Value;
-use tokio::sync::watch;
-use tokio_stream::Stream;
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
+use crate::plan::{check_unused, parse, plan};
 use crate::problem::{status, to_pb};
-use crate::spec::{Document, Spec};
+use crate::spec::{Source, Spec};
 
 const PAGE_SIZE_MAX: u32 = 500;
 /// A watch answers at most this often.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// A stored specification.
 #[derive(Clone, Debug)]
@@ -38,6 +41,27 @@ pub struct Finding {
     pub problem: Option<Problem>,
 }
 
+/// A table of a source.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableName {
+    pub schema: String,
+    pub table: String,
+}
+
+impl std::fmt::Display for TableName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}
+
+/// What a pipeline has caught up with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The source's position at the call, as text.
+    pub position: String,
+    pub delivered: Offset,
+}
+
 /// What runs, as the services ask for it; the binary implements it.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -54,95 +78,57 @@ pub trait Engine: Send + Sync + 'static {
         dry_run: bool,
     ) -> Result<Vec<String>, Problem>;
 
-    /// Looks at the database; changes nothing.
+    /// Looks at the database, the warehouse and the catalog; changes nothing.
     async fn preflight(&self, name: &str, spec: &Spec) -> Vec<Finding>;
 
+    /// The tables that a source captures. `changed`: what runs is another specification, or none.
+    async fn tables(
+        &self,
+        name: &str,
+        source: &Source,
+        changed: bool,
+    ) -> Result<Vec<TableName>, Problem>;
+
+    /// First offset that a source's log still has; `None` without a log.
+    fn log_start(&self, source: &str) -> Option<Offset>;
+
     fn status(&self, kind: pb::Kind, name: &str) -> pb::Status;
+
+    fn nodes(&self) -> Vec<pb::Node>;
+
+    /// Without tables: the whole pipeline. It stays so over restarts.
+    async fn pause(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
+
+    /// Without tables: the whole pipeline, and every table of it that was paused alone.
+    async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
+
+    /// Returns when everything committed at the source before the call is delivered.
+    async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem>;
+
+    /// Compares source and target; every table ends with a verdict.
+    async fn verify(
+        &self,
+        pipeline: &str,
+        tables: &[String],
+    ) -> Result<mpsc::Receiver<pb::VerifyResponse>, Problem>;
 
     /// Changes whenever a status or a resource does.
     fn changed(&self) -> watch::Receiver<u64>;
 }
 
+#[derive(Clone)]
 pub(crate) struct Admin {
     engine: Arc<dyn Engine>,
-}
-
-/// A checked change.
-struct Planned {
-    kind: pb::Kind,
-    name: String,
-    spec: Value,
-    revision: u64,
-    action: &'static str,
-    difference: String,
-}
-
-#[derive(Default)]
-struct Plan {
-    changes: Vec<Planned>,
-    problems: Vec<Problem>,
-    warnings: Vec<Problem>,
+    /// Held from a check to what it allows: a sink must not be deleted while a pipeline into it is applied.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Admin {
     pub(crate) fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine }
-    }
-
-    async fn plan(&self, resources: &[pb::Resource]) -> Plan {
-        let mut plan = Plan::default();
-        let stored = self.engine.resources();
-        for resource in resources {
-            let (document, spec) = match parse(resource) {
-                Ok(parsed) => parsed,
-                Err(problem) => {
-                    plan.problems.push(problem);
-                    continue;
-                }
-            };
-            let known = stored
-                .iter()
-                .find(|s| s.kind == resource.kind() && s.name == document.name);
-            if let Some(known) = known.filter(|known| known.spec == document.spec) {
-                plan.changes.push(planned(
-                    resource.kind(),
-                    &document,
-                    known.revision,
-                    "unchanged",
-                    String::new(),
-                ));
-                continue;
-            }
-            if plan
-                .changes
-                .iter()
-                .any(|c| c.kind == resource.kind() && c.name == document.name)
-            {
-                let reason = format!("{} {:?} is there twice", document.kind, document.name);
-                plan.problems
-                    .push(Problem::new("DR-2009", reason, "keep one of them"));
-                continue;
-            }
-            for finding in self.engine.preflight(&document.name, &spec).await {
-                match (finding.severity, finding.problem) {
-                    ("error", Some(problem)) => plan.problems.push(problem),
-                    ("warning", Some(problem)) => plan.warnings.push(problem),
-                    _ => {}
-                }
-            }
-            let action = if known.is_some() { "update" } else { "create" };
-            let before = known.map_or(Value::Null, |known| known.spec.clone());
-            let revision = known.map_or(0, |known| known.revision);
-            let difference = difference(&before, &document.spec);
-            plan.changes.push(planned(
-                resource.kind(),
-                &document,
-                revision,
-                action,
-                difference,
-            ));
+        Self {
+            engine,
+            changing: Arc::default(),
         }
-        plan
     }
 
     fn resource(&self, stored: StoredSpec) -> pb::Resource {
@@ -152,6 +138,19 @@ impl Admin {
             name: stored.name,
             spec_json: stored.spec.to_string(),
             etag: stored.revision.to_string(),
+        }
+    }
+
+    fn known_pipeline(&self, name: &str) -> Result<(), Status> {
+        let known = self
+            .engine
+            .resources()
+            .iter()
+            .any(|s| s.kind == pb::Kind::Pipeline && s.name == name);
+        if known {
+            Ok(())
+        } else {
+            Err(not_found(pb::Kind::Pipeline, name))
         }
     }
 
@@ -167,92 +166,13 @@ impl Admin {
     }
 }
 
-fn planned(
-    kind: pb::Kind,
-    document: &Document,
-    revision: u64,
-    action: &'static str,
-    difference: String,
-) -> Planned {
-    Planned {
-        kind,
-        name: document.name.clone(),
-        spec: document.spec.clone(),
-        revision,
-        action,
-        difference,
-    }
-}
-
-fn parse(resource: &pb::Resource) -> Result<(Document, Spec), Problem> {
-    let spec: Value = serde_json::from_str(&resource.spec_json).map_err(|error| {
-        Problem::new(
-            "DR-2001",
-            format!("the specification is not JSON: {error}"),
-            "send a JSON object",
-        )
-    })?;
-    let kind = kind_name(resource.kind());
-    let parsed = Spec::parse(kind, &spec)?;
-    Ok((
-        Document {
-            kind: kind.into(),
-            name: resource.name.clone(),
-            spec,
-        },
-        parsed,
-    ))
-}
-
-fn kind_name(kind: pb::Kind) -> &'static str {
+pub(crate) fn kind_name(kind: pb::Kind) -> &'static str {
     match kind {
         pb::Kind::Source => "Source",
         pb::Kind::Sink => "Sink",
         pb::Kind::Pipeline => "Pipeline",
         pb::Kind::Unspecified => "unspecified",
     }
-}
-
-/// What changes, a line a field.
-fn difference(before: &Value, after: &Value) -> String {
-    fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {
-        match value {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    let path = if path.is_empty() {
-                        name.clone()
-                    } else {
-                        format!("{path}.{name}")
-                    };
-                    flatten(&path, value, lines);
-                }
-            }
-            Value::Null => {}
-            other => lines.push((path.to_owned(), other.to_string())),
-        }
-    }
-    let (mut old, mut new) = (Vec::new(), Vec::new());
-    flatten("", before, &mut old);
-    flatten("", after, &mut new);
-    let gone = old
-        .iter()
-        .filter(|line| !new.contains(line))
-        .map(|(path, value)| format!("- {path}: {value}"));
-    let come = new
-        .iter()
-        .filter(|line| !old.contains(line))
-        .map(|(path, value)| format!("+ {path}: {value}"));
-    gone.chain(come).collect::<Vec<_>>().join("\n")
-}
-
-fn changes(plan: &Plan) -> Vec<pb::Change> {
-    let change = |change: &Planned| pb::Change {
-        kind: change.kind as i32,
-        name: change.name.clone(),
-        action: change.action.to_owned(),
-        difference: change.difference.clone(),
-    };
-    plan.changes.iter().map(change).collect()
 }
 
 fn not_found(kind: pb::Kind, name: &str) -> Status {
@@ -265,13 +185,8 @@ fn not_found(kind: pb::Kind, name: &str) -> Status {
     status(Code::NotFound, &problem)
 }
 
-fn no_pipelines() -> Status {
-    let problem = Problem::new(
-        "DR-2050",
-        "pipelines are not built yet",
-        "read the source's log with downriver tail",
-    );
-    status(Code::Unimplemented, &problem)
+fn refused(problem: &Problem) -> Status {
+    status(Code::FailedPrecondition, problem)
 }
 
 type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -282,9 +197,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::PlanRequest>,
     ) -> Result<Response<pb::PlanResponse>, Status> {
-        let plan = Self::plan(self, &request.into_inner().resources).await;
+        let plan = plan(&*self.engine, &request.into_inner().resources).await;
         Ok(Response::new(pb::PlanResponse {
-            changes: changes(&plan),
+            changes: plan.changes(),
             problems: plan.problems.iter().map(to_pb).collect(),
             warnings: plan.warnings.iter().map(to_pb).collect(),
         }))
@@ -294,12 +209,13 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::ApplyRequest>,
     ) -> Result<Response<pb::ApplyResponse>, Status> {
-        let plan = Self::plan(self, &request.into_inner().resources).await;
+        let _changing = self.changing.lock().await;
+        let plan = plan(&*self.engine, &request.into_inner().resources).await;
         if let Some(problem) = plan.problems.first() {
-            return Err(status(Code::FailedPrecondition, problem));
+            return Err(refused(problem));
         }
         let reply = pb::ApplyResponse {
-            changes: changes(&plan),
+            changes: plan.changes(),
             warnings: plan.warnings.iter().map(to_pb).collect(),
         };
         let puts = plan
@@ -364,6 +280,7 @@ impl AdminService for Admin {
         request: Request<pb::DeleteRequest>,
     ) -> Result<Response<pb::DeleteResponse>, Status> {
         let request = request.into_inner();
+        let _changing = self.changing.lock().await;
         let known = self
             .selected(request.kind(), &request.name)
             .into_iter()
@@ -379,11 +296,13 @@ impl AdminService for Admin {
             );
             return Err(status(Code::Aborted, &problem));
         }
+        check_unused(&self.engine.resources(), request.kind(), &request.name)
+            .map_err(|problem| refused(&problem))?;
         let removed = self
             .engine
             .remove(request.kind(), &request.name, request.dry_run)
             .await;
-        let dropped = removed.map_err(|problem| status(Code::FailedPrecondition, &problem))?;
+        let dropped = removed.map_err(|problem| refused(&problem))?;
         Ok(Response::new(pb::DeleteResponse { dropped }))
     }
 
@@ -394,8 +313,8 @@ impl AdminService for Admin {
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
-        let admin = Self::new(Arc::clone(&self.engine));
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let admin = self.clone();
+        let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut changed = admin.engine.changed();
             loop {
@@ -420,16 +339,24 @@ impl AdminService for Admin {
 
     async fn pause(
         &self,
-        _request: Request<pb::PauseRequest>,
+        request: Request<pb::PauseRequest>,
     ) -> Result<Response<pb::PauseResponse>, Status> {
-        Err(no_pipelines())
+        let request = request.into_inner();
+        self.known_pipeline(&request.pipeline)?;
+        let paused = self.engine.pause(&request.pipeline, &request.tables).await;
+        paused.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::PauseResponse {}))
     }
 
     async fn resume(
         &self,
-        _request: Request<pb::ResumeRequest>,
+        request: Request<pb::ResumeRequest>,
     ) -> Result<Response<pb::ResumeResponse>, Status> {
-        Err(no_pipelines())
+        let request = request.into_inner();
+        self.known_pipeline(&request.pipeline)?;
+        let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
+        resumed.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::ResumeResponse {}))
     }
 
     async fn check(
@@ -461,17 +388,40 @@ impl AdminService for Admin {
 
     async fn wait(
         &self,
-        _request: Request<pb::WaitRequest>,
+        request: Request<pb::WaitRequest>,
     ) -> Result<Response<pb::WaitResponse>, Status> {
-        Err(no_pipelines())
+        let request = request.into_inner();
+        self.known_pipeline(&request.pipeline)?;
+        let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
+        let timeout = timeout.unwrap_or(WAIT_DEFAULT);
+        let reached = self.engine.wait(&request.pipeline, timeout).await;
+        let reached = reached.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::WaitResponse {
+            position: reached.position,
+            delivered_offset: reached.delivered.0,
+        }))
     }
 
     type VerifyStream = Streaming<pb::VerifyResponse>;
 
     async fn verify(
         &self,
-        _request: Request<pb::VerifyRequest>,
+        request: Request<pb::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
-        Err(no_pipelines())
+        let request = request.into_inner();
+        self.known_pipeline(&request.pipeline)?;
+        let verified = self.engine.verify(&request.pipeline, &request.tables).await;
+        let responses = verified.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(responses).map(Ok),
+        )))
+    }
+
+    async fn nodes(
+        &self,
+        _request: Request<pb::NodesRequest>,
+    ) -> Result<Response<pb::NodesResponse>, Status> {
+        let nodes = self.engine.nodes();
+        Ok(Response::new(pb::NodesResponse { nodes }))
     }
 }

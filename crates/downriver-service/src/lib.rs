@@ -3,6 +3,7 @@
 
 mod admin;
 mod log_service;
+mod plan;
 pub mod problem;
 pub mod spec;
 
@@ -15,7 +16,7 @@ use downriver_log::Log;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
-pub use admin::{Engine, Finding, StoredSpec};
+pub use admin::{Engine, Finding, Reached, StoredSpec, TableName};
 
 /// Largest message in either direction: one event may hold several values of the largest size.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;

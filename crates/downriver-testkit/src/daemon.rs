@@ -47,8 +47,13 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon that keeps everything in `folder/data`. It is not running yet.
     pub fn new(folder: &Path) -> Result<Self> {
-        Ok(Self {
-            binary: host::downriver_binary()?,
+        Ok(Self::of_binary(host::downriver_binary()?, folder))
+    }
+
+    /// The same, of a binary that the caller names.
+    pub fn of_binary(binary: PathBuf, folder: &Path) -> Self {
+        Self {
+            binary,
             folder: folder.to_path_buf(),
             store: None,
             environment: resources::environment()
@@ -57,7 +62,7 @@ impl Daemon {
                 .collect(),
             addresses: None,
             child: None,
-        })
+        }
     }
 
     /// Where segments are kept: the value of `--store`.

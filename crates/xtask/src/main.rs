@@ -1,5 +1,6 @@
-//! Chores: the demo, and what a machine can check of the tree.
+//! Chores: the demo, the benchmark, and what a machine can check of the tree.
 
+mod bench;
 mod demo;
 mod tidy;
 
@@ -14,6 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Drains backlogs of a real PostgreSQL, beside its own clients; see docs/benchmarks.md.
+    Bench(bench::Arguments),
     /// A shop under load, captured into the log and compared with it.
     Demo {
         /// Leave everything running.
@@ -27,6 +30,7 @@ enum Chore {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Arguments::parse().chore {
+        Chore::Bench(arguments) => bench::run(arguments).await,
         Chore::Demo { keep } => demo::run(keep).await,
         Chore::Tidy => tidy::run(),
     }

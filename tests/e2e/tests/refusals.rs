@@ -65,8 +65,32 @@ async fn bad_specifications_and_connections_are_refused_by_name() -> Result<()> 
         "Shop",
     )
     .await?;
-    let sink = resources::sink_in_folder(shop.folder.path());
-    refused(&shop, &(good.clone() + &sink), "DR-2050", "not built").await?;
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let relative = sink.replace("file:///", "file://");
+    refused(&shop, &(good.clone() + &relative), "DR-2012", "absolute").await?;
+    let file = shop.folder.path().join("file");
+    std::fs::write(&file, "")?;
+    let on_a_file = resources::sink_in_folder(&file.join("lake"));
+    refused(
+        &shop,
+        &(good.clone() + &on_a_file),
+        "DR-2012",
+        "not a folder",
+    )
+    .await?;
+    refused(
+        &shop,
+        &(good.clone() + &sink + "  colour: red\n"),
+        "DR-2011",
+        "iceberg.colour",
+    )
+    .await?;
+    let pipeline = resources::pipeline("10s");
+    refused(&shop, &(good.clone() + &pipeline), "DR-2015", "lake").await?;
+    let history = (good.clone() + &sink + &pipeline).replace("mode: mirror", "mode: history");
+    refused(&shop, &history, "DR-2052", "history").await?;
+    let hasty = good.clone() + &sink + &resources::pipeline("500ms");
+    refused(&shop, &hasty, "DR-2014", "freshness").await?;
     shop.postgres
         .execute("create role reader login password 'river'; alter role reader replication")
         .await?;
@@ -77,7 +101,78 @@ async fn bad_specifications_and_connections_are_refused_by_name() -> Result<()> 
         .await?;
     refused(&shop, &good, "DR-1004", "alter role \"cdc\" replication").await?;
     shop.postgres.execute("alter role cdc replication").await?;
-    shop.daemon.apply(&good).await
+    shop.daemon.apply(&(good + &sink)).await?;
+    ensure!(
+        shop.daemon.exists("sink", resources::SINK).await?,
+        "the sink was not made"
+    );
+    let missing = shop.daemon.run(&["get", "groups"]).await?;
+    ensure!(
+        missing.code == Some(1) && missing.text().contains("DR-2054"),
+        "{}",
+        missing.text()
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pipeline_uses_is_not_deleted_and_what_it_was_made_for_is_not_moved() -> Result<()> {
+    let shop = Shop::open(10).await?;
+    let source = resources::source(&shop.postgres, &["public.*"], &[]);
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let pipeline = resources::pipeline("10s");
+    // The order of documents does not matter.
+    let all = format!("{pipeline}{sink}---\n{source}");
+    shop.daemon.apply(&all).await?;
+    let again = shop.daemon.try_apply(&all).await?;
+    ensure!(
+        again.code == Some(0) && again.text().matches("unchanged").count() == 3,
+        "{}",
+        again.text()
+    );
+    for (kind, name) in [("source", resources::SOURCE), ("sink", resources::SINK)] {
+        let answer = shop.daemon.run(&["delete", kind, name, "--yes"]).await?;
+        ensure!(
+            answer.code == Some(1) && answer.text().contains("DR-2022"),
+            "{}",
+            answer.text()
+        );
+    }
+    let twice = pipeline.replace("shop-to-lake", "again");
+    for (yaml, code) in [
+        (twice, "DR-2016"),
+        (pipeline.clone() + "namespace: other\n", "DR-2019"),
+        (pipeline + "tables: [\"public.nothing\"]\n", "DR-2018"),
+    ] {
+        let answer = shop.daemon.try_apply(&yaml).await?;
+        ensure!(
+            answer.code == Some(1) && answer.text().contains(code),
+            "{code}: {}",
+            answer.text()
+        );
+    }
+    shop.daemon.ok(&["pause", resources::PIPELINE]).await?;
+    let answer = shop
+        .daemon
+        .run(&["wait", resources::PIPELINE, "--for", "caught-up"])
+        .await?;
+    ensure!(
+        answer.code == Some(1) && answer.text().contains("DR-2025"),
+        "{}",
+        answer.text()
+    );
+    for (kind, name) in [
+        ("pipeline", resources::PIPELINE),
+        ("sink", resources::SINK),
+        ("source", resources::SOURCE),
+    ] {
+        shop.daemon.ok(&["delete", kind, name, "--yes"]).await?;
+        ensure!(
+            !shop.daemon.exists(kind, name).await?,
+            "{kind} {name} is still there"
+        );
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,6 +78,40 @@ pub struct Interval {
     pub micros: i64,
 }
 
+/// ISO 8601, as PostgreSQL's `intervalstyle = iso_8601` prints it: `P1Y2M3DT4H5M6.7S`.
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if (self.months, self.days, self.micros) == (0, 0, 0) {
+            return f.write_str("PT0S");
+        }
+        f.write_str("P")?;
+        let parts = |f: &mut std::fmt::Formatter<'_>, parts: &[(i64, char)]| {
+            parts
+                .iter()
+                .filter(|(count, _)| *count != 0)
+                .try_for_each(|(count, unit)| write!(f, "{count}{unit}"))
+        };
+        let months = i64::from(self.months);
+        let days = i64::from(self.days);
+        parts(f, &[(months / 12, 'Y'), (months % 12, 'M'), (days, 'D')])?;
+        if self.micros == 0 {
+            return Ok(());
+        }
+        f.write_str("T")?;
+        let seconds = self.micros / 1_000_000;
+        parts(f, &[(seconds / 3600, 'H'), (seconds / 60 % 60, 'M')])?;
+        let micros = self.micros % 60_000_000;
+        if micros == 0 {
+            return Ok(());
+        }
+        let sign = if micros < 0 { "-" } else { "" };
+        let (whole, fraction) = (micros.abs() / 1_000_000, micros.abs() % 1_000_000);
+        let digits = format!(".{fraction:06}");
+        let digits = digits.trim_end_matches('0').trim_end_matches('.');
+        write!(f, "{sign}{whole}{digits}S")
+    }
+}
+
 impl Block {
     /// Opens a framed block.
     ///

@@ -140,3 +140,21 @@ fn an_unknown_presence_code_is_an_error() {
         })
     );
 }
+
+#[test]
+fn an_interval_is_printed_as_postgres_prints_it() {
+    let text = |months, days, micros| {
+        Interval {
+            months,
+            days,
+            micros,
+        }
+        .to_string()
+    };
+    assert_eq!(text(14, -3, 14_706_789_000), "P1Y2M-3DT4H5M6.789S");
+    assert_eq!(text(-14, 3, -14_706_789_000), "P-1Y-2M3DT-4H-5M-6.789S");
+    assert_eq!(text(0, 0, -500_000), "PT-0.5S");
+    assert_eq!(text(0, 1, 0), "P1D");
+    assert_eq!(text(0, 0, 3_600_000_000), "PT1H");
+    assert_eq!(text(0, 0, 0), "PT0S");
+}

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod check;
 pub mod config;
+pub mod cut;
 pub mod replication;
 pub mod setup;
 pub mod snapshot;

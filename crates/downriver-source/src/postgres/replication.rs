@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::config::PostgresConfig;
-use super::sql::{self, PINNED};
+use super::sql::{self, APPLICATION, PINNED};
 use super::transport::{self, Stream};
 use crate::error::{SourceError, from_server};
 
@@ -105,6 +105,7 @@ impl ReplicationStream {
     pub async fn start(config: &PostgresConfig, from: Lsn) -> Result<Self, SourceError> {
         let mut session = Session::connect(config).await?;
         let timeout = session.query("SHOW wal_sender_timeout").await?;
+        let timeout = timeout.into_iter().next().flatten();
         let status_every = status_interval(timeout.as_deref());
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {})",
@@ -357,13 +358,13 @@ async fn keep_alive(mut writer: WriteHalf<Stream>, shared: Arc<Shared>, every: D
 }
 
 /// A replication session before it streams.
-struct Session {
+pub(super) struct Session {
     stream: Stream,
     buffer: BytesMut,
 }
 
 impl Session {
-    async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
+    pub(super) async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         let stream = transport::connect(config).await?;
         let mut session = Self {
             stream,
@@ -373,7 +374,7 @@ impl Session {
             ("user", config.user.as_str()),
             ("database", config.database.as_str()),
             ("replication", "database"),
-            ("application_name", "downriver"),
+            ("application_name", APPLICATION),
         ];
         parameters.extend(PINNED);
         let mut startup = BytesMut::new();
@@ -479,23 +480,24 @@ impl Session {
         }
     }
 
-    /// The first column of the first row.
-    async fn query(&mut self, query: &str) -> Result<Option<String>, SourceError> {
+    /// The columns of the first row; none if there is no row.
+    pub(super) async fn query(&mut self, query: &str) -> Result<Vec<Option<String>>, SourceError> {
         use fallible_iterator::FallibleIterator as _;
         let mut request = BytesMut::new();
         frontend::query(query, &mut request).map_err(SourceError::Connection)?;
         self.send(&request).await?;
-        let mut first = None;
+        let mut first = Vec::new();
         loop {
             match self.message().await? {
-                backend::Message::DataRow(row) if first.is_none() => {
-                    let range = row
+                backend::Message::DataRow(row) if first.is_empty() => {
+                    let text = |range: Option<std::ops::Range<usize>>| {
+                        range.map(|r| String::from_utf8_lossy(&row.buffer()[r]).into_owned())
+                    };
+                    first = row
                         .ranges()
-                        .next()
-                        .map_err(SourceError::Connection)?
-                        .flatten();
-                    first = range
-                        .map(|range| String::from_utf8_lossy(&row.buffer()[range]).into_owned());
+                        .map(|range| Ok(text(range)))
+                        .collect()
+                        .map_err(SourceError::Connection)?;
                 }
                 backend::Message::ReadyForQuery(_) => return Ok(first),
                 _ => {}

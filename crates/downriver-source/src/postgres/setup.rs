@@ -3,15 +3,21 @@
 //! The publication comes first: a slot that is older than its publication decodes with a catalog that does not
 //! know it. What we make carries our mark, so that deleting a source drops only that.
 
+use std::time::{Duration, Instant};
+
 use downriver_event::Lsn;
 
 use super::catalog::{Catalog, SourceTable, parse_lsn};
 use super::config::PostgresConfig;
-use super::sql::{identifier, literal, qualified};
+use super::sql::{APPLICATION, identifier, literal, qualified};
 use crate::error::SourceError;
 
 /// The comment on a publication that we made.
 const MARK: &str = "made by downriver";
+/// How long the server may take to notice that a slot's reader is gone, before it is told, and in all.
+const SLOT_ASK_AFTER: Duration = Duration::from_secs(2);
+const SLOT_FREE_WITHIN: Duration = Duration::from_secs(15);
+const SLOT_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub struct Prepared {
@@ -210,20 +216,17 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
     Ok(owned)
 }
 
-/// Drops what [`owned`] lists. The slot must not be in use.
+/// Drops what [`owned`] lists. The slot's stream must have been closed: the server is given the time to
+/// notice it, and a session of ours that it still believes in is ended.
 ///
 /// # Errors
-/// A query failed.
+/// A query failed, or somebody else reads the slot.
 pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
     let catalog = Catalog::connect(config).await?;
-    let client = catalog.client();
-    if slot_exists(&catalog, config).await? {
-        client
-            .execute("select pg_drop_replication_slot($1)", &[&config.slot])
-            .await?;
-    }
+    drop_slot(&catalog, config).await?;
     if publication_is_ours(&catalog, config).await? {
-        client
+        catalog
+            .client()
             .batch_execute(&format!(
                 "drop publication {}",
                 identifier(&config.publication)
@@ -231,6 +234,67 @@ pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
             .await?;
     }
     Ok(())
+}
+
+/// A walsender notices the end of its connection when it next waits or sends, so the slot may stay active for a
+/// while after its reader is gone.
+async fn drop_slot(catalog: &Catalog, config: &PostgresConfig) -> Result<(), SourceError> {
+    let client = catalog.client();
+    let began = Instant::now();
+    let mut ended = false;
+    loop {
+        let holder = client
+            .query_opt(
+                "select s.active_pid, a.application_name = $2 and a.usename = current_user
+                   from pg_replication_slots s left join pg_stat_activity a on a.pid = s.active_pid
+                  where s.slot_name = $1",
+                &[&config.slot, &APPLICATION],
+            )
+            .await?;
+        let Some(holder) = holder else {
+            return Ok(());
+        };
+        let waited = began.elapsed();
+        match holder.get::<_, Option<i32>>(0) {
+            None => {
+                let dropped = client
+                    .execute("select pg_drop_replication_slot($1)", &[&config.slot])
+                    .await;
+                let in_use = |error: &tokio_postgres::Error| {
+                    error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE)
+                };
+                match dropped {
+                    Ok(_) => return Ok(()),
+                    // Somebody took it between the two statements.
+                    Err(error) if in_use(&error) && waited < SLOT_FREE_WITHIN => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Some(pid) if waited >= SLOT_FREE_WITHIN => {
+                return Err(SourceError::definite(
+                    "DR-1012",
+                    format!(
+                        "replication slot {:?} cannot be dropped: pid {pid} still reads it",
+                        config.slot
+                    ),
+                    format!(
+                        "stop that client; then select pg_drop_replication_slot({})",
+                        literal(&config.slot)
+                    ),
+                ));
+            }
+            Some(pid) => {
+                let ours = holder.get::<_, Option<bool>>(1) == Some(true);
+                if ours && !ended && waited >= SLOT_ASK_AFTER {
+                    ended = true;
+                    client
+                        .execute("select pg_terminate_backend($1)", &[&pid])
+                        .await?;
+                }
+            }
+        }
+        tokio::time::sleep(SLOT_LOOK_EVERY).await;
+    }
 }
 
 async fn slot_exists(catalog: &Catalog, config: &PostgresConfig) -> Result<bool, SourceError> {

@@ -230,57 +230,77 @@ impl SnapshotSession {
         filter: &str,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<(), SourceError> {
-        let columns: Vec<String> = schema.columns.iter().map(select_column).collect();
-        let filter = if filter.is_empty() {
-            String::new()
+        copy(self.client(), schema, table, filter, row).await
+    }
+}
+
+/// Reads a whole table inside the client's transaction.
+pub(super) async fn copy_table(
+    client: &Client,
+    schema: &TableSchema,
+    row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+) -> Result<(), SourceError> {
+    let table = format!("only {}", qualified(&schema.namespace, &schema.name));
+    copy(client, schema, &table, "", row).await
+}
+
+async fn copy(
+    client: &Client,
+    schema: &TableSchema,
+    table: &str,
+    filter: &str,
+    row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+) -> Result<(), SourceError> {
+    let columns: Vec<String> = schema.columns.iter().map(select_column).collect();
+    let filter = if filter.is_empty() {
+        String::new()
+    } else {
+        format!("where {filter}")
+    };
+    let query = format!(
+        "copy (select {} from {table} {filter}) to stdout (format binary)",
+        columns.join(", ")
+    );
+    let stream = client.copy_out(&query).await?;
+    let mut stream = std::pin::pin!(stream);
+    let mut buffer = BytesMut::new();
+    let mut header = true;
+    while let Some(bytes) = stream.try_next().await? {
+        // Usually one row a message; the header comes with the first.
+        let mut rest: &[u8] = if buffer.is_empty() {
+            &bytes
         } else {
-            format!("where {filter}")
+            buffer.extend_from_slice(&bytes);
+            &buffer
         };
-        let query = format!(
-            "copy (select {} from {table} {filter}) to stdout (format binary)",
-            columns.join(", ")
-        );
-        let stream = self.client().copy_out(&query).await?;
-        let mut stream = std::pin::pin!(stream);
-        let mut buffer = BytesMut::new();
-        let mut header = true;
-        while let Some(bytes) = stream.try_next().await? {
-            // Usually one row a message; the header comes with the first.
-            let mut rest: &[u8] = if buffer.is_empty() {
-                &bytes
-            } else {
-                buffer.extend_from_slice(&bytes);
-                &buffer
+        if header {
+            let Some(after) = after_header(rest)? else {
+                let kept = BytesMut::from(rest);
+                buffer = kept;
+                continue;
             };
-            if header {
-                let Some(after) = after_header(rest)? else {
-                    let kept = BytesMut::from(rest);
-                    buffer = kept;
-                    continue;
-                };
-                header = false;
-                rest = after;
-            }
-            loop {
-                match split_row(rest, schema.columns.len())? {
-                    Split::Row(fields, after) => {
-                        row(&BinaryRow { schema, fields })?;
-                        rest = after;
-                    }
-                    Split::End => {
-                        rest = &[];
-                        break;
-                    }
-                    Split::More => break,
+            header = false;
+            rest = after;
+        }
+        loop {
+            match split_row(rest, schema.columns.len())? {
+                Split::Row(fields, after) => {
+                    row(&BinaryRow { schema, fields })?;
+                    rest = after;
                 }
+                Split::End => {
+                    rest = &[];
+                    break;
+                }
+                Split::More => break,
             }
-            buffer = BytesMut::from(rest);
         }
-        if buffer.is_empty() {
-            Ok(())
-        } else {
-            Err(malformed("it ends in the middle of a row"))
-        }
+        buffer = BytesMut::from(rest);
+    }
+    if buffer.is_empty() {
+        Ok(())
+    } else {
+        Err(malformed("it ends in the middle of a row"))
     }
 }
 

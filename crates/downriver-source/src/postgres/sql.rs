@@ -6,6 +6,9 @@ use super::config::PostgresConfig;
 use super::transport;
 use crate::error::SourceError;
 
+/// How our sessions, also those of replication, name themselves to the server.
+pub(super) const APPLICATION: &str = "downriver";
+
 /// Settings that decide how values print, the same in every session of ours.
 pub(super) const PINNED: [(&str, &str); 6] = [
     ("DateStyle", "ISO"),
@@ -32,7 +35,7 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceErr
     session
         .user(&config.user)
         .dbname(&config.database)
-        .application_name("downriver")
+        .application_name(APPLICATION)
         .options(options.join(" "))
         .ssl_mode(tokio_postgres::config::SslMode::Disable);
     if let Some(password) = &config.password {

@@ -3,15 +3,20 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
 mod client;
+mod pipelines;
 mod render;
 mod resources;
+mod show;
 mod tail;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use downriver_api::admin::v1 as pb;
+use downriver_event::problem::Problem;
 use downriver_log::store::S3Options;
 
 use crate::server;
@@ -21,7 +26,7 @@ use client::{Client, Failure};
 #[command(
     name = "downriver",
     version,
-    about = "Change data capture from PostgreSQL into a durable, replayable log"
+    about = "Change data capture from PostgreSQL into a durable, replayable log and Iceberg tables"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -40,6 +45,11 @@ pub(crate) struct Arguments {
 enum Command {
     /// One node with everything embedded.
     Dev(Dev),
+    /// A node of a cluster.
+    Server {
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Plan, show the difference, apply.
     Apply {
         #[arg(short, long)]
@@ -47,6 +57,8 @@ enum Command {
         /// Only show what would be done.
         #[arg(long)]
         dry_run: bool,
+        #[arg(short, long, default_value = "table")]
+        output: Output,
     },
     /// List resources of a kind.
     Get {
@@ -69,7 +81,19 @@ enum Command {
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+        #[arg(short, long, default_value = "table")]
+        output: Output,
     },
+    /// Stop delivering, to the whole pipeline or some of its tables. The log is kept meanwhile.
+    Pause(pipelines::Selection),
+    /// Go on delivering.
+    Resume(pipelines::Selection),
+    /// Take the snapshot again.
+    Resnapshot(pipelines::Selection),
+    /// Return when everything committed at the source before the call is delivered.
+    Wait(pipelines::Wait),
+    /// Compare source and target row by row.
+    Verify(pipelines::Selection),
     /// Read a source's log.
     Tail(tail::Tail),
     /// Lag, throughput and health of everything.
@@ -108,6 +132,28 @@ struct Dev {
 enum KindName {
     #[value(alias = "source")]
     Sources,
+    #[value(alias = "sink")]
+    Sinks,
+    #[value(alias = "pipeline")]
+    Pipelines,
+    #[value(alias = "table")]
+    Tables,
+    #[value(alias = "node")]
+    Nodes,
+    #[value(alias = "group")]
+    Groups,
+}
+
+impl KindName {
+    /// The kind of resource, if it is one.
+    fn resource(self) -> Option<pb::Kind> {
+        match self {
+            Self::Sources => Some(pb::Kind::Source),
+            Self::Sinks => Some(pb::Kind::Sink),
+            Self::Pipelines => Some(pb::Kind::Pipeline),
+            Self::Tables | Self::Nodes | Self::Groups => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -120,6 +166,8 @@ enum Output {
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Dev(dev) => run_dev(dev).await,
+        Command::Server { config } => Err(no_server(&config)),
+        Command::Resnapshot(selection) => Err(pipelines::resnapshot(&selection)),
         command => match Client::connect(&arguments.addr).await {
             Ok(client) => run_client(command, client).await,
             Err(failure) => Err(failure),
@@ -132,6 +180,18 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+fn no_server(config: &std::path::Path) -> Failure {
+    Problem::new(
+        "DR-2055",
+        format!(
+            "clusters are not built yet: {} is not read",
+            config.display()
+        ),
+        "run one node with downriver dev",
+    )
+    .into()
 }
 
 async fn run_dev(dev: Dev) -> Result<(), Failure> {
@@ -154,25 +214,30 @@ async fn run_dev(dev: Dev) -> Result<(), Failure> {
 
 async fn run_client(command: Command, client: Client) -> Result<(), Failure> {
     match command {
-        Command::Dev(_) => unreachable!("dev needs no client"),
-        Command::Apply { file, dry_run } => resources::apply(client, &file, dry_run).await,
-        Command::Get {
-            kind: KindName::Sources,
-            name,
+        Command::Dev(_) | Command::Server { .. } | Command::Resnapshot(_) => {
+            unreachable!("they need no client")
+        }
+        Command::Apply {
+            file,
+            dry_run,
             output,
-        } => resources::get(client, name, output).await,
-        Command::Describe {
-            kind: KindName::Sources,
-            name,
-            output,
-        } => resources::describe(client, &name, output).await,
+        } => resources::apply(client, &file, dry_run, output).await,
+        Command::Get { kind, name, output } => show::get(client, kind, name, output).await,
+        Command::Describe { kind, name, output } => {
+            show::describe(client, kind, &name, output).await
+        }
         Command::Delete {
-            kind: KindName::Sources,
+            kind,
             name,
             yes,
-        } => resources::delete(client, &name, yes).await,
+            output,
+        } => resources::delete(client, kind, &name, yes, output).await,
+        Command::Pause(selection) => pipelines::pause(client, selection).await,
+        Command::Resume(selection) => pipelines::resume(client, selection).await,
+        Command::Wait(wait) => pipelines::wait(client, wait).await,
+        Command::Verify(selection) => verify::run(client, selection).await,
         Command::Tail(tail) => tail::run(client, tail).await,
-        Command::Status { watch, output } => resources::status(client, watch, output).await,
+        Command::Status { watch, output } => show::status(client, watch, output).await,
         Command::Check { file, output } => resources::check(client, &file, output).await,
     }
 }

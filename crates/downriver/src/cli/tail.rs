@@ -6,6 +6,7 @@ use std::io::Write as _;
 use clap::ValueEnum;
 use downriver_api::log::v1::subscribe_response::Item;
 use downriver_api::log::v1::{self as pb};
+use downriver_event::block::Interval;
 use downriver_event::{LogicalType, Lsn, SourcePosition, TableSchema};
 use serde_json::{Map, Value, json};
 
@@ -341,7 +342,14 @@ fn value_json(value: &pb::Value, ty: &LogicalType) -> Value {
             ))
         }
         (Some(Kind::Bytes(value)), _) => json!(format!("\\x{}", hex(value))),
-        (Some(Kind::Interval(value)), _) => json!(interval(value)),
+        (Some(Kind::Interval(value)), _) => json!(
+            Interval {
+                months: value.months,
+                days: value.days,
+                micros: value.micros,
+            }
+            .to_string()
+        ),
         (Some(Kind::List(list)), LogicalType::Array(element)) => {
             let mut cells = list
                 .elements
@@ -364,55 +372,5 @@ fn nested(lengths: &[u32], cells: &mut dyn Iterator<Item = Value>) -> Value {
         [] => json!([]),
         [length] => cells.take(*length as usize).collect(),
         [length, inner @ ..] => (0..*length).map(|_| nested(inner, cells)).collect(),
-    }
-}
-
-/// ISO 8601: `P1Y2M3DT4H5M6.7S`.
-fn interval(value: &pb::Interval) -> String {
-    let mut text = String::from("P");
-    let (years, months) = (value.months / 12, value.months % 12);
-    for (count, unit) in [(years, 'Y'), (months, 'M'), (value.days, 'D')] {
-        if count != 0 {
-            text.push_str(&format!("{count}{unit}"));
-        }
-    }
-    let (seconds, micros) = (value.micros / 1_000_000, value.micros % 1_000_000);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if value.micros != 0 {
-        text.push('T');
-        for (count, unit) in [(hours, 'H'), (minutes, 'M')] {
-            if count != 0 {
-                text.push_str(&format!("{count}{unit}"));
-            }
-        }
-        if seconds != 0 || micros != 0 {
-            let sign = if value.micros < 0 { "-" } else { "" };
-            let fraction = if micros == 0 {
-                String::new()
-            } else {
-                format!(".{:06}", micros.abs())
-            };
-            text.push_str(&format!("{sign}{}{fraction}S", seconds.abs()));
-        }
-    }
-    if text == "P" { "PT0S".into() } else { text }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_is_printed_with_its_three_parts() {
-        let text = |months, days, micros| {
-            interval(&pb::Interval {
-                months,
-                days,
-                micros,
-            })
-        };
-        assert_eq!(text(14, -3, 14_706_789_000), "P1Y2M-3DT4H5M6.789000S");
-        assert_eq!(text(0, 0, -500_000), "PT-0.500000S");
-        assert_eq!(text(0, 0, 0), "PT0S");
     }
 }

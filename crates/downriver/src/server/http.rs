@@ -1,4 +1,4 @@
-//! The HTTP port: health and metrics.
+//! The HTTP port: health, metrics, and the built-in catalogs for other engines.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -7,18 +7,21 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use downriver_pipeline::SourceStatus;
+use downriver_lake::catalog::server::{Catalogs, router};
+use downriver_pipeline::{SourceStatus, TableState};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::NodeEngine;
+use super::engine::{NodeEngine, PipelineView};
 
 pub(super) async fn serve(listener: TcpListener, engine: Arc<NodeEngine>, stop: CancellationToken) {
+    let catalogs: Arc<dyn Catalogs> = engine.clone();
     let app = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(engine);
+        .with_state(engine)
+        .nest("/iceberg", router(catalogs));
     let served = axum::serve(listener, app)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await;
@@ -34,40 +37,86 @@ async fn ready(State(engine): State<Arc<NodeEngine>>) -> (StatusCode, String) {
     }
 }
 
-/// Every source's figures in the Prometheus text format.
+/// Every source's and pipeline's figures in the Prometheus text format.
 async fn metrics(State(engine): State<Arc<NodeEngine>>) -> String {
-    let sources = engine.sources();
     let mut text = String::new();
-    let mut write = |name: &str, kind: &str, help: &str, value: fn(&SourceStatus) -> f64| {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (source, status) in &sources {
-            let _ = writeln!(text, "{name}{{source=\"{source}\"}} {}", value(status));
-        }
-    };
-    write(
-        "downriver_source_events_total",
-        "counter",
-        "Events captured since the start.",
-        |s| s.events as f64,
-    );
-    write(
-        "downriver_source_passed_lsn",
-        "gauge",
-        "Everything committed up to here is in the log.",
-        |s| s.passed.0 as f64,
-    );
-    write(
-        "downriver_source_acknowledged_lsn",
-        "gauge",
-        "The source may forget what lies before.",
-        |s| s.acknowledged.0 as f64,
-    );
-    write(
-        "downriver_source_problem",
-        "gauge",
-        "1 while a problem holds it up.",
-        |s| f64::from(u8::from(s.problem.is_some())),
-    );
+    write_sources(&mut text, &engine.sources());
+    write_pipelines(&mut text, &engine.pipelines());
     text
+}
+
+/// One metric: a line for each of what it is about. Those that have no value now have no line.
+fn write_metric<T>(
+    text: &mut String,
+    (name, kind, help): (&str, &str, &str),
+    label: &str,
+    of: &[(String, T)],
+    value: impl Fn(&T) -> Option<f64>,
+) {
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (which, it) in of {
+        if let Some(value) = value(it) {
+            let _ = writeln!(text, "{name}{{{label}=\"{which}\"}} {value}");
+        }
+    }
+}
+
+fn write_sources(text: &mut String, sources: &[(String, SourceStatus)]) {
+    let mut write = |metric, value: fn(&SourceStatus) -> f64| {
+        write_metric(text, metric, "source", sources, |s| Some(value(s)));
+    };
+    let events = "Events captured since the start.";
+    write(("downriver_source_events_total", "counter", events), |s| {
+        s.events as f64
+    });
+    let passed = "Everything committed up to here is in the log.";
+    write(("downriver_source_passed_lsn", "gauge", passed), |s| {
+        s.passed.0 as f64
+    });
+    let acknowledged = "The source may forget what lies before.";
+    let name = "downriver_source_acknowledged_lsn";
+    write((name, "gauge", acknowledged), |s| s.acknowledged.0 as f64);
+    let problem = "1 while a problem holds it up.";
+    write(("downriver_source_problem", "gauge", problem), |s| {
+        f64::from(u8::from(s.problem.is_some()))
+    });
+}
+
+fn write_pipelines(text: &mut String, pipelines: &[(String, PipelineView)]) {
+    let mut write = |metric, value: fn(&PipelineView) -> Option<f64>| {
+        write_metric(text, metric, "pipeline", pipelines, value);
+    };
+    let events = "Events delivered since the start.";
+    write(
+        ("downriver_pipeline_events_total", "counter", events),
+        |p| Some(p.status.events as f64),
+    );
+    let delivered = "Everything before this offset is in the sink.";
+    let name = "downriver_pipeline_delivered_offset";
+    write((name, "gauge", delivered), |p| {
+        Some(p.status.delivered.0 as f64)
+    });
+    let lag = "Age of the oldest commit that is not in the sink.";
+    write(("downriver_pipeline_lag_seconds", "gauge", lag), |p| {
+        p.lag.map(|lag| lag.as_secs_f64())
+    });
+    let problem = "1 while a problem holds up the pipeline or one of its tables.";
+    write(("downriver_pipeline_problem", "gauge", problem), |p| {
+        let of_table = p
+            .status
+            .tables
+            .values()
+            .any(|table| table.problem.is_some());
+        Some(f64::from(u8::from(of_table || p.status.problem.is_some())))
+    });
+    let tables = "Tables that are stopped by a problem.";
+    write(
+        ("downriver_pipeline_tables_stopped", "gauge", tables),
+        |p| {
+            let tables = p.status.tables.values();
+            let stopped = tables.filter(|table| table.state == TableState::Stopped);
+            Some(stopped.count() as f64)
+        },
+    );
 }

@@ -58,7 +58,7 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
 
     let node = Node::start(NodeConfig::new(data.join("node"), objects)).await?;
     let stop = CancellationToken::new();
-    let engine = NodeEngine::new(Arc::clone(&node), data.clone());
+    let engine = NodeEngine::new(Arc::clone(&node), data.clone(), addresses);
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));
     let http_server = tokio::spawn(http::serve(http, Arc::clone(&engine), stop.clone()));
     let log: Arc<dyn Log> = node.clone();
@@ -109,7 +109,7 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
 
 const ADDRESSES: &str = "addresses.json";
 
-#[derive(serde::Serialize)]
+#[derive(Clone, Copy, Debug, serde::Serialize)]
 struct Addresses {
     grpc: SocketAddr,
     http: SocketAddr,

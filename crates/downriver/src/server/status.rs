@@ -1,10 +1,13 @@
-//! A capture's status as the admin service shows it.
+//! A capture's or a pipeline's status as the admin service shows it.
 
 use downriver_api::admin::v1 as pb;
+use downriver_event::Offset;
 use downriver_event::problem::Problem;
 use downriver_log::StreamState;
 use downriver_pipeline::{SnapshotProgress, SourceStatus, TableState};
 use downriver_service::problem::to_pb;
+
+use super::engine::PipelineView;
 
 /// `running` is `None` while the source could not be started because of `problem`.
 pub(super) fn source_status(
@@ -23,15 +26,7 @@ pub(super) fn source_status(
     });
     let tables = status.tables.iter().map(|(name, table)| pb::TableStatus {
         table: name.clone(),
-        // A table does not stream while its source does not.
-        state: match (status.state, table.state) {
-            (TableState::Stopped, TableState::Snapshotting | TableState::Streaming) => {
-                TableState::Stopped
-            }
-            (_, state) => state,
-        }
-        .name()
-        .to_owned(),
+        state: shown(status.state, table.state).name().to_owned(),
         problem: table.problem.as_ref().map(to_pb),
         snapshot: table.snapshot.as_ref().map(snapshot),
         ..pb::TableStatus::default()
@@ -45,6 +40,40 @@ pub(super) fn source_status(
         next_offset: stream.map_or(0, |stream| stream.next.0),
         events: status.events,
         ..pb::Status::default()
+    }
+}
+
+/// `next`: the end of the source's log.
+pub(super) fn pipeline_status(view: &PipelineView, next: Offset) -> pb::Status {
+    let status = &view.status;
+    let tables = status.tables.iter().map(|(name, table)| pb::TableStatus {
+        table: name.clone(),
+        state: shown(status.state, table.state).name().to_owned(),
+        problem: table.problem.as_ref().map(to_pb),
+        delivered_offset: table.delivered.0,
+        target: table.target.clone(),
+        ..pb::TableStatus::default()
+    });
+    pb::Status {
+        state: status.state.name().to_owned(),
+        problem: status.problem.as_ref().map(to_pb),
+        tables: tables.collect(),
+        next_offset: next.0,
+        delivered_offset: status.delivered.0,
+        lag: view.lag.and_then(|lag| lag.try_into().ok()),
+        events: status.events,
+        ..pb::Status::default()
+    }
+}
+
+/// A table does not go on while what it belongs to does not.
+fn shown(whole: TableState, table: TableState) -> TableState {
+    match (whole, table) {
+        (
+            TableState::Stopped,
+            TableState::Pending | TableState::Snapshotting | TableState::Streaming,
+        ) => TableState::Stopped,
+        (_, state) => state,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a resource may say. A document is YAML or JSON of one kind; unknown fields are refused with their place.
+//! A source: a database, what is captured of it, and how its snapshot is taken.
 
 use std::path::PathBuf;
 
@@ -6,119 +6,7 @@ use downriver_event::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Reads the documents of a file, in order.
-///
-/// # Errors
-/// Where the text is not YAML, or a document is not a resource.
-pub fn read_documents(text: &str) -> Result<Vec<Document>, Problem> {
-    let mut documents = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(text) {
-        let value = Value::deserialize(document).map_err(|error| {
-            Problem::new(
-                "DR-2001",
-                format!("the file is not valid YAML: {error}"),
-                "correct the line that is named",
-            )
-        })?;
-        if !value.is_null() {
-            documents.push(Document::from_value(value)?);
-        }
-    }
-    if documents.is_empty() {
-        return Err(Problem::new(
-            "DR-2001",
-            "the file has no document",
-            "begin with kind: Source",
-        ));
-    }
-    Ok(documents)
-}
-
-/// A document before its specification is looked into.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Document {
-    pub kind: String,
-    pub name: String,
-    /// Everything but kind and name.
-    pub spec: Value,
-}
-
-impl Document {
-    fn from_value(value: Value) -> Result<Self, Problem> {
-        let Value::Object(mut fields) = value else {
-            return Err(Problem::new(
-                "DR-2001",
-                "a document is not a map of fields",
-                "begin with kind: Source",
-            ));
-        };
-        let mut take = |field: &str| match fields.remove(field) {
-            Some(Value::String(text)) => Ok(text),
-            _ => {
-                let mut problem = Problem::new(
-                    "DR-2002",
-                    format!("a document has no {field}"),
-                    "give kind (Source, Sink or Pipeline) and name as texts",
-                );
-                problem.field = Some(field.to_owned());
-                Err(problem)
-            }
-        };
-        let (kind, name) = (take("kind")?, take("name")?);
-        check_name(&name)?;
-        Ok(Self {
-            kind,
-            name,
-            spec: Value::Object(fields),
-        })
-    }
-}
-
-/// Names become parts of slots, object keys and lake namespaces.
-fn check_name(name: &str) -> Result<(), Problem> {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
-    let first = name.chars().next().is_some_and(|c| c.is_ascii_lowercase());
-    if first && name.len() <= 40 && name.chars().all(plain) {
-        return Ok(());
-    }
-    let mut problem = Problem::new(
-        "DR-2003",
-        format!("{name:?} is not a valid name"),
-        "use up to 40 lower-case letters, digits, - and _, beginning with a letter",
-    );
-    problem.field = Some("name".into());
-    Err(problem)
-}
-
-/// A specification of a known kind.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Spec {
-    Source(Source),
-}
-
-impl Spec {
-    /// # Errors
-    /// The field that is wrong, and how.
-    pub fn parse(kind: &str, spec: &Value) -> Result<Self, Problem> {
-        match kind {
-            "Source" => Source::parse(spec).map(Self::Source),
-            "Sink" | "Pipeline" => Err(Problem::new(
-                "DR-2050",
-                format!("a {kind} cannot be applied: sinks and pipelines are not built yet"),
-                "apply the source alone; its log can be read with downriver tail",
-            )),
-            _ => {
-                let mut problem = Problem::new(
-                    "DR-2002",
-                    format!("kind {kind:?} is not known"),
-                    "use Source, Sink or Pipeline",
-                );
-                problem.field = Some("kind".into());
-                Err(problem)
-            }
-        }
-    }
-}
+use super::{Secret, at, fields};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,38 +41,6 @@ pub struct Tls {
 #[serde(deny_unknown_fields)]
 pub struct CaFile {
     pub file: PathBuf,
-}
-
-/// Where a secret is found; the secret itself is never stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum Secret {
-    Env(String),
-    File(PathBuf),
-}
-
-impl Secret {
-    /// # Errors
-    /// It is not there.
-    pub fn resolve(&self) -> Result<String, Problem> {
-        match self {
-            Self::Env(name) => std::env::var(name).map_err(|_| {
-                Problem::new(
-                    "DR-2010",
-                    format!("environment variable {name} is not set where downriver runs"),
-                    format!("set {name} and start downriver again, or use a file"),
-                )
-            }),
-            Self::File(path) => match std::fs::read_to_string(path) {
-                Ok(text) => Ok(text.trim_end_matches(['\n', '\r']).to_owned()),
-                Err(error) => Err(Problem::new(
-                    "DR-2010",
-                    format!("secret file {} cannot be read: {error}", path.display()),
-                    "make the file readable for downriver",
-                )),
-            },
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -225,29 +81,16 @@ impl SnapshotOptions {
 }
 
 impl Source {
-    fn parse(spec: &Value) -> Result<Self, Problem> {
+    pub(super) fn parse(spec: &Value) -> Result<Self, Problem> {
         if spec.get("mysql").is_some() {
-            let mut problem = Problem::new(
+            let problem = Problem::new(
                 "DR-2051",
                 "MySQL and MariaDB sources are not built yet",
                 "use a postgres source",
             );
-            problem.field = Some("mysql".into());
-            return Err(problem);
+            return Err(at("mysql", problem));
         }
-        let source: Self = Self::deserialize(spec).map_err(|error| {
-            let mut problem = Problem::new(
-                "DR-2004",
-                format!("the source is not valid: {error}"),
-                "see docs/cli.md for the fields of a source",
-            );
-            problem.field = Some("postgres".into());
-            problem
-        })?;
-        let at = |field: &str, mut problem: Problem| {
-            problem.field = Some(field.to_owned());
-            problem
-        };
+        let source: Self = fields(spec, "DR-2004", "source")?;
         let postgres = &source.postgres;
         if let Err(error) =
             downriver_source::postgres::config::PostgresConfig::from_url(&postgres.url)
@@ -321,6 +164,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::{Spec, read_documents};
     use super::*;
 
     fn source(text: &str) -> Result<Spec, Problem> {
@@ -331,7 +175,9 @@ mod tests {
     #[test]
     fn a_source_is_read_with_its_defaults() {
         let text = "kind: Source\nname: shop\npostgres:\n  url: postgres://cdc@h/shop\n  password: { env: P }\n  tables: [\"public.*\"]\n  snapshot: none\n";
-        let Spec::Source(source) = source(text).unwrap();
+        let Spec::Source(source) = source(text).unwrap() else {
+            panic!("a source")
+        };
         assert_eq!(source.postgres.password, Some(Secret::Env("P".into())));
         assert_eq!(source.snapshot().mode, SnapshotMode::None);
         assert_eq!(source.snapshot().chunk_rows, 100_000);
@@ -341,11 +187,9 @@ mod tests {
     fn what_is_wrong_is_named_with_its_field() {
         let base = "kind: Source\nname: shop\npostgres:\n  url: postgres://cdc@h/shop\n  tables: [\"public.*\"]\n";
         let code = |text: &str| source(text).unwrap_err();
-        assert!(
-            code(&format!("{base}  colour: red\n"))
-                .reason
-                .contains("colour")
-        );
+        let problem = code(&format!("{base}  colour: red\n"));
+        assert!(problem.reason.contains("colour"));
+        assert_eq!(problem.field.as_deref(), Some("postgres.colour"));
         assert_eq!(
             code(&base.replace("postgres://cdc@h", "postgres://cdc:secret@h")).code,
             "DR-2006"
@@ -364,7 +208,6 @@ mod tests {
             code(&base.replace("name: shop", "name: Shop")).code,
             "DR-2003"
         );
-        assert_eq!(code("kind: Sink\nname: lake\n").code, "DR-2050");
         assert!(code("kind: [\n").reason.contains("line"));
     }
 }

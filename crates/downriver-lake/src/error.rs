@@ -1,0 +1,103 @@
+//! What can go wrong in a lake, classed by what can be done about it.
+
+use downriver_event::Epoch;
+use downriver_event::problem::Problem;
+use downriver_log::StoreError;
+
+use crate::catalog::CatalogError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The library's own, or a stored file that is not what it should be.
+    #[error("iceberg: {0}")]
+    Iceberg(#[from] iceberg::Error),
+    #[error("a Parquet file cannot be written or read: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    #[error("cannot use the local folder of the lake: {0}")]
+    Local(#[from] std::io::Error),
+    /// Somebody else owns the table.
+    #[error("another owner of the table has epoch {0}")]
+    Fenced(Epoch),
+    /// Only a person can help; the table stops and the others go on.
+    #[error("{}", .0.reason)]
+    Stopped(Problem),
+}
+
+impl LakeError {
+    pub(crate) fn stopped(
+        code: &'static str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self::Stopped(Problem::new(code, reason, fix))
+    }
+
+    /// Whether trying again may help. What was written locally or uncommitted is then thrown away.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(error, StoreError::Unavailable(_)),
+            Self::Catalog(error) => matches!(
+                error,
+                CatalogError::Unavailable(_) | CatalogError::Unknown(_) | CatalogError::Conflict(_)
+            ),
+            Self::Iceberg(error) => error.retryable(),
+            Self::Local(_) => true,
+            Self::Parquet(_) | Self::Fenced(_) | Self::Stopped(_) => false,
+        }
+    }
+
+    /// For the operator.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Stopped(problem) => problem.clone(),
+            Self::Store(StoreError::Unavailable(_)) => Problem::new(
+                "DR-3001",
+                self.to_string(),
+                "make the warehouse's object store reachable; delivery goes on by itself",
+            ),
+            Self::Iceberg(error) if error.retryable() => Problem::new(
+                "DR-3001",
+                self.to_string(),
+                "make the warehouse's object store reachable; delivery goes on by itself",
+            ),
+            Self::Store(_) => Problem::new(
+                "DR-3002",
+                self.to_string(),
+                "correct the sink's warehouse and s3 settings, then resume the pipeline",
+            ),
+            Self::Catalog(
+                CatalogError::Unavailable(_) | CatalogError::Unknown(_) | CatalogError::Conflict(_),
+            ) => Problem::new(
+                "DR-3003",
+                self.to_string(),
+                "make the catalog reachable; delivery goes on by itself",
+            ),
+            Self::Catalog(_) => Problem::new(
+                "DR-3004",
+                self.to_string(),
+                "correct the sink's catalog settings, then resume the pipeline",
+            ),
+            Self::Local(_) => Problem::new(
+                "DR-3005",
+                self.to_string(),
+                "make room in the data folder; delivery goes on by itself",
+            ),
+            Self::Iceberg(_) | Self::Parquet(_) => Problem::new(
+                "DR-3006",
+                self.to_string(),
+                "report it; deleting the lake's table and the pipeline, and applying the pipeline again, rebuilds it",
+            ),
+            Self::Fenced(_) => Problem::new(
+                "DR-3007",
+                self.to_string(),
+                "nothing: the other owner goes on",
+            ),
+        }
+    }
+}

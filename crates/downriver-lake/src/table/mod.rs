@@ -1,0 +1,494 @@
+//! One table of a lake and its owner: changes in, snapshots out.
+//!
+//! ```text
+//!   open ── fence ─> apply* ─> commit ─> apply* ─> commit ...
+//!                      └ spill: rows beyond memory become a data file that no snapshot names yet
+//! ```
+//!
+//! - `open` first commits a snapshot of its own epoch that changes no row: from then on a commit of any earlier
+//!   owner fails, for every commit asserts the snapshot that it follows.
+//! - `apply` takes events in order, each once; `commit(to)` makes everything before `to` visible together
+//!   with `to` itself.
+//! - After an error the writer is of no use any more: open the table again and go on from what it says.
+//!   A file that was stored and that no snapshot names is nobody's; it is never deleted while a commit that
+//!   names it may still land.
+
+mod commit;
+mod local;
+mod spill;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use downriver_event::block::{Block, RowGroup};
+use downriver_event::{Epoch, Offset, TableId, TableSchema, pb};
+use iceberg::spec::{DataFile, TableMetadata};
+use roaring::RoaringBitmap;
+
+use crate::catalog::{Catalog, CatalogError, NewTable, TableName};
+use crate::index::KeyIndex;
+use crate::schema::{COLUMNS_PROPERTY, Layout, mapping_by_name, mapping_property, new_schema};
+use crate::snapshot::Live;
+use crate::window::Window;
+use crate::{LakeError, Warehouse};
+use local::Garbage;
+
+pub(crate) const OFFSET_PROPERTY: &str = "downriver.offset";
+pub(crate) const EPOCH_PROPERTY: &str = "downriver.epoch";
+pub(crate) const STREAM_PROPERTY: &str = "downriver.stream";
+pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
+/// While a snapshot of the source's table is being delivered into a table that had rows: the last sequence
+/// number of the files from before it. What is still in them at its end is gone at the source.
+const SWEEP_PROPERTY: &str = "downriver.sweep";
+const FROM_SUMMARY: &str = "downriver.from";
+const TO_SUMMARY: &str = "downriver.to";
+const DATA_SNAPSHOT_SUMMARY: &str = "downriver.data-snapshot";
+
+/// A block of the log, opened once for all tables.
+#[derive(Debug)]
+pub struct Changes {
+    pub base: Offset,
+    pub events: u32,
+    pub transactions: Vec<pb::Transaction>,
+    pub markers: Vec<pb::Marker>,
+    groups: Vec<Arc<RowGroup>>,
+}
+
+impl Changes {
+    #[must_use]
+    pub fn new(base: Offset, block: Block) -> Self {
+        Self {
+            base,
+            events: block.events,
+            transactions: block.transactions,
+            markers: block.markers,
+            groups: block.groups.into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    /// Tables that have rows in it.
+    pub fn tables(&self) -> impl Iterator<Item = TableId> + '_ {
+        self.groups.iter().map(|group| group.table)
+    }
+
+    fn time_of(&self, event: u32) -> i64 {
+        let at = self
+            .transactions
+            .partition_point(|t| t.first_event + t.events <= event);
+        self.transactions.get(at).map_or(0, |t| t.commit_time_us)
+    }
+}
+
+/// Every version of every table's schema, by table and version.
+pub type Schemas = BTreeMap<(TableId, u32), Arc<TableSchema>>;
+
+#[derive(Clone, Debug)]
+pub struct TableConfig {
+    pub name: TableName,
+    pub pipeline: String,
+    /// Names the stream and which of its lives this is.
+    pub stream: String,
+    pub epoch: Epoch,
+    /// Where the stream starts for a table that is made now, or that another stream filled.
+    pub start: Offset,
+    /// What is known elsewhere to have been committed: a table that says less was rolled back.
+    pub committed: Offset,
+    /// Of this table alone, on local disk.
+    pub folder: PathBuf,
+}
+
+/// What has been written and is in no snapshot yet.
+#[derive(Debug, Default)]
+struct Pending {
+    added: BTreeMap<u32, DataFile>,
+    /// Positions deleted since the last commit, by data file.
+    deleted: BTreeMap<u32, RoaringBitmap>,
+    removed: BTreeSet<u32>,
+    /// Properties to set with the next commit; an empty value removes one.
+    properties: HashMap<String, String>,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.added.is_empty()
+            && self.deleted.is_empty()
+            && self.removed.is_empty()
+            && self.properties.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub struct TableWriter {
+    catalog: Arc<dyn Catalog>,
+    warehouse: Warehouse,
+    config: TableConfig,
+    metadata: TableMetadata,
+    layout: Layout,
+    /// The newest schema of the source's table that was met.
+    source: Arc<TableSchema>,
+    live: Live,
+    index: KeyIndex,
+    /// The index's runs as of the last commit: those of what is pending may never count.
+    committed_runs: Vec<String>,
+    seed: u64,
+    next_file: u32,
+    /// The snapshot that last changed rows.
+    data_snapshot: i64,
+    garbage: Vec<Garbage>,
+    window: Window,
+    pending: Pending,
+    /// Deleted positions of data files as they are in the table; a cache.
+    deleted: HashMap<u32, RoaringBitmap>,
+    /// Everything before it is in the table.
+    committed: Offset,
+    /// See [`SWEEP_PROPERTY`].
+    sweep: Option<i64>,
+    rows_written: u64,
+}
+
+impl TableWriter {
+    /// Opens the table as its owner, making it if it is not there.
+    ///
+    /// # Errors
+    /// Somebody else owns it, changed it, or rolled it back; or the catalog or the store's.
+    pub async fn open(
+        catalog: Arc<dyn Catalog>,
+        warehouse: Warehouse,
+        config: TableConfig,
+        source: Arc<TableSchema>,
+    ) -> Result<Self, LakeError> {
+        std::fs::create_dir_all(&config.folder)?;
+        if source.key.is_empty() {
+            return Err(LakeError::stopped(
+                "DR-3016",
+                format!(
+                    "table {} has no primary key, and a mirror needs one",
+                    source.qualified_name()
+                ),
+                format!(
+                    "alter table {} add primary key (...)",
+                    source.qualified_name()
+                ),
+            ));
+        }
+        let metadata = match catalog.load(&config.name).await? {
+            Some(loaded) => loaded.metadata,
+            None => Self::create(&*catalog, &config, &source).await?,
+        };
+        let layout = Layout::of(&metadata)?;
+        layout.key_fields(&source)?;
+        let mut table = Self {
+            committed: config.start,
+            sweep: None,
+            rows_written: 0,
+            seed: 0,
+            next_file: 1,
+            data_snapshot: 0,
+            live: Live::default(),
+            index: KeyIndex::empty(&config.folder),
+            committed_runs: Vec::new(),
+            garbage: Vec::new(),
+            window: Window::default(),
+            pending: Pending::default(),
+            deleted: HashMap::new(),
+            catalog,
+            warehouse,
+            config,
+            metadata,
+            layout,
+            source,
+        };
+        table.take_progress()?;
+        table.fence().await?;
+        table.take_index().await?;
+        table.window = Window::new(table.seed);
+        Ok(table)
+    }
+
+    async fn create(
+        catalog: &dyn Catalog,
+        config: &TableConfig,
+        source: &TableSchema,
+    ) -> Result<TableMetadata, LakeError> {
+        let properties = HashMap::from([
+            (OFFSET_PROPERTY.to_owned(), config.start.to_string()),
+            (EPOCH_PROPERTY.to_owned(), "0".to_owned()),
+            (STREAM_PROPERTY.to_owned(), config.stream.clone()),
+            (PIPELINE_PROPERTY.to_owned(), config.pipeline.clone()),
+            ("write.delete.granularity".to_owned(), "file".to_owned()),
+        ]);
+        let new = NewTable {
+            schema: new_schema(source)?,
+            properties,
+        };
+        let created = match catalog.create(&config.name, new).await {
+            Ok(created) => created,
+            // Our own request that was thought lost, or somebody was faster: the table itself says.
+            Err(CatalogError::Conflict(_) | CatalogError::Unknown(_)) => {
+                let loaded = catalog.load(&config.name).await?;
+                loaded.ok_or_else(|| {
+                    CatalogError::Unavailable(format!("table {} was not made", config.name))
+                })?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(created.metadata)
+    }
+
+    fn property(&self, name: &str) -> Option<&str> {
+        self.metadata.properties().get(name).map(String::as_str)
+    }
+
+    fn summary(&self, name: &str) -> Option<&str> {
+        let snapshot = self.metadata.current_snapshot()?;
+        let summary = &snapshot.summary().additional_properties;
+        summary.get(name).map(String::as_str)
+    }
+
+    /// Reads how far the table has come, from the table itself.
+    fn take_progress(&mut self) -> Result<(), LakeError> {
+        let name = &self.config.name;
+        let Some(stream) = self.property(STREAM_PROPERTY).map(str::to_owned) else {
+            return Err(LakeError::stopped(
+                "DR-3017",
+                format!("table {name} is in the catalog already and was not made by Downriver"),
+                "drop or rename the table, or give the pipeline another namespace",
+            ));
+        };
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
+        let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
+        if stream == self.config.stream && epoch > self.config.epoch.0 {
+            return Err(LakeError::Fenced(Epoch(epoch)));
+        }
+        if self.property(COLUMNS_PROPERTY).is_none() {
+            let mapping = mapping_by_name(&self.metadata, &self.source);
+            self.pending
+                .properties
+                .insert(COLUMNS_PROPERTY.to_owned(), mapping_property(&mapping));
+        }
+        if stream != self.config.stream {
+            if self.property(PIPELINE_PROPERTY) != Some(&self.config.pipeline) {
+                return Err(LakeError::stopped(
+                    "DR-3018",
+                    format!(
+                        "table {name} belongs to pipeline {:?}",
+                        self.property(PIPELINE_PROPERTY).unwrap_or_default()
+                    ),
+                    "give this pipeline another namespace, or drop the table",
+                ));
+            }
+            // Filled from another life of the source: the new snapshot replaces what is there.
+            self.committed = self.config.start;
+            return Ok(());
+        }
+        let offset = number(self.property(OFFSET_PROPERTY));
+        let foreign = |what: String| {
+            LakeError::stopped(
+                "DR-3010",
+                what,
+                "delete the lake's table and the pipeline, and apply the pipeline again; or roll the table forward to its last own snapshot",
+            )
+        };
+        let Some(offset) = offset else {
+            return Err(foreign(format!("table {name} has lost its offset")));
+        };
+        if self.metadata.current_snapshot().is_some() {
+            let Some(to) = number(self.summary(TO_SUMMARY)) else {
+                return Err(foreign(format!(
+                    "somebody else changed table {name} after offset {offset}"
+                )));
+            };
+            if to != offset {
+                return Err(foreign(format!(
+                    "table {name} was rolled back from offset {offset} to {to}"
+                )));
+            }
+        }
+        if offset < self.config.committed.0 {
+            return Err(foreign(format!(
+                "table {name} was rolled back from offset {} to {offset}",
+                self.config.committed
+            )));
+        }
+        self.committed = Offset(offset);
+        self.sweep = self
+            .property(SWEEP_PROPERTY)
+            .and_then(|text| text.parse().ok());
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &TableName {
+        &self.config.name
+    }
+
+    /// Everything before it is in the table.
+    #[must_use]
+    pub fn committed(&self) -> Offset {
+        self.committed
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.config.epoch
+    }
+
+    /// The table's current snapshot.
+    #[must_use]
+    pub fn snapshot_id(&self) -> Option<i64> {
+        self.metadata.current_snapshot_id()
+    }
+
+    /// Rows written since it was opened.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.rows_written
+    }
+
+    /// Bytes that the changes take which were not spilled yet, beside the blocks they came in.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.window.bytes()
+    }
+
+    /// Whether there is anything to commit.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.window.is_empty() || !self.pending.is_empty()
+    }
+
+    /// Applies the events of a block that lie in `range`, as far as they are of this table.
+    ///
+    /// # Errors
+    /// A change that the table cannot take; or the catalog or the store's.
+    pub async fn apply(
+        &mut self,
+        changes: &Changes,
+        range: Range<u32>,
+        schemas: &Schemas,
+    ) -> Result<(), LakeError> {
+        let table = self.source.id;
+        let mut from = range.start;
+        for marker in &changes.markers {
+            if !range.contains(&marker.event) || !speaks_of(marker, table) {
+                continue;
+            }
+            self.apply_rows(changes, from..marker.event, schemas)?;
+            from = marker.event;
+            let at = changes.base.plus(u64::from(marker.event));
+            self.marker(marker, at).await?;
+        }
+        self.apply_rows(changes, from..range.end, schemas)
+    }
+
+    fn apply_rows(
+        &mut self,
+        changes: &Changes,
+        range: Range<u32>,
+        schemas: &Schemas,
+    ) -> Result<(), LakeError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let table = self.source.id;
+        for group in changes.groups.iter().filter(|group| group.table == table) {
+            let first = group.events.partition_point(|event| *event < range.start);
+            let last = group.events.partition_point(|event| *event < range.end);
+            if first == last {
+                continue;
+            }
+            let schema = schemas.get(&(table, group.schema_version)).ok_or_else(|| {
+                LakeError::stopped(
+                    "DR-3019",
+                    format!(
+                        "schema version {} of {} is not known",
+                        group.schema_version,
+                        self.source.qualified_name()
+                    ),
+                    "report it",
+                )
+            })?;
+            if schema.version > self.source.version {
+                self.source = Arc::clone(schema);
+            }
+            let held = self.window.hold(Arc::clone(group), Arc::clone(schema))?;
+            for (row, (op, image, at_new, at_old)) in
+                group.images().enumerate().skip(first).take(last - first)
+            {
+                let event = group.events[row];
+                let offset = changes.base.plus(u64::from(event));
+                let time = changes.time_of(event);
+                self.window
+                    .row(held, (op, image), at_new, at_old, offset, time)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn marker(&mut self, marker: &pb::Marker, at: Offset) -> Result<(), LakeError> {
+        use pb::marker::Kind;
+        match &marker.kind {
+            Some(Kind::SchemaChange(change)) => {
+                let schema = change.schema.as_ref().map(TableSchema::from_pb);
+                if let Some(Ok(schema)) = schema
+                    && schema.version > self.source.version
+                {
+                    self.source = Arc::new(schema);
+                }
+            }
+            Some(Kind::Truncate(_)) => self.truncate().await?,
+            // The marker is a transaction of its own: what came before it may be committed.
+            Some(Kind::SnapshotStart(_)) => {
+                self.commit(at).await?;
+                if self.live.rows() > 0 {
+                    let last = self.metadata.last_sequence_number();
+                    self.sweep = Some(last);
+                    self.pending
+                        .properties
+                        .insert(SWEEP_PROPERTY.to_owned(), last.to_string());
+                }
+            }
+            Some(Kind::SnapshotEnd(_)) => {
+                if let Some(last) = self.sweep.take() {
+                    self.spill().await?;
+                    let old = self.live.files.iter().filter(|(_, f)| f.sequence <= last);
+                    self.pending.removed.extend(old.map(|(number, _)| *number));
+                    self.pending
+                        .properties
+                        .insert(SWEEP_PROPERTY.to_owned(), String::new());
+                }
+            }
+            Some(Kind::Message(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// All rows go, those that were written and not committed too.
+    async fn truncate(&mut self) -> Result<(), LakeError> {
+        self.window.clear();
+        self.index.clear();
+        let added = std::mem::take(&mut self.pending.added);
+        self.pending.deleted.clear();
+        self.pending.removed.extend(self.live.files.keys().copied());
+        for file in added.into_values() {
+            let key = self.warehouse.key(file.file_path())?;
+            self.warehouse.store().delete(key).await?;
+        }
+        Ok(())
+    }
+}
+
+fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {
+    use pb::marker::Kind;
+    match &marker.kind {
+        Some(Kind::SchemaChange(change)) => {
+            change.schema.as_ref().is_some_and(|s| s.table_id == table.0)
+        }
+        Some(Kind::SnapshotStart(start)) => start.table_id == table.0,
+        Some(Kind::SnapshotEnd(end)) => end.table_id == table.0,
+        Some(Kind::Truncate(truncate)) => truncate.table_ids.contains(&table.0),
+        Some(Kind::Message(_)) | None => false,
+    }
+}

@@ -1,0 +1,309 @@
+//! One run of a delivery: open the tables, read, cut, until something fails or it is told to stop.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use downriver_event::block::Block;
+use downriver_event::{Offset, TableId};
+use downriver_lake::Changes;
+use downriver_log::{Log, StoredBlock, StreamState};
+use tokio_util::sync::CancellationToken;
+
+use super::control::HoldRequest;
+use super::tables::Tables;
+use super::{Control, Cut, DeliveryConfig, DeliveryError, Progress};
+use crate::status::{Board, PipelineStatus, TableState};
+
+/// Compressed bytes of one read.
+const READ_BYTES_MAX: usize = 4 << 20;
+/// Bytes of changes that all tables together hold in memory before they are written to files.
+const WINDOW_BYTES_MAX: usize = 24 << 20;
+/// A look at whether the stream is there yet.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+struct Run<'a> {
+    config: &'a DeliveryConfig,
+    log: &'a Arc<dyn Log>,
+    board: &'a Board<PipelineStatus>,
+    tables: Tables<'a>,
+    paused: BTreeSet<String>,
+    /// Everything before it was applied to the running tables.
+    next: Offset,
+    /// The last boundary between transactions that `next` has passed.
+    boundary: Offset,
+    /// Bytes of the blocks that the windows hold.
+    held_bytes: usize,
+    /// When the oldest change that is not committed was applied.
+    oldest: Option<Instant>,
+    /// Commit time of the newest transaction that was applied.
+    time_us: i64,
+    excluded: BTreeSet<TableId>,
+}
+
+/// Returns without an error when it is told to stop or when other tables are paused than before.
+pub(super) async fn run(
+    config: &DeliveryConfig,
+    log: &Arc<dyn Log>,
+    progress: &Arc<dyn Progress>,
+    board: &Board<PipelineStatus>,
+    control: &Control,
+    stop: &CancellationToken,
+) -> Result<(), DeliveryError> {
+    let mut paused = control.paused.subscribe();
+    let mut changes = log.changes();
+    let state = loop {
+        match log.state(&config.source) {
+            Some(state) => break state,
+            None => tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            },
+        }
+    };
+    let mut run = Run {
+        config,
+        log,
+        board,
+        tables: Tables::new(config, progress),
+        paused: paused.borrow_and_update().clone(),
+        next: Offset(0),
+        boundary: Offset(0),
+        held_bytes: 0,
+        oldest: None,
+        time_us: 0,
+        excluded: BTreeSet::new(),
+    };
+    run.open(&state, Offset(0)).await?;
+    run.next = run.tables.next().unwrap_or(state.next);
+    run.boundary = run.next;
+    board.update(|status| {
+        status.state = TableState::Streaming;
+        status.problem = None;
+        status.delivered = run.next;
+    });
+    run.tables.show(board);
+
+    let mut holds = control.holds.lock().await;
+    let mut flush = false;
+    loop {
+        if run.due(flush) {
+            run.cut(run.boundary).await?;
+        }
+        flush &= run.boundary != run.next;
+        let until_due = run.until_due();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            changed = paused.changed() => {
+                // The sender lives as long as the delivery.
+                if changed.is_ok() && *paused.borrow() != run.paused {
+                    return run.cut_if_between().await;
+                }
+            }
+            Some(request) = holds.recv() => run.hold(request, stop).await?,
+            () = control.flush.notified() => flush = true,
+            read = log.read(&config.source, run.next, READ_BYTES_MAX) => {
+                let blocks = read?;
+                if blocks.is_empty() {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        _ = changes.changed() => {}
+                        () = tokio::time::sleep(until_due) => {}
+                        () = control.flush.notified() => flush = true,
+                        changed = paused.changed() => {
+                            if changed.is_ok() && *paused.borrow() != run.paused {
+                                return run.cut_if_between().await;
+                            }
+                        }
+                        Some(request) = holds.recv() => run.hold(request, stop).await?,
+                    }
+                } else {
+                    run.take(blocks, None).await?;
+                }
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    async fn open(&mut self, state: &StreamState, first: Offset) -> Result<(), DeliveryError> {
+        let paused = self.paused.clone();
+        self.tables
+            .open(state, first, |name| paused.contains(name))
+            .await
+    }
+
+    /// Whether a cut has to be made now.
+    fn due(&self, flush: bool) -> bool {
+        let between = self.boundary == self.next;
+        let old = self
+            .oldest
+            .is_some_and(|oldest| oldest.elapsed() >= self.config.freshness);
+        between && (old || flush || (self.oldest.is_none() && self.board.get().delivered < self.next))
+    }
+
+    fn until_due(&self) -> Duration {
+        self.oldest.map_or(Duration::from_secs(3_600), |oldest| {
+            self.config.freshness.saturating_sub(oldest.elapsed())
+        })
+    }
+
+    /// Applies blocks, up to `end` if it is given.
+    async fn take(
+        &mut self,
+        blocks: Vec<StoredBlock>,
+        end: Option<Offset>,
+    ) -> Result<(), DeliveryError> {
+        for stored in blocks {
+            let block_end = end.map_or(stored.end(), |end| end.min(stored.end()));
+            if block_end <= self.next {
+                break;
+            }
+            self.block(&stored, block_end).await?;
+            if self.held_bytes + self.tables.window_bytes() > WINDOW_BYTES_MAX {
+                self.tables.spill().await?;
+                self.held_bytes = 0;
+            }
+        }
+        Ok(())
+    }
+
+    async fn block(&mut self, stored: &StoredBlock, end: Offset) -> Result<(), DeliveryError> {
+        let block = Block::decode(&stored.frame)?;
+        let changes = Changes::new(stored.base, block);
+        self.meet(&changes).await?;
+        let state = self.log.state(&self.config.source);
+        let schemas = state.map(|state| Arc::clone(&state.schemas));
+        let schemas = schemas.unwrap_or_default();
+        self.tables.apply(&changes, end, &schemas).await?;
+        self.next = end;
+        let events = end.0 - stored.base.0;
+        for transaction in &changes.transactions {
+            let ends_at = u64::from(transaction.first_event) + u64::from(transaction.events);
+            if ends_at > events {
+                break;
+            }
+            self.time_us = self.time_us.max(transaction.commit_time_us);
+            if transaction.ends {
+                self.boundary = stored.base.plus(ends_at);
+            }
+        }
+        if self.tables.has_changes() {
+            self.held_bytes += downriver_event::block::check_frame(&stored.frame)
+                .map_or(stored.frame.len(), |frame| frame.uncompressed_len);
+            self.oldest.get_or_insert_with(Instant::now);
+        }
+        self.board.update(|status| status.events += events);
+        Ok(())
+    }
+
+    /// Opens tables that the stream brings for the first time.
+    async fn meet(&mut self, changes: &Changes) -> Result<(), DeliveryError> {
+        use downriver_event::pb::marker::Kind;
+        let announced = changes.markers.iter().filter_map(|marker| match &marker.kind {
+            Some(Kind::SchemaChange(change)) => {
+                change.schema.as_ref().map(|schema| TableId(schema.table_id))
+            }
+            _ => None,
+        });
+        let unknown: Vec<TableId> = announced
+            .chain(changes.tables())
+            .filter(|table| !self.tables.has(*table) && !self.excluded.contains(table))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        if let Some(state) = self.log.state(&self.config.source) {
+            self.open(&state, changes.base).await?;
+        }
+        // Those that are still not there are not wanted.
+        let not_wanted = unknown.into_iter().filter(|table| !self.tables.has(*table));
+        self.excluded.extend(not_wanted.collect::<Vec<_>>());
+        self.tables.show(self.board);
+        Ok(())
+    }
+
+    async fn cut(&mut self, at: Offset) -> Result<(), DeliveryError> {
+        self.tables.commit(at).await?;
+        self.held_bytes = 0;
+        self.oldest = None;
+        self.tables.show(self.board);
+        let time_us = self.time_us;
+        self.board.update(|status| {
+            status.delivered = at;
+            status.delivered_time_us = time_us;
+            status.problem = None;
+        });
+        Ok(())
+    }
+
+    async fn cut_if_between(&mut self) -> Result<(), DeliveryError> {
+        if self.boundary == self.next {
+            self.cut(self.boundary).await?;
+        }
+        Ok(())
+    }
+
+    /// Stands still at a boundary until told where to cut.
+    async fn hold(
+        &mut self,
+        request: HoldRequest,
+        stop: &CancellationToken,
+    ) -> Result<(), DeliveryError> {
+        // A transaction that was begun is finished first.
+        while self.boundary != self.next {
+            let blocks = self.read_some(stop).await?;
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            self.take(blocks, None).await?;
+        }
+        self.cut(self.boundary).await?;
+        let HoldRequest { held, cut, done } = request;
+        if held.send(self.next).is_err() {
+            return Ok(());
+        }
+        let cut = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            cut = cut => cut,
+        };
+        let Ok(at) = cut else {
+            return Ok(());
+        };
+        while self.next < at {
+            let blocks = self.read_some(stop).await?;
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            self.take(blocks, Some(at)).await?;
+        }
+        self.cut(at.max(self.boundary)).await?;
+        // Whoever asked may be gone.
+        let _ = done.send(Cut {
+            at: self.next,
+            tables: self.tables.cuts(),
+        });
+        Ok(())
+    }
+
+    async fn read_some(
+        &self,
+        stop: &CancellationToken,
+    ) -> Result<Vec<StoredBlock>, DeliveryError> {
+        let mut changes = self.log.changes();
+        loop {
+            let blocks = self
+                .log
+                .read(&self.config.source, self.next, READ_BYTES_MAX)
+                .await?;
+            if !blocks.is_empty() {
+                return Ok(blocks);
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(Vec::new()),
+                _ = changes.changed() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The tables of a pipeline: who owns them, and how far each has come.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use downriver_event::problem::Problem;
+use downriver_event::{Offset, TableId, TableSchema, pattern};
+use downriver_lake::catalog::TableName;
+use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
+use downriver_log::StreamState;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::control::TableCut;
+use super::progress::{TableProgress, committed, encode};
+use super::{DeliveryConfig, DeliveryError, Progress};
+use crate::status::{Board, DeliveryStatus, PipelineStatus, TableState};
+
+/// Tables that commit at the same time.
+const COMMITS_AT_ONCE: usize = 4;
+/// How often the progress of a table that has nothing to commit is stored.
+const IDLE_PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+pub(super) struct Table {
+    qualified: String,
+    target: TableName,
+    /// `None`: it stands still.
+    writer: Option<TableWriter>,
+    /// Events before it were applied.
+    applied: Offset,
+    /// Everything of it before this is in the lake.
+    delivered: Offset,
+    stored: (Offset, Instant),
+    state: TableState,
+    problem: Option<Problem>,
+    rows: u64,
+}
+
+pub(super) struct Tables<'a> {
+    config: &'a DeliveryConfig,
+    progress: &'a Arc<dyn Progress>,
+    by_id: BTreeMap<TableId, Table>,
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(config: &'a DeliveryConfig, progress: &'a Arc<dyn Progress>) -> Self {
+        Self {
+            config,
+            progress,
+            by_id: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn wants(&self, schema: &TableSchema) -> bool {
+        pattern::selects(&self.config.tables, &schema.namespace, &schema.name)
+    }
+
+    pub(super) fn has(&self, table: TableId) -> bool {
+        self.by_id.contains_key(&table)
+    }
+
+    /// Opens every table of the stream that is wanted and not open yet. `first` is the offset that a table
+    /// without a progress of its own is read from.
+    pub(super) async fn open(
+        &mut self,
+        state: &StreamState,
+        first: Offset,
+        paused: impl Fn(&str) -> bool,
+    ) -> Result<(), DeliveryError> {
+        let mut newest: BTreeMap<TableId, &Arc<TableSchema>> = BTreeMap::new();
+        for ((table, _), schema) in state.schemas.iter() {
+            newest.insert(*table, schema);
+        }
+        newest.retain(|table, schema| !self.has(*table) && self.wants(schema));
+        let this = &*self;
+        let opened: Vec<(TableId, Table)> = futures_util::stream::iter(newest)
+            .map(|(id, schema)| {
+                let is_paused = paused(&schema.qualified_name());
+                async move {
+                    let table = this.open_one(state, schema, first, is_paused).await?;
+                    Ok::<_, DeliveryError>((id, table))
+                }
+            })
+            .buffer_unordered(COMMITS_AT_ONCE)
+            .try_collect()
+            .await?;
+        self.by_id.extend(opened);
+        Ok(())
+    }
+
+    async fn open_one(
+        &self,
+        state: &StreamState,
+        schema: &Arc<TableSchema>,
+        first: Offset,
+        paused: bool,
+    ) -> Result<Table, DeliveryError> {
+        let config = self.config;
+        let qualified = schema.qualified_name();
+        let target = TableName {
+            namespace: config
+                .namespace
+                .clone()
+                .unwrap_or_else(|| format!("{}_{}", config.source, schema.namespace)),
+            table: schema.name.clone(),
+        };
+        let stored = if paused {
+            self.progress.get(&config.pipeline, schema.id).unwrap_or_default()
+        } else {
+            let opened = self.progress.open(&config.pipeline, schema.id).await;
+            opened.map_err(DeliveryError::Progress)?
+        };
+        let known = committed(&stored.detail, &config.stream_id);
+        let delivered = known.map_or(Offset(0), |_| stored.delivered);
+        let mut table = Table {
+            qualified,
+            target: target.clone(),
+            writer: None,
+            applied: delivered,
+            delivered,
+            stored: (delivered, Instant::now()),
+            state: TableState::Paused,
+            problem: None,
+            rows: 0,
+        };
+        if paused {
+            return Ok(table);
+        }
+        let folder = config.folder.join("tables").join(schema.id.0.to_string());
+        let open = TableConfig {
+            name: target,
+            pipeline: config.pipeline.clone(),
+            stream: config.stream_id.clone(),
+            epoch: stored.epoch,
+            start: Offset(0),
+            committed: known.unwrap_or_default(),
+            folder,
+        };
+        let (catalog, warehouse) = (Arc::clone(&config.catalog), config.warehouse.clone());
+        match TableWriter::open(catalog, warehouse, open, Arc::clone(schema)).await {
+            Ok(writer) => {
+                table.delivered = delivered.max(writer.committed());
+                table.applied = table.delivered.max(first);
+                table.state = TableState::Streaming;
+                table.writer = Some(writer);
+                if table.delivered < state.trimmed && first < state.trimmed {
+                    table.stop(Problem::new(
+                        "DR-3030",
+                        format!(
+                            "offsets {} to {} of the log, which {} needs, are gone by retention",
+                            table.delivered, state.trimmed, table.qualified
+                        ),
+                        "delete the pipeline and the source and apply them again: the new snapshot repairs the tables",
+                    ));
+                }
+            }
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => table.stop(error.problem()),
+        }
+        Ok(table)
+    }
+
+    /// The first offset that a running table has not applied.
+    pub(super) fn next(&self) -> Option<Offset> {
+        let running = self.by_id.values().filter(|table| table.writer.is_some());
+        running.map(|table| table.applied).min()
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        let mut writers = self.by_id.values().filter_map(|table| table.writer.as_ref());
+        writers.any(TableWriter::has_changes)
+    }
+
+    pub(super) fn window_bytes(&self) -> usize {
+        let writers = self.by_id.values().filter_map(|table| table.writer.as_ref());
+        writers.map(TableWriter::window_bytes).sum()
+    }
+
+    /// Applies the events before `end` that a table has not applied yet.
+    pub(super) async fn apply(
+        &mut self,
+        changes: &Changes,
+        end: Offset,
+        schemas: &Schemas,
+    ) -> Result<(), DeliveryError> {
+        let event = |offset: Offset| {
+            let events = offset.0.saturating_sub(changes.base.0);
+            u32::try_from(events).unwrap_or(u32::MAX).min(changes.events)
+        };
+        for table in self.by_id.values_mut() {
+            let Some(writer) = &mut table.writer else {
+                continue;
+            };
+            if table.applied < end {
+                let range = event(table.applied)..event(end);
+                let applied = writer.apply(changes, range, schemas).await;
+                table.take(applied)?;
+                table.applied = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is in memory into files.
+    pub(super) async fn spill(&mut self) -> Result<(), DeliveryError> {
+        for table in self.by_id.values_mut() {
+            if let Some(writer) = &mut table.writer {
+                let spilled = writer.spill().await;
+                table.take(spilled)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits everything that was applied: each running table then holds all before `at`.
+    pub(super) async fn commit(&mut self, at: Offset) -> Result<(), DeliveryError> {
+        let (config, progress) = (self.config, self.progress);
+        futures_util::stream::iter(self.by_id.iter_mut())
+            .map(Ok)
+            .try_for_each_concurrent(COMMITS_AT_ONCE, |(id, table)| async move {
+                table.commit(*id, at, config, progress).await
+            })
+            .await
+    }
+
+    /// Where each running table is; everything before the last cut.
+    pub(super) fn cuts(&self) -> Vec<TableCut> {
+        let cut = |(id, table): (&TableId, &Table)| {
+            Some(TableCut {
+                table: *id,
+                target: table.target.clone(),
+                snapshot: table.writer.as_ref()?.snapshot_id()?,
+            })
+        };
+        self.by_id.iter().filter_map(cut).collect()
+    }
+
+    pub(super) fn show(&self, board: &Board<PipelineStatus>) {
+        let tables = self.by_id.values().map(|table| {
+            let status = DeliveryStatus {
+                state: table.state,
+                problem: table.problem.clone(),
+                delivered: table.delivered,
+                target: table.target.to_string(),
+                rows: table.rows,
+            };
+            (table.qualified.clone(), status)
+        });
+        let tables = tables.collect();
+        let needed = self.by_id.values().map(|table| table.delivered).min();
+        board.update(|status| {
+            status.tables = tables;
+            status.needed = needed.unwrap_or_default();
+        });
+    }
+}
+
+impl Table {
+    fn stop(&mut self, problem: Problem) {
+        tracing::error!(
+            table = self.qualified,
+            code = problem.code,
+            reason = problem.reason,
+            "a table stopped; the others go on"
+        );
+        self.writer = None;
+        self.applied = self.delivered;
+        self.state = TableState::Stopped;
+        self.problem = Some(problem);
+    }
+
+    /// A definite error stops this table alone.
+    fn take<T: Default>(&mut self, result: Result<T, LakeError>) -> Result<T, DeliveryError> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) if error.is_transient() => Err(error.into()),
+            Err(error) => {
+                self.stop(error.problem());
+                Ok(T::default())
+            }
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        id: TableId,
+        at: Offset,
+        config: &DeliveryConfig,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<(), DeliveryError> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let committed = writer.commit(at).await;
+        let wrote = self.take(committed)?;
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
+        self.delivered = self.delivered.max(at);
+        let (stored, when) = self.stored;
+        let due = wrote || when.elapsed() >= IDLE_PROGRESS_EVERY;
+        if !due || stored == self.delivered {
+            return Ok(());
+        }
+        let now = TableProgress {
+            epoch: writer.epoch(),
+            delivered: self.delivered,
+            detail: encode(writer.committed(), &config.stream_id),
+        };
+        progress
+            .commit(&config.pipeline, id, now)
+            .await
+            .map_err(DeliveryError::Progress)?;
+        self.stored = (self.delivered, Instant::now());
+        self.rows = writer.rows();
+        Ok(())
+    }
+}

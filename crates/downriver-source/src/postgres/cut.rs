@@ -1,0 +1,91 @@
+//! A whole database at exactly one position: what a temporary slot exports at its consistent point.
+//!
+//! The exported snapshot sees every transaction that committed before the consistent point and no other
+//! (PostgreSQL manual, "Exported snapshots" under logical decoding): so rows read through it are what the stream
+//! makes of everything up to that position. The server waits for transactions that run when the slot is made.
+
+use downriver_event::{Lsn, TableSchema};
+
+use super::catalog::{Catalog, parse_lsn};
+use super::config::PostgresConfig;
+use super::replication::Session;
+use super::snapshot::{BinaryRow, copy_table};
+use crate::error::SourceError;
+
+/// Holds the snapshot as long as it lives; the slot goes with it.
+pub struct DatabaseCut {
+    _session: Session,
+    reader: Catalog,
+    position: Lsn,
+}
+
+impl DatabaseCut {
+    /// # Errors
+    /// The server cannot be reached, or has no slot left.
+    pub async fn take(config: &PostgresConfig) -> Result<Self, SourceError> {
+        let mut session = Session::connect(config).await?;
+        // Two may be taken at once.
+        let name = format!("{}_cut_{}", config.slot, std::process::id());
+        let created = session
+            .query(&format!(
+                "CREATE_REPLICATION_SLOT \"{}\" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+                &name[name.len().saturating_sub(63)..]
+            ))
+            .await?;
+        let [_, Some(position), Some(snapshot), ..] = &created[..] else {
+            return Err(SourceError::definite(
+                "DR-1040",
+                "the server made a slot and named no snapshot",
+                "report it with the server's version",
+            ));
+        };
+        let position = parse_lsn(position)?;
+        let reader = Catalog::connect(config).await?;
+        reader
+            .client()
+            .batch_execute(&format!(
+                "begin isolation level repeatable read read only; set transaction snapshot {}",
+                super::sql::literal(snapshot)
+            ))
+            .await?;
+        Ok(Self {
+            _session: session,
+            reader,
+            position,
+        })
+    }
+
+    /// Every commit that ends at or before it is seen, and no other.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// The planner's estimate of a table's rows.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn estimated_rows(&self, schema: &TableSchema) -> Result<u64, SourceError> {
+        let row = self
+            .reader
+            .client()
+            .query_one(
+                "select greatest(reltuples, 0)::bigint from pg_class where oid = $1",
+                &[&schema.id.0],
+            )
+            .await?;
+        Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
+    }
+
+    /// Reads a table, row by row.
+    ///
+    /// # Errors
+    /// The query failed, or `row` did.
+    pub async fn read(
+        &self,
+        schema: &TableSchema,
+        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+    ) -> Result<(), SourceError> {
+        copy_table(self.reader.client(), schema, row).await
+    }
+}

@@ -1,0 +1,251 @@
+//! Captures: one for each source, kept equal to its specification.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use downriver_api::admin::v1 as pb;
+use downriver_event::problem::Problem;
+use downriver_log::Log;
+use downriver_pipeline::capture::{self, CaptureConfig, SnapshotConfig};
+use downriver_pipeline::status::Board;
+use downriver_pipeline::{SourceStatus, TableState};
+use downriver_service::spec::{SnapshotMode, Source, Spec};
+use downriver_service::{Finding, StoredSpec, TableName};
+use downriver_source::postgres::catalog::Catalog;
+use downriver_source::postgres::check::{Severity, check};
+use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::postgres::setup;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::super::status::source_status;
+use super::replicated::stream_id_key;
+use super::{NodeEngine, locked, unavailable};
+
+pub(super) struct RunningCapture {
+    revision: u64,
+    pub(super) status: Board<SourceStatus>,
+    /// Makes it ask the server where it is.
+    pub(super) nudge: Arc<Notify>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl RunningCapture {
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        match self.task.await {
+            Err(panic) if panic.is_panic() => std::panic::resume_unwind(panic.into_panic()),
+            _ => {}
+        }
+    }
+}
+
+impl NodeEngine {
+    /// Every source's status, by name.
+    pub(in crate::server) fn sources(&self) -> Vec<(String, SourceStatus)> {
+        let captures = locked(&self.captures);
+        captures
+            .iter()
+            .map(|(name, capture)| (name.clone(), capture.status.get()))
+            .collect()
+    }
+
+    pub(super) fn source_status(&self, name: &str) -> pb::Status {
+        let running = locked(&self.captures).get(name).map(|c| c.status.get());
+        let problem = self.why_not_started(pb::Kind::Source, name);
+        source_status(running, problem, self.node.state(name).as_deref())
+    }
+
+    pub(super) async fn reconcile_captures(&self) {
+        let wanted = self.stored_of(pb::Kind::Source);
+        let ending: Vec<RunningCapture> = {
+            let mut captures = locked(&self.captures);
+            let stale: Vec<String> = captures
+                .iter()
+                .filter(|(name, running)| {
+                    wanted
+                        .get(*name)
+                        .is_none_or(|w| w.revision != running.revision)
+                        || running.task.is_finished()
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+            stale
+                .iter()
+                .filter_map(|name| captures.remove(name))
+                .collect()
+        };
+        for capture in ending {
+            capture.end().await;
+        }
+        for (name, stored) in wanted {
+            if !locked(&self.captures).contains_key(&name) {
+                self.start_capture(name, &stored);
+            }
+        }
+    }
+
+    fn start_capture(&self, name: String, stored: &StoredSpec) {
+        let config = match self.capture_config(&name, &stored.spec) {
+            Ok(config) => config,
+            Err(problem) => return self.cannot_start(pb::Kind::Source, &name, problem),
+        };
+        self.can_start(pb::Kind::Source, &name);
+        let status = Board::default();
+        let stop = CancellationToken::new();
+        let log: Arc<dyn Log> = self.node.clone();
+        let nudge = Arc::new(Notify::new());
+        let task = tokio::spawn(capture::run(
+            config,
+            log,
+            status.clone(),
+            Arc::clone(&nudge),
+            stop.clone(),
+        ));
+        let running = RunningCapture {
+            revision: stored.revision,
+            status,
+            nudge,
+            stop,
+            task,
+        };
+        locked(&self.captures).insert(name, running);
+    }
+
+    fn capture_config(&self, name: &str, spec: &Value) -> Result<CaptureConfig, Problem> {
+        let Spec::Source(source) = Spec::parse("Source", spec)? else {
+            unreachable!("a source is parsed as one");
+        };
+        let options = source.snapshot();
+        Ok(CaptureConfig {
+            name: name.to_owned(),
+            postgres: postgres_config(name, &source)?,
+            snapshot: SnapshotConfig {
+                initial: options.mode == SnapshotMode::Initial,
+                chunk_rows: options.chunk_rows,
+                max_workers: options.max_workers,
+                rows_per_second: options.rows_per_second,
+            },
+            spill: self.data.join("spill").join(name),
+        })
+    }
+
+    pub(super) fn source_spec(&self, name: &str) -> Result<Source, Problem> {
+        match self.spec_of(pb::Kind::Source, name)? {
+            Spec::Source(source) => Ok(source),
+            Spec::Sink(_) | Spec::Pipeline(_) => unreachable!("a source is parsed as one"),
+        }
+    }
+
+    /// The tables that a running capture delivers to the log; `None` if that is not known yet.
+    pub(super) fn captured_tables(&self, source: &str) -> Option<Vec<TableName>> {
+        let running = locked(&self.captures).get(source).map(|c| c.status.get())?;
+        let captured: BTreeSet<String> = running
+            .tables
+            .into_iter()
+            .filter(|(_, table)| table.state != TableState::Refused)
+            .map(|(name, _)| name)
+            .collect();
+        let tables: Vec<TableName> = self
+            .logged_tables(source)
+            .into_values()
+            .filter(|table| captured.contains(&table.to_string()))
+            .collect();
+        (!captured.is_empty() && tables.len() == captured.len()).then_some(tables)
+    }
+
+    pub(super) async fn remove_source(
+        &self,
+        name: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Problem> {
+        let config = postgres_config(name, &self.source_spec(name)?)?;
+        let mut dropped = setup::owned(&config)
+            .await
+            .map_err(|error| error.problem())?;
+        dropped.push(format!("log of source {name}"));
+        if dry_run {
+            return Ok(dropped);
+        }
+        {
+            let _acting = self.acting.lock().await;
+            self.node
+                .delete_resource("Source", name, None)
+                .await
+                .map_err(|error| unavailable(&error))?;
+            let running = locked(&self.captures).remove(name);
+            if let Some(running) = running {
+                running.end().await;
+            }
+        }
+        // One of these failing is no reason to leave the others.
+        let on_database = setup::drop_owned(&config).await;
+        let forgotten = self.node.put_record(&stream_id_key(name), None).await;
+        let log = self.node.drop_stream(name).await;
+        on_database.map_err(|error| error.problem())?;
+        forgotten.map_err(|error| unavailable(&error))?;
+        log.map_err(|error| unavailable(&error))?;
+        Ok(dropped)
+    }
+}
+
+/// The connection that a source's specification describes, its secret resolved.
+pub(super) fn postgres_config(name: &str, source: &Source) -> Result<PostgresConfig, Problem> {
+    let spec = &source.postgres;
+    let mut config = PostgresConfig::from_url(&spec.url)
+        .map_err(|error| Problem::new("DR-2005", error.0, "correct postgres.url"))?;
+    if let Some(secret) = &spec.password {
+        config.password = Some(secret.resolve()?);
+    }
+    if let Some(tls) = &spec.tls {
+        config.ca_file = Some(tls.ca.file.clone());
+    }
+    let own = format!("downriver_{}", name.replace('-', "_"));
+    config.tables.clone_from(&spec.tables);
+    config.slot = spec.slot.clone().unwrap_or_else(|| own.clone());
+    config.publication = spec.publication.clone().unwrap_or(own);
+    Ok(config)
+}
+
+pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
+    let config = match postgres_config(name, source) {
+        Ok(config) => config,
+        Err(problem) => {
+            return vec![Finding {
+                severity: "error",
+                subject: name.to_owned(),
+                problem: Some(problem),
+            }];
+        }
+    };
+    let findings = check(&config).await.into_iter().map(|finding| Finding {
+        severity: match finding.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Ok => "ok",
+        },
+        subject: finding.subject,
+        problem: finding.problem,
+    });
+    findings.collect()
+}
+
+/// The tables that a source would capture, as the database has them now.
+pub(super) async fn list_tables(name: &str, source: &Source) -> Result<Vec<TableName>, Problem> {
+    let config = postgres_config(name, source)?;
+    let listed = async {
+        let catalog = Catalog::connect(&config).await?;
+        catalog.list_tables(&config).await
+    };
+    let tables = listed.await.map_err(|error| error.problem())?;
+    let captured = tables.into_iter().filter(|table| table.problem.is_none());
+    Ok(captured
+        .map(|table| TableName {
+            schema: table.schema.namespace,
+            table: table.schema.name,
+        })
+        .collect())
+}

@@ -1,0 +1,351 @@
+//! What runs on this node: reads what should be from the replicated state, makes it so, and answers for the
+//! services.
+//!
+//! - `captures`: one for each source.
+//! - `lakes`: one for each sink: its store and its catalog.
+//! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
+//! - `wait`, `verify`: what is asked of a pipeline.
+//!
+//! Starting and stopping is the reconciler's alone, under `acting`; whoever deletes takes `acting` as well, so
+//! that nothing is started from a specification that is gone.
+
+mod captures;
+mod lakes;
+mod paused;
+mod pipelines;
+mod rates;
+mod replicated;
+mod verify;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use downriver_api::admin::v1 as pb;
+use downriver_cluster::{ControlError, Node, ResourcePut};
+use downriver_event::Offset;
+use downriver_event::problem::Problem;
+use downriver_log::Log as _;
+use downriver_service::problem::to_pb;
+use downriver_service::spec::{Source, Spec};
+use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName};
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Addresses;
+use captures::RunningCapture;
+use lakes::Lake;
+use pipelines::RunningDelivery;
+use rates::Rates;
+
+pub(super) use pipelines::PipelineView;
+
+/// How often what runs is compared with what should run, besides being woken.
+const RECONCILE_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct NodeEngine {
+    node: Arc<Node>,
+    data: PathBuf,
+    addresses: Addresses,
+    acting: tokio::sync::Mutex<()>,
+    captures: Mutex<BTreeMap<String, RunningCapture>>,
+    lakes: Mutex<BTreeMap<String, Lake>>,
+    deliveries: Mutex<BTreeMap<String, RunningDelivery>>,
+    /// What cannot be started, and why.
+    unstartable: Mutex<BTreeMap<(pb::Kind, String), Problem>>,
+    /// Where each source's log must begin for its pipelines; `None`: not known yet, so nothing is forgotten.
+    kept: Arc<Mutex<Option<BTreeMap<String, Offset>>>>,
+    rates: Mutex<Rates>,
+    wake: Notify,
+    changed: watch::Sender<u64>,
+}
+
+/// No holder of these locks panics: they are held for a look or a change of one entry.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder panics")
+}
+
+impl NodeEngine {
+    pub(super) fn new(node: Arc<Node>, data: PathBuf, addresses: Addresses) -> Arc<Self> {
+        let kept: Arc<Mutex<Option<BTreeMap<String, Offset>>>> = Arc::default();
+        let protected = Arc::clone(&kept);
+        // Called with the replicated state locked: it looks at what the reconciler has put down.
+        node.protect(move |stream| match &*locked(&protected) {
+            None => Some(Offset(0)),
+            Some(kept) => kept.get(stream).copied(),
+        });
+        Arc::new(Self {
+            node,
+            data,
+            addresses,
+            acting: tokio::sync::Mutex::default(),
+            captures: Mutex::default(),
+            lakes: Mutex::default(),
+            deliveries: Mutex::default(),
+            unstartable: Mutex::default(),
+            kept,
+            rates: Mutex::default(),
+            wake: Notify::new(),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    pub(super) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    fn stored(&self) -> Vec<StoredSpec> {
+        let stored = self.node.resources().into_iter();
+        stored
+            .filter_map(|resource| {
+                Some(StoredSpec {
+                    kind: match resource.kind.as_str() {
+                        "Source" => pb::Kind::Source,
+                        "Sink" => pb::Kind::Sink,
+                        "Pipeline" => pb::Kind::Pipeline,
+                        _ => return None,
+                    },
+                    name: resource.name,
+                    spec: serde_json::from_slice(&resource.spec_json).ok()?,
+                    revision: resource.revision,
+                })
+            })
+            .collect()
+    }
+
+    /// The stored resources of a kind, by name.
+    fn stored_of(&self, kind: pb::Kind) -> BTreeMap<String, StoredSpec> {
+        let stored = self.stored().into_iter().filter(|s| s.kind == kind);
+        stored.map(|s| (s.name.clone(), s)).collect()
+    }
+
+    /// The parsed specification of a stored resource.
+    fn spec_of(&self, kind: pb::Kind, name: &str) -> Result<Spec, Problem> {
+        let word = kind_name(kind);
+        match self.stored_of(kind).get(name) {
+            Some(stored) => Spec::parse(word, &stored.spec),
+            None => Err(Problem::new(
+                "DR-2020",
+                format!("there is no {} {name:?}", word.to_lowercase()),
+                format!("see downriver get {}s", word.to_lowercase()),
+            )),
+        }
+    }
+
+    /// Keeps what runs equal to what should run, until it is told to stop; then stops everything.
+    pub(super) async fn reconcile(self: Arc<Self>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.reconcile_once().await;
+            self.changed.send_modify(|changes| *changes += 1);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(RECONCILE_EVERY) => {}
+            }
+        }
+        // What reads the log first.
+        let deliveries = std::mem::take(&mut *locked(&self.deliveries));
+        for delivery in deliveries.into_values() {
+            delivery.end().await;
+        }
+        let captures = std::mem::take(&mut *locked(&self.captures));
+        for capture in captures.into_values() {
+            capture.end().await;
+        }
+    }
+
+    async fn reconcile_once(&self) {
+        let _acting = self.acting.lock().await;
+        let stored = self.stored();
+        locked(&self.unstartable)
+            .retain(|(kind, name), _| stored.iter().any(|s| s.kind == *kind && s.name == *name));
+        self.reconcile_captures().await;
+        self.reconcile_lakes();
+        self.reconcile_deliveries().await;
+        self.forget_orphans().await;
+        self.keep_what_is_needed();
+        self.measure();
+    }
+
+    /// Says why something does not run, once.
+    fn cannot_start(&self, kind: pb::Kind, name: &str, problem: Problem) {
+        let mut unstartable = locked(&self.unstartable);
+        let key = (kind, name.to_owned());
+        if unstartable.get(&key) != Some(&problem) {
+            tracing::error!(
+                kind = kind_name(kind),
+                name,
+                code = problem.code,
+                reason = problem.reason,
+                "cannot be started"
+            );
+        }
+        unstartable.insert(key, problem);
+    }
+
+    fn can_start(&self, kind: pb::Kind, name: &str) {
+        locked(&self.unstartable).remove(&(kind, name.to_owned()));
+    }
+
+    fn why_not_started(&self, kind: pb::Kind, name: &str) -> Option<Problem> {
+        locked(&self.unstartable)
+            .get(&(kind, name.to_owned()))
+            .cloned()
+    }
+
+    fn measure(&self) {
+        let sources = self.sources().into_iter();
+        let sources = sources.map(|(name, s)| ((pb::Kind::Source, name), s.events));
+        let pipelines = self.pipelines().into_iter();
+        let pipelines = pipelines.map(|(name, s)| ((pb::Kind::Pipeline, name), s.status.events));
+        locked(&self.rates).measure(sources.chain(pipelines).collect());
+    }
+}
+
+fn kind_name(kind: pb::Kind) -> &'static str {
+    match kind {
+        pb::Kind::Source | pb::Kind::Unspecified => "Source",
+        pb::Kind::Sink => "Sink",
+        pb::Kind::Pipeline => "Pipeline",
+    }
+}
+
+fn unavailable(error: &ControlError) -> Problem {
+    match error {
+        ControlError::Conflict(reason) => Problem::new(
+            "DR-2021",
+            reason.clone(),
+            "it was changed meanwhile: apply again",
+        ),
+        other => Problem::new(
+            "DR-1100",
+            other.to_string(),
+            "see the node's log; try again when it is well",
+        ),
+    }
+}
+
+#[async_trait]
+impl Engine for NodeEngine {
+    fn resources(&self) -> Vec<StoredSpec> {
+        self.stored()
+    }
+
+    async fn put(&self, puts: Vec<(pb::Kind, String, Value, u64)>) -> Result<(), Problem> {
+        for (kind, _, spec, _) in &puts {
+            // A new pipeline reads the whole log: nothing of it may be forgotten from here on.
+            if *kind == pb::Kind::Pipeline
+                && let Some(source) = spec["source"].as_str()
+            {
+                self.keep_all_of(source);
+            }
+        }
+        let puts = puts
+            .into_iter()
+            .map(|(kind, name, spec, revision)| ResourcePut {
+                kind: kind_name(kind).into(),
+                name,
+                spec_json: Bytes::from(spec.to_string()),
+                expected_revision: Some(revision),
+            });
+        let applied = self.node.apply_resources(puts.collect()).await;
+        self.wake.notify_one();
+        applied.map(|_| ()).map_err(|error| unavailable(&error))
+    }
+
+    async fn remove(
+        &self,
+        kind: pb::Kind,
+        name: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Problem> {
+        match kind {
+            pb::Kind::Source | pb::Kind::Unspecified => self.remove_source(name, dry_run).await,
+            pb::Kind::Sink => self.remove_sink(name, dry_run).await,
+            pb::Kind::Pipeline => self.remove_pipeline(name, dry_run).await,
+        }
+    }
+
+    async fn preflight(&self, name: &str, spec: &Spec) -> Vec<Finding> {
+        match spec {
+            Spec::Source(source) => captures::preflight(name, source).await,
+            Spec::Sink(sink) => self.preflight_sink(name, sink).await,
+            // Everything about it is checked against its source and sink.
+            Spec::Pipeline(_) => Vec::new(),
+        }
+    }
+
+    async fn tables(
+        &self,
+        name: &str,
+        source: &Source,
+        changed: bool,
+    ) -> Result<Vec<TableName>, Problem> {
+        if !changed && let Some(tables) = self.captured_tables(name) {
+            return Ok(tables);
+        }
+        captures::list_tables(name, source).await
+    }
+
+    fn log_start(&self, source: &str) -> Option<Offset> {
+        self.node.state(source).map(|state| state.trimmed)
+    }
+
+    fn status(&self, kind: pb::Kind, name: &str) -> pb::Status {
+        let mut status = match kind {
+            pb::Kind::Source | pb::Kind::Unspecified => self.source_status(name),
+            pb::Kind::Sink => self.sink_status(name),
+            pb::Kind::Pipeline => self.pipeline_status(name),
+        };
+        status.rows_per_second = locked(&self.rates).of(kind, name);
+        status
+    }
+
+    fn nodes(&self) -> Vec<pb::Node> {
+        let problem = self.node.store_problem().map(|reason| {
+            Problem::new(
+                "DR-1100",
+                reason,
+                "make the object store reachable; everything goes on by itself",
+            )
+        });
+        vec![pb::Node {
+            id: self.node.id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            state: "leader".into(),
+            grpc: self.addresses.grpc.to_string(),
+            http: self.addresses.http.to_string(),
+            store: self.node.objects().url().into(),
+            problem: problem.as_ref().map(to_pb),
+        }]
+    }
+
+    async fn pause(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem> {
+        self.pause_tables(pipeline, tables).await
+    }
+
+    async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem> {
+        self.resume_tables(pipeline, tables).await
+    }
+
+    async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem> {
+        self.wait_caught_up(pipeline, timeout).await
+    }
+
+    async fn verify(
+        &self,
+        pipeline: &str,
+        tables: &[String],
+    ) -> Result<mpsc::Receiver<pb::VerifyResponse>, Problem> {
+        self.verify_tables(pipeline, tables).await
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,373 @@
+//! Deliveries: one for each pipeline that is not paused as a whole; and where the log must begin for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use downriver_api::admin::v1 as pb;
+use downriver_event::Offset;
+use downriver_event::problem::Problem;
+use downriver_log::Log;
+use downriver_pipeline::delivery::{self, Control, DeliveryConfig};
+use downriver_pipeline::status::Board;
+use downriver_pipeline::{DeliveryStatus, PipelineStatus, TableState};
+use downriver_service::StoredSpec;
+use downriver_service::spec::{Pipeline, Spec};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::super::status::pipeline_status;
+use super::lakes::open_warehouse;
+use super::paused::{Paused, paused_key};
+use super::replicated::{ReplicatedProgress, pipeline_id_key};
+use super::{NodeEngine, locked, unavailable};
+
+pub(super) struct RunningDelivery {
+    /// Revisions of the pipeline and of its sink.
+    revisions: (u64, u64),
+    pub(super) status: Board<PipelineStatus>,
+    pub(super) control: Arc<Control>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl RunningDelivery {
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        match self.task.await {
+            Err(panic) if panic.is_panic() => std::panic::resume_unwind(panic.into_panic()),
+            _ => {}
+        }
+    }
+}
+
+/// A pipeline, running or not.
+pub(in crate::server) struct PipelineView {
+    pub(in crate::server) status: PipelineStatus,
+    /// Age of the oldest commit that is not delivered; `None` while the source has no log.
+    pub(in crate::server) lag: Option<Duration>,
+}
+
+impl NodeEngine {
+    pub(super) async fn reconcile_deliveries(&self) {
+        let wanted: BTreeMap<String, StoredSpec> = self
+            .stored_of(pb::Kind::Pipeline)
+            .into_iter()
+            .filter(|(name, _)| self.paused(name) != Paused::All)
+            .collect();
+        let current = |name: &str, running: &RunningDelivery| {
+            let Some(stored) = wanted.get(name) else {
+                return false;
+            };
+            let lake = stored.spec["sink"]
+                .as_str()
+                .and_then(|sink| self.lake(sink));
+            lake.is_some_and(|lake| running.revisions == (stored.revision, lake.revision))
+                && !running.task.is_finished()
+        };
+        let ending: Vec<RunningDelivery> = {
+            let mut deliveries = locked(&self.deliveries);
+            let stale: Vec<String> = deliveries
+                .iter()
+                .filter(|(name, running)| !current(name, running))
+                .map(|(name, _)| name.clone())
+                .collect();
+            stale
+                .iter()
+                .filter_map(|name| deliveries.remove(name))
+                .collect()
+        };
+        for delivery in ending {
+            delivery.end().await;
+        }
+        for (name, stored) in wanted {
+            if !locked(&self.deliveries).contains_key(&name)
+                && let Err(problem) = self.start_delivery(&name, &stored).await
+            {
+                self.cannot_start(pb::Kind::Pipeline, &name, problem);
+            }
+            self.tell_paused(&name);
+        }
+    }
+
+    /// Tells a running delivery which of its tables are paused.
+    fn tell_paused(&self, name: &str) {
+        let Paused::Tables(tables) = self.paused(name) else {
+            return;
+        };
+        if let Some(running) = locked(&self.deliveries).get(name) {
+            running.control.paused.send_if_modified(|paused| {
+                let differs = *paused != tables;
+                *paused = tables;
+                differs
+            });
+        }
+    }
+
+    async fn start_delivery(&self, name: &str, stored: &StoredSpec) -> Result<(), Problem> {
+        let Spec::Pipeline(pipeline) = Spec::parse("Pipeline", &stored.spec)? else {
+            unreachable!("a pipeline is parsed as one");
+        };
+        let Some(lake) = self.lake(&pipeline.sink) else {
+            let sink = self.why_not_started(pb::Kind::Sink, &pipeline.sink);
+            return Err(sink.unwrap_or_else(|| {
+                Problem::new(
+                    "DR-2015",
+                    format!("there is no sink {:?}", pipeline.sink),
+                    "apply the sink",
+                )
+            }));
+        };
+        let folder = self.delivery_folder(name);
+        let warehouse = open_warehouse(Arc::clone(&lake.store), &folder.join("spool"))?;
+        let stream_id = self.stream_id(&pipeline.source, name).await;
+        let config = DeliveryConfig {
+            pipeline: name.to_owned(),
+            source: pipeline.source.clone(),
+            stream_id: stream_id.map_err(|error| unavailable(&error))?,
+            catalog: lake.catalog,
+            warehouse,
+            namespace: pipeline.namespace.clone(),
+            tables: pipeline.tables.clone(),
+            freshness: pipeline.freshness(),
+            folder,
+        };
+        self.can_start(pb::Kind::Pipeline, name);
+        let control = Arc::new(Control::default());
+        if let Paused::Tables(tables) = self.paused(name) {
+            control.paused.send_replace(tables);
+        }
+        let status = Board::default();
+        let stop = CancellationToken::new();
+        let log: Arc<dyn Log> = self.node.clone();
+        let task = tokio::spawn(delivery::run(
+            config,
+            log,
+            Arc::new(ReplicatedProgress(Arc::clone(&self.node))),
+            status.clone(),
+            Arc::clone(&control),
+            stop.clone(),
+        ));
+        let running = RunningDelivery {
+            revisions: (stored.revision, lake.revision),
+            status,
+            control,
+            stop,
+            task,
+        };
+        locked(&self.deliveries).insert(name.to_owned(), running);
+        Ok(())
+    }
+
+    fn delivery_folder(&self, pipeline: &str) -> PathBuf {
+        self.data.join("lake").join(pipeline)
+    }
+
+    /// Every pipeline by name.
+    pub(in crate::server) fn pipelines(&self) -> Vec<(String, PipelineView)> {
+        let stored = self.stored_of(pb::Kind::Pipeline).into_iter();
+        let parsed =
+            stored.filter_map(
+                |(name, stored)| match Spec::parse("Pipeline", &stored.spec) {
+                    Ok(Spec::Pipeline(pipeline)) => Some((name, pipeline)),
+                    _ => None,
+                },
+            );
+        parsed
+            .map(|(name, pipeline)| {
+                let view = self.view(&name, &pipeline);
+                (name, view)
+            })
+            .collect()
+    }
+
+    pub(super) fn pipeline_status(&self, name: &str) -> pb::Status {
+        match self.pipeline_spec(name) {
+            Ok(pipeline) => {
+                let next = self.node.state(&pipeline.source).map(|state| state.next);
+                pipeline_status(&self.view(name, &pipeline), next.unwrap_or_default())
+            }
+            Err(problem) => {
+                let status = PipelineStatus {
+                    state: TableState::Stopped,
+                    problem: Some(problem),
+                    ..PipelineStatus::default()
+                };
+                pipeline_status(&PipelineView { status, lag: None }, Offset(0))
+            }
+        }
+    }
+
+    pub(super) fn view(&self, name: &str, pipeline: &Pipeline) -> PipelineView {
+        let running = locked(&self.deliveries).get(name).map(|d| d.status.get());
+        let paused = self.paused(name);
+        let mut status = running.unwrap_or_else(|| self.still(name, pipeline, &paused));
+        for (table, delivery) in &mut status.tables {
+            let runs = !matches!(delivery.state, TableState::Stopped | TableState::Refused);
+            if runs && paused.has(table) {
+                delivery.state = TableState::Paused;
+            }
+        }
+        self.add_refused(pipeline, &mut status);
+        let lag = self.lag(&pipeline.source, &status);
+        PipelineView { status, lag }
+    }
+
+    /// The status of a pipeline that does not run, from what is stored.
+    fn still(&self, name: &str, pipeline: &Pipeline, paused: &Paused) -> PipelineStatus {
+        let problem = self.why_not_started(pb::Kind::Pipeline, name);
+        let state = match (paused, &problem) {
+            (Paused::All, _) => TableState::Paused,
+            (_, Some(_)) => TableState::Stopped,
+            _ => TableState::Pending,
+        };
+        let stored: BTreeMap<_, _> = self.node.sink_tables(name).into_iter().collect();
+        let mut tables = BTreeMap::new();
+        for (id, table) in self.logged_tables(&pipeline.source) {
+            if !pipeline.delivers(&table.schema, &table.table) {
+                continue;
+            }
+            let delivery = DeliveryStatus {
+                state,
+                delivered: stored.get(&id).map_or(Offset(0), |table| table.delivered),
+                target: format!("{}.{}", pipeline.namespace_of(&table.schema), table.table),
+                ..DeliveryStatus::default()
+            };
+            tables.insert(table.to_string(), delivery);
+        }
+        let delivered = tables.values().map(|table| table.delivered).min();
+        PipelineStatus {
+            state,
+            problem: problem.filter(|_| *paused != Paused::All),
+            tables,
+            delivered: delivered.unwrap_or_default(),
+            needed: delivered.unwrap_or_default(),
+            ..PipelineStatus::default()
+        }
+    }
+
+    /// Tables that are refused at the source never reach the log, and are shown here as well.
+    fn add_refused(&self, pipeline: &Pipeline, status: &mut PipelineStatus) {
+        let Some(source) = locked(&self.captures)
+            .get(&pipeline.source)
+            .map(|capture| capture.status.get())
+        else {
+            return;
+        };
+        for (name, table) in source.tables {
+            let (schema, plain) = name.split_once('.').unwrap_or_default();
+            if table.state == TableState::Refused && pipeline.delivers(schema, plain) {
+                status.tables.entry(name).or_insert(DeliveryStatus {
+                    state: TableState::Refused,
+                    problem: table.problem,
+                    ..DeliveryStatus::default()
+                });
+            }
+        }
+    }
+
+    fn lag(&self, source: &str, status: &PipelineStatus) -> Option<Duration> {
+        let log = self.node.state(source)?;
+        if status.delivered >= log.next {
+            return Some(Duration::ZERO);
+        }
+        let oldest = self.node.time_of(source, status.delivered)?;
+        // Of a segment only the time of its first commit is known, and some of it may be delivered.
+        let oldest = oldest.max(status.delivered_time_us);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let oldest = Duration::from_micros(u64::try_from(oldest).ok()?);
+        Some(now.saturating_sub(oldest))
+    }
+
+    /// Puts down where each source's log must begin for its pipelines.
+    pub(super) fn keep_what_is_needed(&self) {
+        let mut kept: BTreeMap<String, Offset> = BTreeMap::new();
+        for (name, stored) in self.stored_of(pb::Kind::Pipeline) {
+            let Some(source) = stored.spec["source"].as_str() else {
+                continue;
+            };
+            let running = locked(&self.deliveries).get(&name).map(|d| d.status.get());
+            let needed = match running {
+                Some(running) => running.needed,
+                None => self.needed_when_still(&name, &stored),
+            };
+            let kept = kept.entry(source.to_owned()).or_insert(needed);
+            *kept = needed.min(*kept);
+        }
+        *locked(&self.kept) = Some(kept);
+    }
+
+    /// A table of which nothing is stored needs everything.
+    fn needed_when_still(&self, name: &str, stored: &StoredSpec) -> Offset {
+        let Ok(Spec::Pipeline(pipeline)) = Spec::parse("Pipeline", &stored.spec) else {
+            return Offset(0);
+        };
+        let still = self.still(name, &pipeline, &Paused::All);
+        still.needed
+    }
+
+    pub(super) fn keep_all_of(&self, source: &str) {
+        if let Some(kept) = &mut *locked(&self.kept) {
+            kept.insert(source.to_owned(), Offset(0));
+        }
+    }
+
+    pub(super) async fn remove_pipeline(
+        &self,
+        name: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Problem> {
+        let pipeline = self.pipeline_spec(name)?;
+        let status = self.view(name, &pipeline).status;
+        let targets = status.tables.into_values().map(|table| table.target);
+        let targets: BTreeSet<String> = targets.filter(|target| !target.is_empty()).collect();
+        let mut dropped = vec![format!("progress of pipeline {name}")];
+        let left = targets
+            .iter()
+            .map(|target| format!("nothing of lake table {target}, which is left where it is"));
+        dropped.extend(left);
+        if dry_run {
+            return Ok(dropped);
+        }
+        let _acting = self.acting.lock().await;
+        self.node
+            .delete_resource("Pipeline", name, None)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let running = locked(&self.deliveries).remove(name);
+        if let Some(running) = running {
+            running.end().await;
+        }
+        self.forget_pipeline(name)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        self.wake.notify_one();
+        Ok(dropped)
+    }
+
+    async fn forget_pipeline(&self, name: &str) -> Result<(), downriver_cluster::ControlError> {
+        self.node.put_record(&paused_key(name), None).await?;
+        self.node.put_record(&pipeline_id_key(name), None).await?;
+        self.node.drop_pipeline(name).await?;
+        if let Err(error) = std::fs::remove_dir_all(self.delivery_folder(name))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(pipeline = name, error = %error, "the folder of a deleted pipeline is left");
+        }
+        Ok(())
+    }
+
+    /// Ends what a crash interrupted: a pipeline that is gone leaves no progress to one of its name.
+    pub(super) async fn forget_orphans(&self) {
+        let stored = self.stored_of(pb::Kind::Pipeline);
+        for name in self.node.sink_pipelines() {
+            if stored.contains_key(&name) {
+                continue;
+            }
+            if let Err(error) = self.forget_pipeline(&name).await {
+                tracing::warn!(pipeline = name, error = %error, "progress of a deleted pipeline is left for now");
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! wait: until everything that was committed at a source before the call is delivered.
+//!
+//! The source's position at the call is passed when the capture has logged or skipped everything up to it; the
+//! log's end at that moment is what the pipeline must have delivered. A snapshot is part of it: its rows were
+//! committed before, so its tables must be complete in the log first.
+
+use std::time::Duration;
+
+use downriver_api::admin::v1 as pb;
+use downriver_event::problem::Problem;
+use downriver_event::{Lsn, Offset};
+use downriver_log::Log as _;
+use downriver_pipeline::{PipelineStatus, SourceStatus, TableState};
+use downriver_service::Reached;
+use downriver_service::spec::{Pipeline, SnapshotMode, Source};
+use downriver_source::postgres::catalog::Catalog;
+use tokio::time::Instant;
+
+use super::captures::postgres_config;
+use super::{NodeEngine, locked};
+
+/// How often capture and delivery are looked at, and asked to hurry.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+impl NodeEngine {
+    pub(super) async fn wait_caught_up(
+        &self,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Reached, Problem> {
+        let deadline = Instant::now() + timeout;
+        let pipeline = self.pipeline_spec(name)?;
+        let source = self.source_spec(&pipeline.source)?;
+        // What stands still is said before the database is asked.
+        self.seen(name, &pipeline)?;
+        let asked = tokio::time::timeout_at(deadline, position_of(&pipeline.source, &source));
+        let position = asked.await.unwrap_or_else(|_| {
+            Err(timed_out(
+                timeout,
+                format!("source {:?} has not told its position", pipeline.source),
+                "see that the database answers",
+            ))
+        })?;
+        let mut until = None;
+        loop {
+            let (capture, status) = self.seen(name, &pipeline)?;
+            if until.is_none()
+                && capture.as_ref().is_some_and(|c| c.passed >= position)
+                && self.snapshots_are_logged(&pipeline, &source, capture.as_ref())
+            {
+                let next = self.node.state(&pipeline.source).map(|state| state.next);
+                let passed = capture.as_ref().map(|c| c.passed_offset);
+                until = next.max(passed);
+            }
+            if let Some(until) = until
+                && status.delivered >= until
+            {
+                return Ok(Reached {
+                    position: position.to_string(),
+                    delivered: status.delivered,
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(behind(
+                    name,
+                    timeout,
+                    position,
+                    until,
+                    capture.as_ref(),
+                    &status,
+                ));
+            }
+            self.hurry(name, &pipeline.source);
+            tokio::time::sleep_until((Instant::now() + LOOK_EVERY).min(deadline)).await;
+        }
+    }
+
+    fn hurry(&self, name: &str, source: &str) {
+        if let Some(capture) = locked(&self.captures).get(source) {
+            capture.nudge.notify_one();
+        }
+        if let Some(delivery) = locked(&self.deliveries).get(name) {
+            delivery.control.flush.notify_one();
+        }
+    }
+
+    /// Capture and delivery as they are now, or what keeps them from ever catching up.
+    fn seen(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+    ) -> Result<(Option<SourceStatus>, PipelineStatus), Problem> {
+        if let Some(problem) = self.why_not_started(pb::Kind::Source, &pipeline.source) {
+            return Err(problem);
+        }
+        let capture = locked(&self.captures)
+            .get(&pipeline.source)
+            .map(|capture| capture.status.get());
+        if let Some(capture) = &capture {
+            stopped(capture.state, capture.problem.as_ref())?;
+            for (table, status) in &capture.tables {
+                let (schema, table) = table.split_once('.').unwrap_or_default();
+                if pipeline.delivers(schema, table) {
+                    stopped(status.state, status.problem.as_ref())?;
+                }
+            }
+        }
+        let status = self.view(name, pipeline).status;
+        stopped(status.state, status.problem.as_ref())?;
+        for table in status.tables.values() {
+            stopped(table.state, table.problem.as_ref())?;
+        }
+        let mut running = status
+            .tables
+            .values()
+            .filter(|t| t.state != TableState::Refused);
+        let some = running.clone().next().is_some();
+        if status.state == TableState::Paused
+            || (some && running.all(|table| table.state == TableState::Paused))
+        {
+            return Err(Problem::new(
+                "DR-2025",
+                format!("pipeline {name:?} is paused"),
+                format!("downriver resume {name}"),
+            ));
+        }
+        Ok((capture, status))
+    }
+
+    /// Whether the rows of every snapshot that the pipeline delivers are in the log.
+    fn snapshots_are_logged(
+        &self,
+        pipeline: &Pipeline,
+        source: &Source,
+        capture: Option<&SourceStatus>,
+    ) -> bool {
+        if source.snapshot().mode == SnapshotMode::None {
+            return true;
+        }
+        let (Some(capture), Some(log)) = (capture, self.node.state(&pipeline.source)) else {
+            return false;
+        };
+        // Before it has connected it does not know its tables.
+        if capture.state == TableState::Pending {
+            return false;
+        }
+        let still_read = capture.tables.iter().any(|(name, table)| {
+            let (schema, plain) = name.split_once('.').unwrap_or_default();
+            matches!(table.state, TableState::Pending | TableState::Snapshotting)
+                && pipeline.delivers(schema, plain)
+        });
+        let logged = self.logged_tables(&pipeline.source).into_iter();
+        let mut of_capture = logged.filter(|(_, table)| {
+            let captured = capture.tables.get(&table.to_string());
+            captured.is_some_and(|table| table.state == TableState::Streaming)
+                && pipeline.delivers(&table.schema, &table.table)
+        });
+        !still_read
+            && of_capture.all(|(id, _)| log.chunks.get(&id).is_some_and(|chunks| chunks.done))
+    }
+}
+
+async fn position_of(name: &str, source: &Source) -> Result<Lsn, Problem> {
+    let config = postgres_config(name, source)?;
+    let asked = async { Catalog::connect(&config).await?.current_position().await };
+    asked.await.map_err(|error| error.problem())
+}
+
+fn stopped(state: TableState, problem: Option<&Problem>) -> Result<(), Problem> {
+    match (state, problem) {
+        (TableState::Stopped, Some(problem)) => Err(problem.clone()),
+        _ => Ok(()),
+    }
+}
+
+fn timed_out(timeout: Duration, reason: String, fix: &str) -> Problem {
+    Problem::new(
+        "DR-2024",
+        format!("not caught up after {} s: {reason}", timeout.as_secs_f64()),
+        fix,
+    )
+}
+
+fn behind(
+    name: &str,
+    timeout: Duration,
+    position: Lsn,
+    until: Option<Offset>,
+    capture: Option<&SourceStatus>,
+    status: &PipelineStatus,
+) -> Problem {
+    let reason = match (until, capture) {
+        (Some(until), _) => format!(
+            "pipeline {name:?} has delivered up to offset {} of {until}",
+            status.delivered
+        ),
+        (None, Some(capture)) if capture.passed < position => {
+            format!("the source's log is at {} of {position}", capture.passed)
+        }
+        (None, Some(_)) => "a snapshot is being taken".into(),
+        (None, None) => "the source's capture has not begun".into(),
+    };
+    // What is being tried again is the likely cause.
+    let cause = capture
+        .and_then(|c| c.problem.as_ref())
+        .or(status.problem.as_ref());
+    match cause {
+        Some(cause) => timed_out(
+            timeout,
+            format!("{reason}; {}: {}", cause.code, cause.reason),
+            &cause.fix,
+        ),
+        None => timed_out(
+            timeout,
+            reason,
+            "see downriver status for its pace, and wait again with a longer --timeout",
+        ),
+    }
+}

@@ -1,0 +1,194 @@
+//! The benchmark: every reader of a workload drains the same backlog of a real PostgreSQL, in turns.
+//!
+//! `workloads` says what is written, `readers` who reads it and how far, `measure` what that took,
+//! `summary` what the rounds come to, `report` how it is told. What the numbers mean is in `docs/benchmarks.md`.
+
+mod build;
+mod measure;
+mod readers;
+mod report;
+mod summary;
+mod workloads;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use downriver_testkit::Postgres;
+use downriver_testkit::postgres::Options;
+
+use self::build::Binary;
+use self::readers::{Bench, Reader};
+use self::report::{Report, WorkloadReport};
+use self::summary::{Run, grouped};
+use self::workloads::Workload;
+
+/// What the measured servers differ in from the test kit's. A backlog is read from the page cache, so
+/// `fsync` costs a reader next to nothing; it is on because a user's is.
+const SETTINGS: [&str; 8] = [
+    "fsync = on",
+    "shared_buffers = 1GB",
+    "max_wal_size = 16GB",
+    "checkpoint_timeout = 30min",
+    "wal_compression = off",
+    "logical_decoding_work_mem = 64MB",
+    "wal_sender_timeout = 10min",
+    // Keeps the other core quiet.
+    "autovacuum = off",
+];
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// Which workloads; all unless named.
+    #[arg(value_enum, ignore_case = true)]
+    workloads: Vec<Workload>,
+    /// How often every reader reads each backlog; medians are reported.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Factor on the number of changes: 0.1 for a quick look, 1 for numbers to show.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Write everything that was measured, and on what.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the result as markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Put the result into docs/benchmarks.md.
+    #[arg(long)]
+    update_docs: bool,
+    /// Leave out the variants with a sink and a pipeline.
+    #[arg(long)]
+    no_lake: bool,
+    /// The pipelines' freshness.
+    #[arg(long, default_value = "10s")]
+    freshness: String,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    ensure!(
+        arguments.scale > 0.0 && arguments.scale.is_finite(),
+        "the scale must be positive"
+    );
+    // The measuring is dropped on an interrupt, and with it the servers and their folders.
+    tokio::select! {
+        done = measure_all(&arguments) => done,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            bail!("interrupted")
+        }
+    }
+}
+
+async fn measure_all(arguments: &Arguments) -> Result<()> {
+    if arguments.update_docs {
+        report::check_docs()?;
+    }
+    let binary = build::binary()?;
+    let mut report = Report::begin(arguments.rounds, arguments.scale, &binary)?;
+    for workload in chosen(&arguments.workloads) {
+        step(&format!("{}: {}", workload.name(), workload.title()));
+        measure_workload(workload, arguments, &binary, &mut report)
+            .await
+            .with_context(|| format!("workload {}", workload.name()))?;
+        // Written after each, so that what was measured outlives a failure of the next.
+        write(report.json()?, arguments.json.as_deref())?;
+    }
+    println!("\n{}", report.terminal());
+    write(report.markdown(), arguments.markdown.as_deref())?;
+    if arguments.update_docs {
+        report::update_docs(&report.markdown())?;
+    }
+    ensure!(
+        !report.has_failures(),
+        "not every reader reached the end of its backlog"
+    );
+    Ok(())
+}
+
+/// In the order of their names, each once.
+fn chosen(named: &[Workload]) -> Vec<Workload> {
+    let all = Workload::ALL.into_iter();
+    all.filter(|workload| named.is_empty() || named.contains(workload))
+        .collect()
+}
+
+fn write(text: String, file: Option<&Path>) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+async fn measure_workload(
+    workload: Workload,
+    arguments: &Arguments,
+    binary: &Binary,
+    report: &mut Report,
+) -> Result<()> {
+    progress("starting PostgreSQL");
+    let postgres = Postgres::start_with(Options {
+        settings: SETTINGS.map(str::to_owned).to_vec(),
+        data: None,
+    })
+    .await?;
+    report.note_server(&postgres).await?;
+    progress("writing the backlog, which nobody reads meanwhile");
+    let backlog = workloads::prepare(&postgres, workload, arguments.scale).await?;
+    progress(&format!(
+        "{} changes in {} transactions, {} MB of WAL",
+        grouped(backlog.changes as f64),
+        grouped(backlog.transactions as f64),
+        backlog.wal_bytes / 1_000_000
+    ));
+    let bench = Bench {
+        postgres: &postgres,
+        binary: &binary.path,
+        workload,
+        scale: arguments.scale,
+        freshness: &arguments.freshness,
+        backlog: &backlog,
+    };
+    let readers: Vec<Reader> = Reader::of(workload)
+        .iter()
+        .copied()
+        .filter(|reader| *reader != Reader::Lake || !arguments.no_lake)
+        .collect();
+    let mut runs: Vec<Run> = Vec::new();
+    for round in 1..=arguments.rounds {
+        for reader in order(&readers, round) {
+            // A reader that failed will fail again, and may take its whole patience for it.
+            if runs
+                .iter()
+                .any(|run| run.reader == reader && run.failure.is_some())
+            {
+                continue;
+            }
+            let run = Run::new(round, reader, bench.read(reader, round).await);
+            progress(&format!(
+                "round {round} of {}: {}",
+                arguments.rounds,
+                run.line(backlog.changes)
+            ));
+            runs.push(run);
+        }
+    }
+    report.add(WorkloadReport::new(workload, &backlog, runs));
+    Ok(())
+}
+
+/// Every second round goes the other way, so that none is always first.
+fn order(readers: &[Reader], round: u32) -> Vec<Reader> {
+    let mut order = readers.to_vec();
+    if round.is_multiple_of(2) {
+        order.reverse();
+    }
+    order
+}
+
+fn step(what: &str) {
+    println!("== {what}");
+}
+
+fn progress(what: &str) {
+    println!("   {what}");
+}

@@ -1,0 +1,357 @@
+//! Tells what was measured: a table for a terminal, the same as markdown, and all of it as JSON.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use downriver_testkit::Postgres;
+use serde::Serialize;
+
+use super::build::Binary;
+use super::readers::Reader;
+use super::summary::{Run, Summary, budget, first_line, grouped};
+use super::workloads::{Backlog, Workload};
+
+const DOCS: &str = "docs/benchmarks.md";
+const BEGIN: &str = "<!-- results -->";
+const END: &str = "<!-- /results -->";
+/// Above this share of the machine, somebody else's work is part of the result.
+const OTHERS_SHARE_MAX: f64 = 0.1;
+
+/// Everything that was measured, and on what.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    made_at: String,
+    commit: String,
+    /// The checkout differed from the commit.
+    is_modified: bool,
+    downriver: Binary,
+    machine: Machine,
+    postgres: Option<Server>,
+    scale: f64,
+    rounds: u32,
+    workloads: Vec<WorkloadReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct Machine {
+    cpu: String,
+    cores: usize,
+    memory_bytes: u64,
+    kernel: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Server {
+    version: String,
+    /// Those of postgresql.conf, as "name = value".
+    settings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct WorkloadReport {
+    name: &'static str,
+    title: &'static str,
+    changes: u64,
+    transactions: u64,
+    wal_bytes: u64,
+    #[serde(skip)]
+    workload: Workload,
+    readers: Vec<Summary>,
+    runs: Vec<Run>,
+}
+
+impl Report {
+    pub(super) fn begin(rounds: u32, scale: f64, binary: &Binary) -> Result<Self> {
+        Ok(Self {
+            made_at: answer("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?,
+            commit: answer("git", &["rev-parse", "--short=12", "HEAD"])?,
+            is_modified: !answer("git", &["status", "--porcelain"])?.is_empty(),
+            downriver: binary.clone(),
+            machine: Machine::look()?,
+            postgres: None,
+            scale,
+            rounds,
+            workloads: Vec::new(),
+        })
+    }
+
+    /// Asks the server itself what it is and how it is set.
+    pub(super) async fn note_server(&mut self, postgres: &Postgres) -> Result<()> {
+        let client = postgres.client().await?;
+        let version = client.query_one("show server_version", &[]).await?.get(0);
+        let rows = client
+            .query(
+                "select name || ' = ' || current_setting(name) from pg_settings
+                  where source = 'configuration file'
+                    and name !~ '^(lc_|port|listen|unix_socket|TimeZone|log_|DateStyle|default_text|dynamic_shared)'
+                  order by name",
+                &[],
+            )
+            .await?;
+        self.postgres = Some(Server {
+            version,
+            settings: rows.iter().map(|row| row.get(0)).collect(),
+        });
+        Ok(())
+    }
+
+    pub(super) fn add(&mut self, workload: WorkloadReport) {
+        self.workloads.push(workload);
+    }
+
+    pub(super) fn has_failures(&self) -> bool {
+        let mut runs = self.workloads.iter().flat_map(|workload| &workload.runs);
+        runs.any(|run| run.failure.is_some())
+    }
+
+    pub(super) fn json(&self) -> Result<String> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    pub(super) fn terminal(&self) -> String {
+        let mut text = format!(
+            "{:<15} {:>8} {:>9} {:>6} {:>8} {:>7} {:>7} {:>8} {:>6}\n",
+            "", "seconds", "rows/s", "of ref", "CPU s/M", "sealed", "PG s/M", "peak MiB", "others"
+        );
+        for workload in &self.workloads {
+            let _infallible = writeln!(text, "{}", workload.heading());
+            for seen in &workload.readers {
+                let cells = seen.cells();
+                let _infallible = writeln!(
+                    text,
+                    "{:<15} {:>8} {:>9} {:>6} {:>8} {:>7} {:>7} {:>8} {:>6}",
+                    seen.reader.name(),
+                    cells[0],
+                    cells[1],
+                    cells[2],
+                    cells[3],
+                    cells[4],
+                    cells[5],
+                    cells[6],
+                    cells[7]
+                );
+            }
+            for line in self.remarks(workload) {
+                let _infallible = writeln!(text, "  {line}");
+            }
+        }
+        let _infallible = write!(text, "\n{}", self.basis().join("\n"));
+        text
+    }
+
+    pub(super) fn markdown(&self) -> String {
+        let mut text = String::new();
+        for line in self.basis() {
+            let _infallible = writeln!(text, "{line}  ");
+        }
+        for workload in &self.workloads {
+            let _infallible = write!(
+                text,
+                "\n**{}**\n\n| reader | seconds | rows/s | of reference | CPU s/M | CPU s/M until sealed \
+                 | PostgreSQL CPU s/M | peak RSS MiB | others |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+                workload.heading()
+            );
+            for seen in &workload.readers {
+                let _infallible = writeln!(
+                    text,
+                    "| {} | {} |",
+                    seen.reader.name(),
+                    seen.cells().join(" | ")
+                );
+            }
+            for (at, line) in self.remarks(workload).iter().enumerate() {
+                let before = if at == 0 { "\n" } else { "" };
+                let _infallible = writeln!(text, "{before}- {line}");
+            }
+        }
+        text
+    }
+
+    /// On what it was measured.
+    fn basis(&self) -> Vec<String> {
+        let machine = &self.machine;
+        let mut lines = vec![
+            format!(
+                "{}: commit {}{}, {} ({}), scale {}, median of {} rounds",
+                self.made_at,
+                self.commit,
+                if self.is_modified {
+                    " with changes"
+                } else {
+                    ""
+                },
+                self.downriver.version,
+                if self.downriver.is_release_build {
+                    "release build"
+                } else {
+                    "binary given by DOWNRIVER_BIN"
+                },
+                self.scale,
+                self.rounds
+            ),
+            format!(
+                "{} x {}, {} GiB, Linux {}; source and reader on the same cores, over loopback",
+                machine.cores,
+                machine.cpu,
+                machine.memory_bytes >> 30,
+                machine.kernel
+            ),
+        ];
+        if let Some(server) = &self.postgres {
+            lines.push(format!(
+                "PostgreSQL {}: {}",
+                server.version,
+                server.settings.join(", ")
+            ));
+        }
+        lines
+    }
+
+    /// Budgets, failures, and what puts the numbers in doubt.
+    fn remarks(&self, workload: &WorkloadReport) -> Vec<String> {
+        let mut lines = Vec::new();
+        let is_budget_run = self.scale >= 1.0 && self.downriver.is_release_build;
+        for seen in &workload.readers {
+            let demands = budget(workload.workload, seen.reader).filter(|_| is_budget_run);
+            for line in demands.iter().flat_map(|demands| demands.against(seen)) {
+                lines.push(format!("{}: {line}", seen.reader.name()));
+            }
+            if seen.others_share_max > OTHERS_SHARE_MAX {
+                lines.push(format!(
+                    "{}: others used {:.0} % of the machine: measure again on a quiet one",
+                    seen.reader.name(),
+                    seen.others_share_max * 100.0
+                ));
+            }
+        }
+        let is_with_budget = workload
+            .readers
+            .iter()
+            .any(|seen| budget(workload.workload, seen.reader).is_some());
+        if is_with_budget && !is_budget_run {
+            lines.push("no budget is compared: they are for a release build at scale 1".to_owned());
+        }
+        for run in &workload.runs {
+            if let Some(failure) = &run.failure {
+                lines.push(format!(
+                    "{} failed in round {}: {}",
+                    run.reader.name(),
+                    run.round,
+                    first_line(failure)
+                ));
+            }
+        }
+        lines
+    }
+}
+
+impl WorkloadReport {
+    pub(super) fn new(workload: Workload, backlog: &Backlog, runs: Vec<Run>) -> Self {
+        let readers = Reader::of(workload)
+            .iter()
+            .filter_map(|reader| Summary::of(*reader, backlog.changes, &runs))
+            .collect();
+        Self {
+            name: workload.name(),
+            title: workload.title(),
+            changes: backlog.changes,
+            transactions: backlog.transactions,
+            wal_bytes: backlog.wal_bytes,
+            workload,
+            readers,
+            runs,
+        }
+    }
+
+    fn heading(&self) -> String {
+        let mut text = format!(
+            "{}, {}: {} rows",
+            self.name,
+            self.title,
+            grouped(self.changes as f64)
+        );
+        if self.transactions > 0 {
+            let _infallible = write!(text, ", {} MB of WAL", self.wal_bytes / 1_000_000);
+        }
+        text
+    }
+}
+
+impl Machine {
+    fn look() -> Result<Self> {
+        let field = |file: &str, name: &str| {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let line = text.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
+        };
+        let memory_kib = field("/proc/meminfo", "MemTotal")
+            .and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok())
+            .context("no MemTotal in /proc/meminfo")?;
+        Ok(Self {
+            // Not every architecture has the field.
+            cpu: field("/proc/cpuinfo", "model name")
+                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cores: std::thread::available_parallelism()?.get(),
+            memory_bytes: memory_kib << 10,
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?
+                .trim()
+                .to_owned(),
+        })
+    }
+}
+
+/// Before minutes of measuring: whether there is a place for the result.
+pub(super) fn check_docs() -> Result<()> {
+    let text = std::fs::read_to_string(DOCS)
+        .with_context(|| format!("read {DOCS}: run this in the checkout's root"))?;
+    between(&text).map(|_| ())
+}
+
+pub(super) fn update_docs(markdown: &str) -> Result<()> {
+    let text = std::fs::read_to_string(DOCS)?;
+    let (head, tail) = between(&text)?;
+    std::fs::write(DOCS, format!("{head}\n{markdown}{tail}"))
+        .with_context(|| format!("write {DOCS}"))
+}
+
+/// What is before and behind the place of the results, with the markers.
+fn between(text: &str) -> Result<(&str, &str)> {
+    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
+    let end = text.find(END);
+    let (Some(begin), Some(end)) = (begin, end) else {
+        anyhow::bail!("{DOCS} lacks the lines {BEGIN} and {END}");
+    };
+    ensure!(begin <= end, "{DOCS} has {END} before {BEGIN}");
+    Ok((&text[..begin], &text[end..]))
+}
+
+fn answer(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program} ended with {}",
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_markers_is_replaced() {
+        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        let (head, tail) = between(&text).unwrap();
+        assert_eq!(head, format!("before\n{BEGIN}"));
+        assert_eq!(tail, format!("{END}\nafter\n"));
+        assert!(between("nothing").is_err());
+    }
+}
