@@ -52,7 +52,14 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn of(metadata: &TableMetadata) -> Result<Self, LakeError> {
-        let mapping = mapping_of(metadata);
+        Self::with(metadata, &mapping_of(metadata))
+    }
+
+    /// The layout of a table whose fields hold these source columns.
+    pub(crate) fn with(
+        metadata: &TableMetadata,
+        mapping: &BTreeMap<i32, u32>,
+    ) -> Result<Self, LakeError> {
         let schema = metadata.current_schema().clone();
         let holds = schema
             .as_struct()

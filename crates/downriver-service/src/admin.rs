@@ -62,6 +62,9 @@ pub struct Reached {
     pub delivered: Offset,
 }
 
+/// Progress or a verdict; a problem ends the comparison.
+pub type Verified = Result<pb::VerifyResponse, Problem>;
+
 /// What runs, as the services ask for it; the binary implements it.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -110,7 +113,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         pipeline: &str,
         tables: &[String],
-    ) -> Result<mpsc::Receiver<pb::VerifyResponse>, Problem>;
+    ) -> Result<mpsc::Receiver<Verified>, Problem>;
 
     /// Changes whenever a status or a resource does.
     fn changed(&self) -> watch::Receiver<u64>;
@@ -412,9 +415,9 @@ impl AdminService for Admin {
         self.known_pipeline(&request.pipeline)?;
         let verified = self.engine.verify(&request.pipeline, &request.tables).await;
         let responses = verified.map_err(|problem| refused(&problem))?;
-        Ok(Response::new(Box::pin(
-            ReceiverStream::new(responses).map(Ok),
-        )))
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses).map(
+            |response| response.map_err(|problem| refused(&problem)),
+        ))))
     }
 
     async fn nodes(

@@ -16,7 +16,7 @@ use downriver_log::Log;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
-pub use admin::{Engine, Finding, Reached, StoredSpec, TableName};
+pub use admin::{Engine, Finding, Reached, StoredSpec, TableName, Verified};
 
 /// Largest message in either direction: one event may hold several values of the largest size.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;

@@ -431,7 +431,7 @@ mod tests {
     use tokio::sync::{mpsc, watch};
 
     use super::*;
-    use crate::admin::{Finding, Reached};
+    use crate::admin::{Finding, Reached, Verified};
 
     /// An engine of which only what a plan asks is answered.
     #[derive(Default)]
@@ -494,11 +494,7 @@ mod tests {
             panic!("a plan does not wait")
         }
 
-        async fn verify(
-            &self,
-            _: &str,
-            _: &[String],
-        ) -> Result<mpsc::Receiver<pb::VerifyResponse>, Problem> {
+        async fn verify(&self, _: &str, _: &[String]) -> Result<mpsc::Receiver<Verified>, Problem> {
             panic!("a plan verifies nothing")
         }
 

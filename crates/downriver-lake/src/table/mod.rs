@@ -177,8 +177,13 @@ impl TableWriter {
             Some(loaded) => loaded.metadata,
             None => Self::create(&*catalog, &config, &source).await?,
         };
-        let layout = Layout::of(&metadata)?;
-        layout.key_fields(&source)?;
+        // A table that was just made does not say yet which column each field holds.
+        let unsaid = !metadata.properties().contains_key(COLUMNS_PROPERTY);
+        let mapping = unsaid.then(|| mapping_by_name(&metadata, &source));
+        let layout = match &mapping {
+            Some(mapping) => Layout::with(&metadata, mapping)?,
+            None => Layout::of(&metadata)?,
+        };
         let mut table = Self {
             committed: config.start,
             sweep: None,
@@ -201,6 +206,13 @@ impl TableWriter {
             source,
         };
         table.take_progress()?;
+        table.layout.key_fields(&table.source)?;
+        if let Some(mapping) = mapping {
+            table
+                .pending
+                .properties
+                .insert(COLUMNS_PROPERTY.to_owned(), mapping_property(&mapping));
+        }
         table.fence().await?;
         table.take_index().await?;
         table.window = Window::new(table.seed);
@@ -261,12 +273,6 @@ impl TableWriter {
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
         if stream == self.config.stream && epoch > self.config.epoch.0 {
             return Err(LakeError::Fenced(Epoch(epoch)));
-        }
-        if self.property(COLUMNS_PROPERTY).is_none() {
-            let mapping = mapping_by_name(&self.metadata, &self.source);
-            self.pending
-                .properties
-                .insert(COLUMNS_PROPERTY.to_owned(), mapping_property(&mapping));
         }
         if stream != self.config.stream {
             if self.property(PIPELINE_PROPERTY) != Some(&self.config.pipeline) {

@@ -114,7 +114,12 @@ fn print_table(verdicts: &BTreeMap<String, pb::TableVerdict>) -> Result<(), Fail
     let rows = verdicts.iter().map(|(table, verdict)| {
         vec![
             table.clone(),
-            if verdict.equal { "yes" } else { "NO" }.to_owned(),
+            match (&verdict.problem, verdict.equal) {
+                (Some(_), _) => "not compared",
+                (None, true) => "yes",
+                (None, false) => "NO",
+            }
+            .to_owned(),
             verdict.source_rows.to_string(),
             verdict.target_rows.to_string(),
             verdict.missing.to_string(),

@@ -262,7 +262,16 @@ async fn look_at_warehouse(sink: &Sink) -> Result<(), Problem> {
             problem
         });
     }
-    let refused = |error: StoreError| at_plan(&LakeError::from(error), field);
+    let refused = |error: StoreError| {
+        let named =
+            |reason: String| format!("{}: {}", sink.root(), reason.trim_start_matches(": "));
+        let error = match error {
+            StoreError::NotFound(reason) => StoreError::NotFound(named(reason)),
+            StoreError::Unavailable(reason) => StoreError::Unavailable(named(reason)),
+            StoreError::Refused(reason) => StoreError::Refused(named(reason)),
+        };
+        at_plan(&LakeError::from(error), field)
+    };
     let store = store::open(sink.root(), &s3_options(sink)?).map_err(refused)?;
     let looked = tokio::time::timeout(PREFLIGHT_WITHIN, store.list("", None)).await;
     let looked = looked.unwrap_or_else(|_| {

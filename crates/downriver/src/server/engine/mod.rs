@@ -32,10 +32,11 @@ use downriver_event::problem::Problem;
 use downriver_log::Log as _;
 use downriver_service::problem::to_pb;
 use downriver_service::spec::{Source, Spec};
-use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName};
+use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName, Verified};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Addresses;
 use captures::RunningCapture;
@@ -61,6 +62,9 @@ pub(super) struct NodeEngine {
     /// Where each source's log must begin for its pipelines; `None`: not known yet, so nothing is forgotten.
     kept: Arc<Mutex<Option<BTreeMap<String, Offset>>>>,
     rates: Mutex<Rates>,
+    /// Comparisons under way, and what tells them to end.
+    verifications: TaskTracker,
+    stopping: CancellationToken,
     wake: Notify,
     changed: watch::Sender<u64>,
 }
@@ -90,6 +94,8 @@ impl NodeEngine {
             unstartable: Mutex::default(),
             kept,
             rates: Mutex::default(),
+            verifications: TaskTracker::new(),
+            stopping: CancellationToken::new(),
             wake: Notify::new(),
             changed: watch::Sender::new(0),
         })
@@ -148,6 +154,9 @@ impl NodeEngine {
                 () = tokio::time::sleep(RECONCILE_EVERY) => {}
             }
         }
+        self.stopping.cancel();
+        self.verifications.close();
+        self.verifications.wait().await;
         // What reads the log first.
         let deliveries = std::mem::take(&mut *locked(&self.deliveries));
         for delivery in deliveries.into_values() {
@@ -341,7 +350,7 @@ impl Engine for NodeEngine {
         &self,
         pipeline: &str,
         tables: &[String],
-    ) -> Result<mpsc::Receiver<pb::VerifyResponse>, Problem> {
+    ) -> Result<mpsc::Receiver<Verified>, Problem> {
         self.verify_tables(pipeline, tables).await
     }
 

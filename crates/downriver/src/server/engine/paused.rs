@@ -89,6 +89,7 @@ impl NodeEngine {
         self.set_paused(name, &paused).await
     }
 
+    /// Goes on with what is paused, and tries again what was stopped by a problem.
     pub(super) async fn resume_tables(&self, name: &str, tables: &[String]) -> Result<(), Problem> {
         let paused = match tables {
             [] => Paused::Tables(BTreeSet::new()),
@@ -98,6 +99,7 @@ impl NodeEngine {
                 self.paused(name).without(&selected, &all)
             }
         };
+        self.end_stopped(name).await;
         self.set_paused(name, &paused).await
     }
 

@@ -91,6 +91,28 @@ impl NodeEngine {
         }
     }
 
+    /// Ends a delivery of which something was stopped by a problem; the reconciler starts it again.
+    pub(super) async fn end_stopped(&self, name: &str) {
+        let _acting = self.acting.lock().await;
+        let stopped = {
+            let mut deliveries = locked(&self.deliveries);
+            let is_stopped = deliveries.get(name).is_some_and(|delivery| {
+                let status = delivery.status.get();
+                let mut tables = status.tables.values();
+                status.state == TableState::Stopped
+                    || tables.any(|table| table.state == TableState::Stopped)
+            });
+            if is_stopped {
+                deliveries.remove(name)
+            } else {
+                None
+            }
+        };
+        if let Some(stopped) = stopped {
+            stopped.end().await;
+        }
+    }
+
     /// Tells a running delivery which of its tables are paused.
     fn tell_paused(&self, name: &str) {
         let Paused::Tables(tables) = self.paused(name) else {

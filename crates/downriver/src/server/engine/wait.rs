@@ -10,7 +10,7 @@ use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_event::{Lsn, Offset};
 use downriver_log::Log as _;
-use downriver_pipeline::{PipelineStatus, SourceStatus, TableState};
+use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
 use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, SnapshotMode, Source};
 use downriver_source::postgres::catalog::Catalog;
@@ -54,6 +54,7 @@ impl NodeEngine {
             }
             if let Some(until) = until
                 && status.delivered >= until
+                && !self.is_resuming(name, &status)
             {
                 return Ok(Reached {
                     position: position.to_string(),
@@ -75,6 +76,13 @@ impl NodeEngine {
         }
     }
 
+    /// Whether a table was resumed that the delivery still leaves out, and does not count.
+    fn is_resuming(&self, name: &str, status: &PipelineStatus) -> bool {
+        let paused = self.paused(name);
+        let mut tables = status.tables.iter();
+        tables.any(|(table, status)| status.state == TableState::Paused && !paused.has(table))
+    }
+
     fn hurry(&self, name: &str, source: &str) {
         if let Some(capture) = locked(&self.captures).get(source) {
             capture.nudge.notify_one();
@@ -90,6 +98,32 @@ impl NodeEngine {
         name: &str,
         pipeline: &Pipeline,
     ) -> Result<(Option<SourceStatus>, PipelineStatus), Problem> {
+        let (capture, status) = self.seen_running(name, pipeline)?;
+        for (table, status) in capture.iter().flat_map(|capture| &capture.tables) {
+            let (schema, table) = table.split_once('.').unwrap_or_default();
+            if pipeline.delivers(schema, table) {
+                stopped(status.state, status.problem.as_ref())?;
+            }
+        }
+        for table in status.tables.values() {
+            stopped(table.state, table.problem.as_ref())?;
+        }
+        let mut tables = status.tables.values();
+        let mut running = tables.by_ref().filter(|t| t.state != TableState::Refused);
+        let first = running.next();
+        let paused = |table: &DeliveryStatus| table.state == TableState::Paused;
+        if first.is_some_and(paused) && running.all(paused) {
+            return Err(is_paused(name));
+        }
+        Ok((capture, status))
+    }
+
+    /// The same, whatever the tables' states are.
+    pub(super) fn seen_running(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+    ) -> Result<(Option<SourceStatus>, PipelineStatus), Problem> {
         if let Some(problem) = self.why_not_started(pb::Kind::Source, &pipeline.source) {
             return Err(problem);
         }
@@ -98,31 +132,11 @@ impl NodeEngine {
             .map(|capture| capture.status.get());
         if let Some(capture) = &capture {
             stopped(capture.state, capture.problem.as_ref())?;
-            for (table, status) in &capture.tables {
-                let (schema, table) = table.split_once('.').unwrap_or_default();
-                if pipeline.delivers(schema, table) {
-                    stopped(status.state, status.problem.as_ref())?;
-                }
-            }
         }
         let status = self.view(name, pipeline).status;
         stopped(status.state, status.problem.as_ref())?;
-        for table in status.tables.values() {
-            stopped(table.state, table.problem.as_ref())?;
-        }
-        let mut running = status
-            .tables
-            .values()
-            .filter(|t| t.state != TableState::Refused);
-        let some = running.clone().next().is_some();
-        if status.state == TableState::Paused
-            || (some && running.all(|table| table.state == TableState::Paused))
-        {
-            return Err(Problem::new(
-                "DR-2025",
-                format!("pipeline {name:?} is paused"),
-                format!("downriver resume {name}"),
-            ));
+        if status.state == TableState::Paused {
+            return Err(is_paused(name));
         }
         Ok((capture, status))
     }
@@ -171,6 +185,14 @@ fn stopped(state: TableState, problem: Option<&Problem>) -> Result<(), Problem> 
         (TableState::Stopped, Some(problem)) => Err(problem.clone()),
         _ => Ok(()),
     }
+}
+
+fn is_paused(name: &str) -> Problem {
+    Problem::new(
+        "DR-2025",
+        format!("pipeline {name:?} is paused"),
+        format!("downriver resume {name}"),
+    )
 }
 
 fn timed_out(timeout: Duration, reason: String, fix: &str) -> Problem {

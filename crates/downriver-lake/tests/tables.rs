@@ -1,0 +1,626 @@
+//! The table writer against a model: random changes, spills, commits, crashes and takeovers, read back at every
+//! commit. `DOWNRIVER_SEED` repeats a run, `DOWNRIVER_TABLE_ROUNDS` makes it longer.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use common::Memory;
+use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::{
+    BlockBuilder, Column, Epoch, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema, pb,
+};
+use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
+use downriver_lake::{
+    Changes, Digest, LakeError, Schemas, TableConfig, TableScan, TableWriter, Warehouse,
+};
+use downriver_log::store::LocalStore;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const TABLE: TableId = TableId(7);
+
+fn schema(version: u32) -> Arc<TableSchema> {
+    let column = |id, name: &str, ty, nullable| Column {
+        id,
+        name: name.into(),
+        ty,
+        nullable,
+        source_type: String::new(),
+    };
+    let mut columns = vec![
+        column(1, "id", LogicalType::Int64, false),
+        column(2, "part", LogicalType::Text, false),
+        column(3, "body", LogicalType::Text, true),
+        column(
+            4,
+            "amount",
+            LogicalType::Decimal {
+                precision: 12,
+                scale: 2,
+            },
+            true,
+        ),
+    ];
+    if version > 1 {
+        columns.push(column(6, "extra", LogicalType::Int32, true));
+    }
+    Arc::new(TableSchema {
+        id: TABLE,
+        version,
+        namespace: "public".into(),
+        name: "things".into(),
+        columns,
+        key: vec![1, 2],
+        identity: ReplicaIdentity::Default,
+    })
+}
+
+fn schemas() -> Schemas {
+    (1..=2).map(|v| ((TABLE, v), schema(v))).collect()
+}
+
+type Key = (i64, String);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Row {
+    body: Option<String>,
+    amount: Option<String>,
+    extra: Option<i32>,
+}
+
+type Model = BTreeMap<Key, Row>;
+
+/// Builds blocks and what the table must be after each.
+struct Source {
+    random: StdRng,
+    version: u32,
+    model: Model,
+    next: Offset,
+    position: u64,
+    /// Base, block, and the model after it.
+    blocks: Vec<(Offset, Block, Model)>,
+}
+
+impl Source {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            version: 1,
+            model: Model::new(),
+            next: Offset(0),
+            position: 0,
+            blocks: Vec::new(),
+        }
+    }
+
+    fn value(&mut self) -> Row {
+        let random = &mut self.random;
+        Row {
+            body: random
+                .random_bool(0.8)
+                .then(|| "x".repeat(random.random_range(0..40))),
+            amount: random
+                .random_bool(0.9)
+                .then(|| format!("{}.{:02}", random.random_range(-999..999), 7)),
+            extra: (self.version > 1 && random.random_bool(0.5)).then_some(5),
+        }
+    }
+
+    fn some_key(&mut self) -> Option<Key> {
+        let len = self.model.len();
+        let at = (len > 0).then(|| self.random.random_range(0..len))?;
+        self.model.keys().nth(at).cloned()
+    }
+
+    fn new_key(&mut self) -> Key {
+        let id = self.random.random_range(0..400);
+        (id, format!("p{}", self.random.random_range(0..3)))
+    }
+
+    fn block(&mut self) {
+        let mut builder = BlockBuilder::new();
+        for _ in 0..self.random.random_range(1..6) {
+            self.position += 1;
+            builder.begin(self.position.to_string(), 1_000_000 * self.position as i64);
+            for _ in 0..self.random.random_range(1..30) {
+                self.change(&mut builder);
+            }
+            builder.commit(&SourcePosition::Postgres(Lsn(self.position)));
+        }
+        self.finish(builder);
+    }
+
+    fn finish(&mut self, mut builder: BlockBuilder) {
+        if let Some((encoded, block)) = builder.cut_and_read() {
+            self.blocks.push((self.next, block, self.model.clone()));
+            self.next = self.next.plus(u64::from(encoded.events));
+        }
+    }
+
+    fn change(&mut self, builder: &mut BlockBuilder) {
+        let shape = schema(self.version);
+        match self.random.random_range(0..1_000) {
+            0..3 => {
+                builder.marker(pb::marker::Kind::Truncate(pb::Truncate {
+                    table_ids: vec![TABLE.0],
+                    cascade: false,
+                    restart_identity: false,
+                }));
+                self.model.clear();
+            }
+            3..6 if self.version == 1 => {
+                self.version = 2;
+                builder.marker(pb::marker::Kind::SchemaChange(pb::SchemaChange {
+                    schema: Some(schema(2).to_pb()),
+                    previous_version: 1,
+                }));
+            }
+            0..450 => {
+                let key = self.new_key();
+                let row = self.value();
+                // What is there already is updated, as a source would.
+                let op = if self.model.contains_key(&key) {
+                    RowOp::Update
+                } else {
+                    RowOp::Insert
+                };
+                push(builder, &shape, op, None, &key, &row, false);
+                self.model.insert(key, row);
+            }
+            450..700 => {
+                let Some(key) = self.some_key() else { return };
+                let unchanged = self.random.random_bool(0.5);
+                let mut row = self.value();
+                push(builder, &shape, RowOp::Update, None, &key, &row, unchanged);
+                if unchanged {
+                    row.body.clone_from(&self.model[&key].body);
+                }
+                self.model.insert(key, row);
+            }
+            700..850 => {
+                let Some(old) = self.some_key() else { return };
+                let key = self.new_key();
+                if self.model.contains_key(&key) {
+                    return;
+                }
+                let unchanged = self.random.random_bool(0.5);
+                let mut row = self.value();
+                push(
+                    builder,
+                    &shape,
+                    RowOp::Update,
+                    Some(&old),
+                    &key,
+                    &row,
+                    unchanged,
+                );
+                let before = self.model.remove(&old).unwrap();
+                if unchanged {
+                    row.body = before.body;
+                }
+                self.model.insert(key, row);
+            }
+            _ => {
+                let Some(key) = self.some_key() else { return };
+                let row = self.model.remove(&key).unwrap();
+                push(builder, &shape, RowOp::Delete, Some(&key), &key, &row, false);
+            }
+        }
+    }
+}
+
+fn push(
+    builder: &mut BlockBuilder,
+    schema: &Arc<TableSchema>,
+    op: RowOp,
+    old: Option<&Key>,
+    key: &Key,
+    row: &Row,
+    unchanged: bool,
+) {
+    let image = if old.is_some() {
+        OldImage::Key
+    } else {
+        OldImage::None
+    };
+    let columns = builder.row(schema, op, image);
+    if !columns.new.is_empty() {
+        columns.new[0].push_i64(key.0);
+        columns.new[1].push_bytes(key.1.as_bytes());
+        match &row.body {
+            _ if unchanged => columns.new[2].push_presence(Presence::Unchanged),
+            Some(body) => columns.new[2].push_bytes(body.as_bytes()),
+            None => columns.new[2].push_presence(Presence::Null),
+        }
+        match &row.amount {
+            Some(amount) => columns.new[3].push_bytes(amount.as_bytes()),
+            None => columns.new[3].push_presence(Presence::Null),
+        }
+        if let Some(column) = columns.new.get_mut(4) {
+            match row.extra {
+                Some(extra) => column.push_i32(extra),
+                None => column.push_presence(Presence::Null),
+            }
+        }
+    }
+    if let Some(old) = old {
+        columns.old[0].push_i64(old.0);
+        columns.old[1].push_bytes(old.1.as_bytes());
+        for column in &mut columns.old[2..] {
+            column.push_presence(Presence::Absent);
+        }
+    }
+}
+
+struct Lake {
+    folder: tempfile::TempDir,
+    catalog: Arc<BuiltinCatalog>,
+    pointers: Arc<Memory>,
+    warehouse: Warehouse,
+    name: TableName,
+}
+
+impl Lake {
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = LocalStore::open(&folder.path().join("warehouse"))?;
+        let warehouse = Warehouse::open(Arc::new(store), &folder.path().join("spool"))?;
+        let pointers = Arc::new(Memory::default());
+        Ok(Self {
+            catalog: Arc::new(BuiltinCatalog::new(
+                "lake",
+                warehouse.clone(),
+                pointers.clone(),
+            )),
+            pointers,
+            warehouse,
+            name: TableName {
+                namespace: "shop_public".into(),
+                table: "things".into(),
+            },
+            folder,
+        })
+    }
+
+    fn config(&self, epoch: u64) -> TableConfig {
+        TableConfig {
+            name: self.name.clone(),
+            pipeline: "p".into(),
+            stream: "shop/1".into(),
+            epoch: Epoch(epoch),
+            start: Offset(0),
+            committed: Offset(0),
+            folder: self.index(),
+        }
+    }
+
+    fn index(&self) -> std::path::PathBuf {
+        self.folder.path().join("index")
+    }
+
+    async fn open(&self, epoch: u64) -> Result<TableWriter, LakeError> {
+        self.open_as(self.config(epoch)).await
+    }
+
+    async fn open_as(&self, config: TableConfig) -> Result<TableWriter, LakeError> {
+        TableWriter::open(
+            self.catalog.clone(),
+            self.warehouse.clone(),
+            config,
+            schema(1),
+        )
+        .await
+    }
+
+    /// The table's rows are the model's.
+    async fn ensure_is(&self, model: &Model, version: u32) -> Result<()> {
+        let loaded = self.catalog.load(&self.name).await?.context("no table")?;
+        let snapshot = loaded.metadata.current_snapshot_id().context("no snapshot")?;
+        let has_extra = loaded
+            .metadata
+            .current_schema()
+            .field_by_name("extra")
+            .is_some();
+        let shape = schema(if has_extra { version } else { 1 });
+        let scan = TableScan::open(
+            &*self.catalog,
+            self.warehouse.clone(),
+            &self.name,
+            snapshot,
+            shape.clone(),
+        )
+        .await?;
+        let mut lake: Vec<Digest> = Vec::new();
+        scan.digests(|digest, _| {
+            lake.push(digest);
+            Ok(())
+        })
+        .await?;
+        let mut builder = BlockBuilder::new();
+        builder.begin("model".into(), 0);
+        for (key, row) in model {
+            push(
+                &mut builder,
+                &shape,
+                RowOp::Snapshot,
+                None,
+                key,
+                row,
+                false,
+            );
+        }
+        let mut wanted: Vec<Digest> = Vec::new();
+        if let Some((_, block)) = builder.cut_and_read() {
+            for group in &block.groups {
+                scan.digest_group(group, |digest, _| {
+                    wanted.push(digest);
+                    Ok(())
+                })?;
+            }
+        }
+        ensure!(scan.rows() == model.len() as u64, "{} rows, not {}", scan.rows(), model.len());
+        lake.sort_unstable();
+        wanted.sort_unstable();
+        ensure!(lake == wanted, "the table is not the model");
+        Ok(())
+    }
+}
+
+async fn apply(writer: &mut TableWriter, base: Offset, block: &Block) -> Result<(), LakeError> {
+    let changes = Changes::new(base, block.clone());
+    let events = changes.events;
+    writer.apply(&changes, 0..events, &schemas()).await
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_every_commit_the_table_is_what_the_changes_make_of_it_through_crashes() -> Result<()> {
+    let seed = number("DOWNRIVER_SEED").unwrap_or_else(rand::random);
+    let rounds = number("DOWNRIVER_TABLE_ROUNDS").unwrap_or(6);
+    for seed in seed..seed.saturating_add(rounds) {
+        one_history(seed)
+            .await
+            .with_context(|| format!("DOWNRIVER_SEED={seed} DOWNRIVER_TABLE_ROUNDS=1"))?;
+    }
+    Ok(())
+}
+
+async fn one_history(seed: u64) -> Result<()> {
+    let lake = Lake::new()?;
+    let mut random = StdRng::seed_from_u64(seed ^ 0xD0);
+    let mut source = Source::new(seed);
+    let mut epoch = 1;
+    let mut writer = lake.open(epoch).await?;
+    let mut next = 0;
+    for _ in 0..40 {
+        source.block();
+        while next < source.blocks.len() {
+            let (base, block, _) = &source.blocks[next];
+            apply(&mut writer, *base, block)
+                .await
+                .with_context(|| format!("block {next}"))?;
+            next += 1;
+        }
+        if random.random_bool(0.3) {
+            writer.spill().await?;
+        }
+        if random.random_bool(0.4) {
+            *lake.pointers.lose_answer.lock().unwrap() = random.random_bool(0.2);
+            writer.commit(source.next).await?;
+            let (_, _, model) = source.blocks.last().unwrap();
+            lake.ensure_is(model, source.version).await?;
+        }
+        if random.random_bool(0.2) {
+            // A crash: what was not committed is read again by the next owner.
+            if random.random_bool(0.3) {
+                std::fs::remove_dir_all(lake.index())?;
+            }
+            epoch += 1;
+            writer = lake.open(epoch).await?;
+            let committed = writer.committed();
+            next = source
+                .blocks
+                .iter()
+                .position(|(base, _, _)| *base >= committed)
+                .unwrap_or(source.blocks.len());
+        }
+    }
+    for (base, block, _) in &source.blocks[next..] {
+        apply(&mut writer, *base, block).await?;
+    }
+    writer.commit(source.next).await?;
+    lake.ensure_is(&source.model, source.version).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_was_replaced_cannot_commit_any_more() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut source = Source::new(1);
+    source.block();
+    let (base, block, _) = source.blocks[0].clone();
+    let mut old = lake.open(1).await?;
+    apply(&mut old, base, &block).await?;
+    let mut new = lake.open(2).await?;
+    let refused = old.commit(source.next).await;
+    ensure!(
+        matches!(refused, Err(LakeError::Fenced(Epoch(2)))),
+        "{refused:?}"
+    );
+    apply(&mut new, base, &block).await?;
+    new.commit(source.next).await?;
+    lake.ensure_is(&source.model, 1).await?;
+    let refused = lake.open(1).await.map(|_| ());
+    ensure!(
+        matches!(refused, Err(LakeError::Fenced(Epoch(2)))),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut source = Source::new(2);
+    source.block();
+    let (base, block, _) = source.blocks[0].clone();
+    let mut writer = lake.open(1).await?;
+    let before = writer.snapshot_id();
+    apply(&mut writer, base, &block).await?;
+    writer.commit(source.next).await?;
+    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    lake.catalog
+        .commit(
+            &lake.name,
+            vec![iceberg::TableRequirement::UuidMatch {
+                uuid: metadata.uuid(),
+            }],
+            vec![iceberg::TableUpdate::SetSnapshotRef {
+                ref_name: "main".into(),
+                reference: iceberg::spec::SnapshotReference::new(
+                    before.context("the fence's snapshot")?,
+                    iceberg::spec::SnapshotRetention::branch(None, None, None),
+                ),
+            }],
+        )
+        .await?;
+    let code = |result: Result<TableWriter, LakeError>| match result {
+        Err(LakeError::Stopped(problem)) => Ok(problem.code),
+        other => anyhow::bail!("{:?}", other.map(|_| ())),
+    };
+    ensure!(code(lake.open(2).await)? == "DR-3010");
+    let other = TableConfig {
+        pipeline: "another".into(),
+        stream: "another/1".into(),
+        ..lake.config(1)
+    };
+    ensure!(code(lake.open_as(other).await)? == "DR-3018");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_changed() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut before = Source::new(3);
+    for _ in 0..5 {
+        before.block();
+    }
+    let mut writer = lake.open(1).await?;
+    for (base, block, _) in &before.blocks {
+        apply(&mut writer, *base, block).await?;
+    }
+    writer.commit(before.next).await?;
+
+    // The source was deleted and made again: another stream, from its start.
+    let again = TableConfig {
+        stream: "shop/2".into(),
+        ..lake.config(1)
+    };
+    let mut writer = lake.open_as(again.clone()).await?;
+    ensure!(writer.committed() == Offset(0));
+    let mut model = Model::new();
+    let row = Row {
+        body: Some("seen".into()),
+        amount: None,
+        extra: None,
+    };
+    let keys: Vec<Key> = before.model.keys().take(3).cloned().collect();
+    let mut next = Offset(0);
+    let mut blocks = Vec::new();
+    let start = pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+        table_id: TABLE.0,
+        generation: 1,
+    });
+    let end = pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+        table_id: TABLE.0,
+        generation: 1,
+        rows: 2,
+    });
+    for part in 0..4 {
+        let mut builder = BlockBuilder::new();
+        builder.begin("snapshot".into(), 0);
+        match part {
+            0 => builder.marker(start.clone()),
+            1 | 2 => {
+                let key = &keys[part - 1];
+                push(&mut builder, &schema(1), RowOp::Snapshot, None, key, &row, false);
+                model.insert(key.clone(), row.clone());
+            }
+            _ => builder.marker(end.clone()),
+        }
+        builder.commit(&SourcePosition::Postgres(Lsn(1)));
+        let (encoded, block) = builder.cut_and_read().context("a block")?;
+        blocks.push((next, block));
+        next = next.plus(u64::from(encoded.events));
+    }
+    for (base, block) in &blocks[..2] {
+        apply(&mut writer, *base, block).await?;
+    }
+    writer.commit(blocks[2].0).await?;
+    // A crash in the middle does not forget which files are from before.
+    let mut writer = lake
+        .open_as(TableConfig {
+            epoch: Epoch(2),
+            ..again
+        })
+        .await?;
+    ensure!(writer.committed() == blocks[2].0);
+    for (base, block) in &blocks[2..] {
+        apply(&mut writer, *base, block).await?;
+    }
+    writer.commit(next).await?;
+    lake.ensure_is(&model, before.version).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut writer = lake.open(1).await?;
+    let mut builder = BlockBuilder::new();
+    builder.begin("1".into(), 0);
+    let columns = builder.row(&schema(1), RowOp::Insert, OldImage::None);
+    columns.new[0].push_i64(1);
+    columns.new[1].push_bytes(b"p");
+    columns.new[2].push_presence(Presence::Null);
+    columns.new[3].push_presence(Presence::NaN);
+    builder.commit(&SourcePosition::Postgres(Lsn(1)));
+    let (_, block) = builder.cut_and_read().context("a block")?;
+    apply(&mut writer, Offset(0), &block).await?;
+    match writer.commit(Offset(1)).await {
+        Err(LakeError::Stopped(problem)) => ensure!(
+            problem.code == "DR-3020" && problem.reason.contains("amount"),
+            "{problem:?}"
+        ),
+        other => anyhow::bail!("{other:?}"),
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_written_file_leaves_nothing_in_the_spool() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut writer = lake.open(1).await?;
+    let mut source = Source::new(5);
+    for _ in 0..3 {
+        source.block();
+        let (base, block, _) = source.blocks.last().unwrap().clone();
+        apply(&mut writer, base, &block).await?;
+        writer.commit(source.next).await?;
+    }
+    lake.ensure_is(&source.model, source.version).await?;
+    ensure!(count(&lake.folder.path().join("spool"))? == 0, "files are left in the spool");
+    Ok(())
+}
+
+fn count(folder: &Path) -> Result<usize> {
+    Ok(std::fs::read_dir(folder)?.count())
+}
