@@ -16,6 +16,7 @@ import collections
 import datetime
 import hashlib
 import importlib.util
+import io
 import json
 import glob
 import os
@@ -53,8 +54,9 @@ def canonical_sql(expression, typname):
         "time": "to_char('2000-01-01'::date + {0}, 'HH24:MI:SS.US')",
         "date": "to_char({0}, 'YYYY-MM-DD')",
         "float4": "({0})::float8::text",
-        # A cast to text would strip the padding.
+        # A cast to text would strip the padding, and write a prefix length.
         "bpchar": "case when {0} is not null then format('%s', {0}) end",
+        "inet": "case when {0} is not null then format('%s', {0}) end",
     }
     return forms.get(typname, "({0})::text").format(expression)
 
@@ -70,13 +72,12 @@ class Postgres:
 
     def _psql(self, sql):
         command = [self.psql, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url, "-c", sql]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, encoding="utf-8", newline="\n", env=self.environment
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment)
 
     def _lines(self, sql):
         process = self._psql(sql)
-        for line in process.stdout:
+        # Only a line feed ends a row: COPY escapes those of values, and leaves every other separator alone.
+        for line in io.TextIOWrapper(process.stdout, encoding="utf-8", newline="\n"):
             yield line.rstrip("\n")
         if process.wait() != 0:
             raise SystemExit("psql failed: " + sql)

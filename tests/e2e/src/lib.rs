@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Daemon, Postgres, host, resources, shop};
 
 /// How long the slowest machine of ours may take to catch up.
@@ -45,6 +46,29 @@ impl Shop {
         let options = ["snapshot: { mode: initial, chunk_rows: 5000, max_workers: 2 }"];
         let source = resources::source(&self.postgres, &["public.*"], &options);
         self.daemon.apply(&source).await
+    }
+
+    /// Captures all tables of `public` and delivers them to a lake in a folder.
+    pub async fn deliver(&self, freshness: &str) -> Result<()> {
+        let warehouse = self.folder.path().join("lake");
+        let sink = resources::sink_in_folder(&warehouse);
+        self.deliver_to(&sink, freshness).await
+    }
+
+    /// Captures all tables of `public` and delivers them to this sink.
+    pub async fn deliver_to(&self, sink: &str, freshness: &str) -> Result<()> {
+        let options = ["snapshot: { mode: initial, chunk_rows: 5000, max_workers: 2 }"];
+        let source = resources::source(&self.postgres, &["public.*"], &options);
+        let pipeline = resources::pipeline(freshness);
+        self.daemon.apply(&(source + sink + &pipeline)).await
+    }
+
+    /// Waits until everything committed before the call is delivered, then compares every table row by row
+    /// between PostgreSQL and what DuckDB and PyIceberg read.
+    pub async fn ensure_lake_equal(&self) -> Result<()> {
+        self.daemon.wait(CATCH_UP).await?;
+        let lake = Lake::builtin(&self.daemon)?;
+        readers::ensure_equal(&self.postgres, &lake, &shop::TABLES).await
     }
 
     /// Waits until everything committed before the call is in the log.

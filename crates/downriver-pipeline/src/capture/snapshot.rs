@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use downriver_event::block::{BLOCK_RAW_BYTES_MAX, OldImage, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema, pb};
+use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::snapshot::{ChunkRequest, PgSnapshot, SnapshotSession};
@@ -27,8 +27,6 @@ pub(crate) struct TableTask {
     pub(crate) schema: Arc<TableSchema>,
     pub(crate) generation: u64,
     pub(crate) resume: Resume,
-    /// Whether the start of the generation is in the log already.
-    pub(crate) started: bool,
 }
 
 /// What a worker read, waiting for its place in the stream.
@@ -129,7 +127,6 @@ impl Worker {
                 .exhausted
                 .then(|| std::mem::take(&mut task.resume.moved));
             let mut held = self.read(&mut session, &task, reread).await?;
-            task.started = true;
             let (answer, moved) = oneshot::channel();
             let last = held.next.is_none();
             task.resume.next.clone_from(&held.next);
@@ -191,17 +188,10 @@ impl Worker {
         };
         let began = Instant::now();
         let now_us = micros_since_epoch();
-        let starts = !task.started;
         let mut builder = BlockBuilder::new();
         let mut blocks = Vec::new();
         let mut rows = 0u64;
         builder.begin("snapshot".into(), now_us);
-        if starts {
-            builder.marker(pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
-                table_id: task.schema.id.0,
-                generation: task.generation,
-            }));
-        }
         let chunk = session
             .read_chunk(&task.schema, request, &mut |row| {
                 row.push_into(builder.row(&task.schema, RowOp::Snapshot, OldImage::None))?;

@@ -203,11 +203,13 @@ impl Run<'_> {
                     ..SnapshotProgress::default()
                 });
                 self.recent.track(id);
+                if chunks.is_none() {
+                    self.start_snapshot(id, generation, &resume);
+                }
                 tasks.push(TableTask {
                     schema,
                     generation,
                     resume: resume.clone(),
-                    started: chunks.is_some(),
                 });
                 self.snapshots
                     .insert(id, TableProgress { generation, resume });
@@ -226,6 +228,27 @@ impl Run<'_> {
         });
         self.flush()?;
         Ok(tasks)
+    }
+
+    /// Puts the start of a table's generation into the log, before every change that counts for it: at its end a
+    /// sink deletes what was neither seen nor changed since.
+    fn start_snapshot(&mut self, table: TableId, generation: u64, resume: &Resume) {
+        self.builder
+            .begin("snapshot".into(), snapshot::micros_since_epoch());
+        self.builder
+            .marker(pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+                table_id: table.0,
+                generation,
+            }));
+        self.builder.commit_unplaced();
+        // With the marker in one append: a restart does not start the generation again.
+        self.outbox.chunk_done(ChunkDone {
+            table,
+            generation,
+            resume_after: resume.encode(),
+            rows: 0,
+            last: false,
+        });
     }
 
     async fn run(
