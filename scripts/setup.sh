@@ -39,6 +39,7 @@ command -v pkg-config >/dev/null || missing+=(pkg-config)
 command -v curl >/dev/null || missing+=(curl)
 command -v git >/dev/null || missing+=(git)
 command -v setpriv >/dev/null || missing+=(util-linux)
+[ "$purpose" = demo ] || command -v openssl >/dev/null || missing+=(openssl)
 command -v python3 >/dev/null && venv_module || missing+=(python3 python3-venv)
 postgres_bin >/dev/null || missing+=(postgresql postgresql-client)
 

@@ -7,6 +7,8 @@
 //! It does not know what runs under the epochs that it gives out. There is one voter: the transport
 //! between nodes is not built, and says so when it is asked for.
 
+#[cfg(test)]
+mod compat;
 mod control;
 mod network;
 mod node;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::TypeConfig;
 use crate::node::ControlError;
+use crate::state;
 use crate::wire::Wire;
 
 /// Largest entry, before one more command is taken.
@@ -74,7 +75,7 @@ async fn run(
     while let Some((command, answer)) = waiting.recv().await {
         let mut bytes = command.encoded_len();
         let mut entry = pb::Entry {
-            format: 1,
+            format: state::FORMAT,
             commands: vec![command],
         };
         let mut answers = vec![answer];

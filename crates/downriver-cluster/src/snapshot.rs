@@ -313,8 +313,15 @@ fn read_control(restored: &mut Replicated, kind: Kind) {
     }
 }
 
-fn position(item: Option<&downriver_event::pb::SourcePosition>) -> Option<SourcePosition> {
-    item.and_then(SourcePosition::from_pb)
+/// A position that this build cannot read is refused: without it the stream would start anew.
+fn position(
+    item: Option<&downriver_event::pb::SourcePosition>,
+) -> Result<Option<SourcePosition>, String> {
+    let read = |item| {
+        SourcePosition::from_pb(item)
+            .ok_or("it has a source position that this build does not know".to_owned())
+    };
+    item.map(read).transpose()
 }
 
 fn read_object(item: Option<pb::ObjectRef>) -> Result<ObjectRef, String> {
@@ -335,7 +342,7 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
                 base: Offset(segment.base_offset),
                 end: Offset(segment.end_offset),
                 epoch: Epoch(segment.epoch),
-                position_after: position(segment.position_after.as_ref()),
+                position_after: position(segment.position_after.as_ref())?,
                 object: read_object(segment.object)?,
             },
             time_min_us: segment.time_min_us,
@@ -361,10 +368,10 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
         epoch: Epoch(item.epoch),
         owner: item.owner,
         next: Offset(item.next_offset),
-        position: position(item.position.as_ref()),
+        position: position(item.position.as_ref())?,
         identity: item.identity,
         sealed: Offset(item.sealed_offset),
-        sealed_position: position(item.sealed_position.as_ref()),
+        sealed_position: position(item.sealed_position.as_ref())?,
         trimmed: Offset(item.trimmed_offset),
         segments,
         unsealed: std::collections::VecDeque::new(),
@@ -389,7 +396,7 @@ fn read_unsealed(item: pb::UnsealedBlock) -> Result<Unsealed, String> {
         time_min_us: payload.time_min_us,
         time_max_us: payload.time_max_us,
         tables: payload.table_ids,
-        position_after: position(item.position_after.as_ref()),
+        position_after: position(item.position_after.as_ref())?,
         ends_append: item.ends_append,
         raft_index: item.raft_index,
     })

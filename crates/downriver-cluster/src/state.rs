@@ -12,6 +12,22 @@ use downriver_log::journal::{Applied, Journal};
 
 use crate::control::{Control, Refused};
 
+/// Of an entry's commands.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Refuses an entry that this build would apply otherwise than the one that proposed it: a command that is
+/// skipped here and applied there would part their states.
+pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
+    if entry.format != FORMAT {
+        let format = entry.format;
+        return Err(format!("has commands of format {format}, this build reads {FORMAT}"));
+    }
+    if entry.commands.iter().any(|command| command.kind.is_none()) {
+        return Err("has a command that this build does not know".into());
+    }
+    Ok(())
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replicated {
     pub(crate) journal: Journal,

@@ -27,7 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::state::Replicated;
+use crate::state::{self, Replicated};
 use crate::wire::Wire;
 use crate::{TypeConfig, snapshot};
 
@@ -108,18 +108,21 @@ impl LogStore {
                 .set_cache_size(PAGE_CACHE_BYTES)
                 .create(&path)?;
             let write = database.begin_write()?;
-            let format = {
-                write.open_table(LOG)?;
+            let found = {
                 let mut meta = write.open_table(META)?;
                 let found = meta.get("format")?.map(|value| value.value().to_vec());
-                match found {
-                    Some(found) => found.first().copied().unwrap_or_default(),
-                    None => {
-                        meta.insert("format", &[FORMAT][..])?;
-                        FORMAT
-                    }
+                if found.is_none() {
+                    meta.insert("format", &[FORMAT][..])?;
                 }
+                found
             };
+            let format = found.map_or(FORMAT, |found| found.first().copied().unwrap_or_default());
+            if format != FORMAT {
+                // Another format's file stays as it is.
+                write.abort()?;
+                return Ok((database, format));
+            }
+            write.open_table(LOG)?;
             write.commit()?;
             Ok((database, format))
         };
@@ -235,7 +238,10 @@ fn decode(bytes: &[u8]) -> std::result::Result<Entry<TypeConfig>, redb::Error> {
     }
     let payload = match stored.payload {
         Some(Payload::Blank(_)) => EntryPayload::Blank,
-        Some(Payload::Normal(commands)) => EntryPayload::Normal(Wire(commands)),
+        Some(Payload::Normal(commands)) => {
+            state::check_format(&commands).map_err(corrupted)?;
+            EntryPayload::Normal(Wire(commands))
+        }
         Some(Payload::MembershipJson(json)) => EntryPayload::Membership(
             serde_json::from_slice(&json).map_err(|error| corrupted(error.to_string()))?,
         ),

@@ -45,9 +45,10 @@ impl LakeError {
                 error,
                 CatalogError::Unavailable(_) | CatalogError::Unknown(_) | CatalogError::Conflict(_)
             ),
-            Self::Iceberg(error) => error.retryable(),
+            Self::Iceberg(error) => has_transient_cause(error),
+            Self::Parquet(error) => has_transient_cause(error),
             Self::Local(_) => true,
-            Self::Parquet(_) | Self::Fenced(_) | Self::Stopped(_) => false,
+            Self::Fenced(_) | Self::Stopped(_) => false,
         }
     }
 
@@ -61,7 +62,7 @@ impl LakeError {
                 self.to_string(),
                 "make the warehouse's object store reachable; delivery goes on by itself",
             ),
-            Self::Iceberg(error) if error.retryable() => Problem::new(
+            Self::Iceberg(_) | Self::Parquet(_) if self.is_transient() => Problem::new(
                 "DR-3001",
                 self.to_string(),
                 "make the warehouse's object store reachable; delivery goes on by itself",
@@ -99,5 +100,41 @@ impl LakeError {
                 "nothing: the other owner goes on",
             ),
         }
+    }
+}
+
+/// Whether the store, whose error the libraries wrap in their own, may do it when it is asked again.
+fn has_transient_cause(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let of_library = error.downcast_ref::<iceberg::Error>();
+        if of_library.is_some_and(iceberg::Error::retryable) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unavailable_store_is_found_inside_what_the_libraries_made_of_it() {
+        let library = |retryable| {
+            iceberg::Error::new(iceberg::ErrorKind::Unexpected, "store").with_retryable(retryable)
+        };
+        let parquet =
+            |retryable| parquet::errors::ParquetError::External(Box::new(library(retryable)));
+        let wrapped = |retryable| {
+            let outer = iceberg::Error::new(iceberg::ErrorKind::Unexpected, "writer");
+            LakeError::Iceberg(outer.with_source(parquet(retryable)))
+        };
+        assert!(wrapped(true).is_transient());
+        assert!(!wrapped(false).is_transient());
+        assert_eq!(wrapped(true).problem().code, "DR-3001");
+        assert_eq!(wrapped(false).problem().code, "DR-3006");
+        assert!(LakeError::Parquet(parquet(true)).is_transient());
     }
 }

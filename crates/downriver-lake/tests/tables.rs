@@ -474,7 +474,7 @@ async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<(
     source.block();
     let (base, block, _) = source.blocks[0].clone();
     let mut writer = lake.open(1).await?;
-    let before = writer.snapshot_id();
+    let before = writer.current_snapshot().await?;
     apply(&mut writer, base, &block).await?;
     writer.commit(source.next).await?;
     let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;

@@ -6,8 +6,10 @@
 //!
 //! Every server is stopped when its value is dropped, by the id of the process that was started.
 
+pub mod certificates;
 pub mod daemon;
 pub mod disk;
+pub mod fixture;
 pub mod host;
 pub mod oracle;
 pub mod port;

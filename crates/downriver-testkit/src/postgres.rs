@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio_postgres::{Client, NoTls};
 
+use crate::certificates::ServerCertificate;
 use crate::host;
 use crate::port::Port;
 
@@ -42,6 +44,15 @@ impl Postgres {
     }
 
     pub async fn start_with(options: Options) -> Result<Self> {
+        Self::start_as(&options, None).await
+    }
+
+    /// A server that everybody but the administrator has to speak TLS with.
+    pub async fn start_with_tls(certificate: &ServerCertificate) -> Result<Self> {
+        Self::start_as(&Options::default(), Some(certificate)).await
+    }
+
+    async fn start_as(options: &Options, tls: Option<&ServerCertificate>) -> Result<Self> {
         let programs = host::postgres_programs()?;
         let (folder, base) = match &options.data {
             Some(path) => (None, path.clone()),
@@ -72,13 +83,13 @@ impl Postgres {
             child: None,
             _folder: folder,
         };
-        server.initialize(&options.settings)?;
+        server.initialize(&options.settings, tls)?;
         server.run().await?;
         server.prepare().await?;
         Ok(server)
     }
 
-    fn initialize(&self, settings: &[String]) -> Result<()> {
+    fn initialize(&self, settings: &[String], tls: Option<&ServerCertificate>) -> Result<()> {
         let output = host::command_as(self.server_user.as_deref(), &self.programs.join("initdb"))
             .args([
                 "-U",
@@ -108,15 +119,39 @@ impl Postgres {
              max_wal_size = 4GB\nfsync = off\nlogging_collector = off\njit = off",
             self.port.number()
         )?;
+        let mut others = "host";
+        if let Some(tls) = tls {
+            others = "hostssl";
+            self.own_copy(&tls.certificate, "server.crt")?;
+            self.own_copy(&tls.key, "server.key")?;
+            writeln!(configuration, "ssl = on")?;
+        }
         for line in settings {
             writeln!(configuration, "{line}")?;
         }
         // The administrator comes in without a password, everybody else with one.
         fs::write(
             self.data.join("pg_hba.conf"),
-            "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust\n\
-             host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n",
+            format!(
+                "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust\n\
+                 {others} all all 127.0.0.1/32 scram-sha-256\n{others} replication all 127.0.0.1/32 scram-sha-256\n"
+            ),
         )?;
+        Ok(())
+    }
+
+    /// Copies a file into the data folder, where only the server may read it.
+    fn own_copy(&self, file: &Path, name: &str) -> Result<()> {
+        let copy = self.data.join(name);
+        fs::copy(file, &copy).with_context(|| format!("copy {}", file.display()))?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o600))?;
+        if let Some(user) = &self.server_user {
+            let (uid, gid) = (
+                host::id_number(&["-u", user])?,
+                host::id_number(&["-g", user])?,
+            );
+            std::os::unix::fs::chown(&copy, Some(uid), Some(gid))?;
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use downriver_testkit::disk::SmallDisk;
 use downriver_testkit::oracle::Oracle;
 use downriver_testkit::proxy::{Mode, Proxy};
+use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::seaweed::{self, Seaweed};
 use downriver_testkit::workload::{Style, Workload};
 use downriver_testkit::{Daemon, Postgres, host, resources, shop};
@@ -137,8 +138,9 @@ async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> 
     let store = Seaweed::start().await?;
     let proxy = Proxy::start(store.s3_port()).await?;
     let mut shop = in_bucket(&proxy).await?;
-    shop.capture().await?;
-    shop.caught_up().await?;
+    let sink = resources::sink_in_bucket(&format!("http://{}", proxy.address()));
+    shop.deliver_to(&sink, "1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
     let load = Workload::start(
         &shop.postgres,
         Style {
@@ -157,6 +159,15 @@ async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> 
     .await?;
     // The journal keeps what the store cannot take: readers see the changes all the while.
     shop.caught_up().await?;
+    shop.daemon
+        .until_described(
+            "pipeline",
+            resources::PIPELINE,
+            "the outage to be named by the pipeline",
+            CATCH_UP,
+            |pipeline| pipeline["code"] == "DR-3001" && pipeline["fix"].is_string(),
+        )
+        .await?;
     tokio::time::sleep_until(outage).await;
     proxy.set(Mode::Pass);
     host::until("the store to be used again", CATCH_UP, async || {
@@ -164,9 +175,13 @@ async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> 
     })
     .await?;
     load.stop().await?;
+    // The pipeline goes on by itself.
+    shop.daemon.wait(CATCH_UP).await?;
     shop.daemon.kill();
     shop.daemon.start().await?;
-    shop.caught_up().await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let lake = Lake::builtin_on(&shop.daemon, &store)?;
+    readers::ensure_equal(&shop.postgres, &lake, &shop::TABLES).await?;
     ensure_ledger_complete(&shop).await
 }
 
@@ -185,8 +200,8 @@ async fn a_full_disk_pauses_the_capture_by_name_and_room_lets_it_go_on() -> Resu
         postgres,
         folder,
     };
-    shop.capture().await?;
-    shop.caught_up().await?;
+    shop.deliver("1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
     disk.fill()?;
     let load = Workload::start(
         &shop.postgres,
@@ -212,7 +227,7 @@ async fn a_full_disk_pauses_the_capture_by_name_and_room_lets_it_go_on() -> Resu
     shop.daemon.check_alive()?;
     disk.make_room()?;
     load.stop().await?;
-    shop.caught_up().await?;
+    shop.ensure_lake_equal().await?;
     ensure_ledger_complete(&shop).await?;
     shop.daemon.stop()
 }

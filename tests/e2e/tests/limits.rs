@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use downriver_testkit::{Daemon, host, resources};
-use e2e::Shop;
+use e2e::{CATCH_UP, Shop};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,10 +19,10 @@ async fn an_idle_node_stays_under_64_mib() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_million_row_transaction_over_ten_tables_stays_under_256_mib() -> Result<()> {
+async fn a_million_row_transaction_over_ten_tables_into_a_lake_stays_under_256_mib() -> Result<()> {
     let shop = Shop::open(1_000).await?;
-    shop.capture().await?;
-    shop.caught_up().await?;
+    shop.deliver("10s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
     shop.postgres
         .execute(
             "begin;
@@ -31,7 +31,7 @@ async fn a_million_row_transaction_over_ten_tables_stays_under_256_mib() -> Resu
              commit",
         )
         .await?;
-    shop.caught_up().await?;
+    shop.daemon.wait(CATCH_UP).await?;
     let source = shop.daemon.describe("source", resources::SOURCE).await?;
     ensure!(
         source["events"]
@@ -42,5 +42,5 @@ async fn a_million_row_transaction_over_ten_tables_stays_under_256_mib() -> Resu
     let peak = host::peak_memory_bytes(shop.daemon.pid()?)?;
     println!("a million rows: {} MiB", peak / MIB);
     ensure!(peak < 256 * MIB, "{} MiB", peak / MIB);
-    Ok(())
+    shop.ensure_lake_equal().await
 }

@@ -6,7 +6,7 @@
 //!  +-------------+-------------+-----+--------+------------+-----+------+
 //!   512 entries of 24 bytes (hash u128, file u32, row u32), then their crc32c; the last block may be shorter
 //! ```
-//! Little endian; ascending hashes, each once. A fence is the upper half of a block's first hash, so one
+//! The last byte of the magic is the format's version. Little endian; ascending hashes, each once. A fence is the upper half of a block's first hash, so one
 //! read finds a key. Every block that is used has passed its checksum.
 
 use std::fs::File;
@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use super::{KeyHash, Location};
 
-const MAGIC: &[u8; 4] = b"DRK1";
+const MAGIC: &[u8; 3] = b"DRK";
+const VERSION: u8 = b'1';
 const ENTRY_BYTES: usize = 24;
 const BLOCK_ENTRIES: usize = 512;
 const CRC_BYTES: usize = 4;
@@ -78,6 +79,7 @@ impl Run {
         tail.extend_from_slice(&blocks.to_le_bytes());
         tail.extend_from_slice(&crc32c::crc32c(&tail).to_le_bytes());
         tail.extend_from_slice(MAGIC);
+        tail.push(VERSION);
         out.write_all(&tail)?;
         let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         file.sync_data()?;
@@ -97,8 +99,12 @@ impl Run {
         };
         let mut trailer = [0; TRAILER_BYTES];
         file.read_exact_at(&mut trailer, trailer_at as u64)?;
-        if &trailer[8..] != MAGIC {
-            return Err(invalid(path, "is not one, or of another version"));
+        if &trailer[8..11] != MAGIC {
+            return Err(invalid(path, "is not one"));
+        }
+        if trailer[11] != VERSION {
+            let (found, known) = (trailer[11].escape_ascii(), VERSION as char);
+            return Err(invalid(path, &format!("has format {found}, this build reads {known}")));
         }
         let number = |at: usize| u32::from_le_bytes(trailer[at..at + 4].try_into().expect("four"));
         let blocks = number(0) as usize;

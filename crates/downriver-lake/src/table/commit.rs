@@ -262,7 +262,7 @@ impl TableWriter {
         Ok(())
     }
 
-    async fn reload(&self) -> Result<TableMetadata, LakeError> {
+    pub(super) async fn reload(&self) -> Result<TableMetadata, LakeError> {
         match self.catalog.load(&self.config.name).await? {
             Some(loaded) if loaded.metadata.uuid() == self.metadata.uuid() => Ok(loaded.metadata),
             _ => Err(LakeError::stopped(

@@ -341,10 +341,12 @@ impl TableWriter {
         self.config.epoch
     }
 
-    /// The table's current snapshot.
-    #[must_use]
-    pub fn snapshot_id(&self) -> Option<i64> {
-        self.metadata.current_snapshot_id()
+    /// The snapshot that readers see now: not our last one, if somebody else changed the table.
+    ///
+    /// # Errors
+    /// The catalog's, or the table is gone.
+    pub async fn current_snapshot(&self) -> Result<Option<i64>, LakeError> {
+        Ok(self.reload().await?.current_snapshot_id())
     }
 
     /// Rows written since it was opened.

@@ -56,7 +56,7 @@ pub struct Cut {
 pub struct TableCut {
     pub table: TableId,
     pub target: TableName,
-    /// The lake's snapshot that holds the cut.
+    /// What readers see at the cut.
     pub snapshot: i64,
 }
 

@@ -279,10 +279,11 @@ impl Run<'_> {
             self.take(blocks, Some(at)).await?;
         }
         self.cut(at.max(self.boundary)).await?;
+        let tables = self.tables.cuts().await?;
         // Whoever asked may be gone.
         let _ = done.send(Cut {
             at: self.next,
-            tables: self.tables.cuts(),
+            tables,
         });
         Ok(())
     }

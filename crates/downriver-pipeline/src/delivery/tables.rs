@@ -223,16 +223,22 @@ impl<'a> Tables<'a> {
             .await
     }
 
-    /// Where each running table is; everything before the last cut.
-    pub(super) fn cuts(&self) -> Vec<TableCut> {
-        let cut = |(id, table): (&TableId, &Table)| {
-            Some(TableCut {
-                table: *id,
-                target: table.target.clone(),
-                snapshot: table.writer.as_ref()?.snapshot_id()?,
-            })
-        };
-        self.by_id.iter().filter_map(cut).collect()
+    /// What readers see of each running table now, which is everything before the last cut.
+    pub(super) async fn cuts(&self) -> Result<Vec<TableCut>, DeliveryError> {
+        let mut cuts = Vec::with_capacity(self.by_id.len());
+        for (id, table) in &self.by_id {
+            let Some(writer) = &table.writer else {
+                continue;
+            };
+            if let Some(snapshot) = writer.current_snapshot().await? {
+                cuts.push(TableCut {
+                    table: *id,
+                    target: table.target.clone(),
+                    snapshot,
+                });
+            }
+        }
+        Ok(cuts)
     }
 
     pub(super) fn show(&self, board: &Board<PipelineStatus>) {

@@ -1,0 +1,447 @@
+//! A node's folder of every format opens as it was left, and what is of a newer one is refused.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use downriver_api::cluster::v1 as pb;
+use downriver_api::cluster::v1::snapshot_item::Kind as Item;
+use downriver_api::cluster::v1::stored_entry::Payload as StoredPayload;
+use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::{
+    BlockBuilder, Column, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
+    ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
+};
+use downriver_log::segment::SegmentWriter;
+use downriver_log::store::LocalStore;
+use downriver_log::{Append, ChunkDone, ChunkState, Log as _, Payload, StreamState};
+use downriver_testkit::fixture;
+use prost::Message as _;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+
+use crate::{Node, NodeConfig, PointerSwap, ResourcePut, SinkTableState, StoredResource};
+
+const FIXTURE: &str = "node-v1";
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+
+fn lsn(position: u64) -> SourcePosition {
+    SourcePosition::Postgres(Lsn(position))
+}
+
+fn schema(version: u32) -> Arc<TableSchema> {
+    let column = |id, name: &str, ty| Column {
+        id,
+        name: name.into(),
+        ty,
+        nullable: id > 1,
+        source_type: "x".into(),
+    };
+    let mut columns = vec![column(1, "id", LogicalType::Int64)];
+    if version > 1 {
+        columns.push(column(2, "name", LogicalType::Text));
+    }
+    Arc::new(TableSchema {
+        id: TableId(16_400),
+        version,
+        namespace: "public".into(),
+        name: "t".into(),
+        columns,
+        key: vec![1],
+        identity: ReplicaIdentity::Default,
+    })
+}
+
+fn block(rows: std::ops::Range<i64>, position: u64) -> EncodedBlock {
+    let mut builder = BlockBuilder::new();
+    builder.begin("731".into(), 1_767_225_600_000_000);
+    for row in rows {
+        let image = builder.row(&schema(2), RowOp::Insert, OldImage::None);
+        image.new[0].push_i64(row);
+        image.new[1].push_bytes("Zoë".as_bytes());
+    }
+    builder.commit(&lsn(position));
+    builder.cut().unwrap()
+}
+
+/// The four blocks of each stream. They must never change; a new format gets a new fixture beside this one.
+fn blocks() -> [(Offset, EncodedBlock); 4] {
+    [
+        (Offset(0), block(0..3, 100)),
+        (Offset(3), block(3..4, 110)),
+        (Offset(4), block(4..6, 120)),
+        (Offset(6), block(6..7, 130)),
+    ]
+}
+
+/// A folder with the node's own and its store.
+async fn start(folder: &Path) -> Result<Arc<Node>, String> {
+    let store = Arc::new(LocalStore::open(&folder.join("objects")).unwrap());
+    let mut config = NodeConfig::new(folder.join("node"), store);
+    config.seal_interval = Duration::from_secs(86_400);
+    Node::start(config).await.map_err(|error| error.to_string())
+}
+
+async fn append(node: &Node, stream: &str, payloads: Vec<Payload>, position: u64) {
+    let state = node.state(stream).unwrap();
+    let first = state.next == Offset(0);
+    let chunk = ChunkDone {
+        table: TableId(16_400),
+        generation: 2,
+        resume_after: Bytes::from_static(b"opaque"),
+        rows: 3,
+        last: false,
+    };
+    let append = Append {
+        stream: stream.into(),
+        incarnation: state.incarnation,
+        epoch: state.epoch,
+        base: state.next,
+        position_before: state.position.clone(),
+        position_after: Some(lsn(position)),
+        schemas: if first {
+            vec![schema(1), schema(2)]
+        } else {
+            vec![]
+        },
+        chunks_done: if first { vec![chunk] } else { vec![] },
+        payloads,
+    };
+    node.append(append).await.unwrap();
+}
+
+/// One of everything that is replicated, under names that begin with `name`.
+async fn fill(node: &Node, folder: &Path, name: &str) {
+    let identity = Bytes::from_static(b"identity");
+    let state = node.open(name, Some(lsn(90)), identity).await.unwrap();
+    let [(_, first), (_, second), (_, third), (_, fourth)] = blocks();
+    let mut segment = SegmentWriter::create(folder, name, state.incarnation, state.epoch).unwrap();
+    segment.write(&first).unwrap();
+    let object = segment
+        .put(&*node.objects(), &[schema(1), schema(2)])
+        .await
+        .unwrap();
+    append(node, name, vec![object], 100).await;
+    append(node, name, vec![Payload::Inline(second)], 110).await;
+    node.seal_now(name).await.unwrap();
+    append(node, name, vec![Payload::Inline(third)], 120).await;
+    append(node, name, vec![Payload::Inline(fourth)], 130).await;
+    append(node, name, vec![], 140).await;
+
+    let put = |kind: &str, expected_revision| ResourcePut {
+        kind: kind.into(),
+        name: name.into(),
+        spec_json: Bytes::from_static(br#"{"a":1}"#),
+        expected_revision,
+    };
+    let puts = vec![put("Source", Some(0)), put("Sink", None), put("Gone", None)];
+    node.apply_resources(puts).await.unwrap();
+    node.delete_resource("Gone", name, None).await.unwrap();
+    let swap = |table: &str, expected: &str, location: &str| PointerSwap {
+        catalog: name.into(),
+        namespace: "n".into(),
+        table: table.into(),
+        expected: expected.into(),
+        metadata_location: location.into(),
+    };
+    let swaps = vec![swap("t", "", "m1"), swap("gone", "", "m1")];
+    node.swap_pointers(swaps).await.unwrap();
+    let swaps = vec![swap("t", "m1", "m2"), swap("gone", "m1", "")];
+    node.swap_pointers(swaps).await.unwrap();
+    let gone = format!("{name}-gone");
+    for pipeline in [name, &gone] {
+        let table = TableId(7);
+        node.open_sink_table(pipeline, table).await.unwrap();
+        let epoch = node.open_sink_table(pipeline, table).await.unwrap().epoch;
+        let detail = Bytes::from_static(b"detail");
+        node.commit_sink_table(pipeline, table, epoch, Offset(5), detail)
+            .await
+            .unwrap();
+        node.put_record(pipeline, Some(Bytes::from_static(b"value")))
+            .await
+            .unwrap();
+    }
+    node.drop_pipeline(&gone).await.unwrap();
+    node.put_record(&gone, None).await.unwrap();
+    node.open(&gone, None, Bytes::new()).await.unwrap();
+    node.drop_stream(&gone).await.unwrap();
+}
+
+/// The fixture: what "snapshot" names is in a snapshot, what "log" names in the Raft log behind it.
+async fn write(folder: &Path) {
+    let node = start(folder).await.unwrap();
+    fill(&node, folder, "snapshot").await;
+    node.take_snapshot().await;
+    while crate::snapshot::newest(&folder.join("node"))
+        .unwrap()
+        .is_none()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fill(&node, folder, "log").await;
+    node.shutdown().await;
+    drop(node);
+    let raft = folder.join("node/raft.redb");
+    while Database::open(&raft)
+        .and_then(|mut raft| Ok(raft.compact().unwrap()))
+        .is_err()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn check(node: &Node, name: &str) {
+    let state = node.state(name).unwrap();
+    let chunk = ChunkState {
+        generation: 2,
+        resume_after: Bytes::from_static(b"opaque"),
+        rows: 3,
+        done: false,
+    };
+    let schemas = [1, 2].map(|version| ((TableId(16_400), version), schema(version)));
+    let expected = StreamState {
+        incarnation: Incarnation(1),
+        epoch: Epoch(1),
+        trimmed: Offset(0),
+        sealed: Offset(4),
+        next: Offset(7),
+        position: Some(lsn(140)),
+        sealed_position: Some(lsn(110)),
+        identity: Bytes::from_static(b"identity"),
+        schemas: Arc::new(BTreeMap::from(schemas)),
+        chunks: Arc::new(BTreeMap::from([(TableId(16_400), chunk)])),
+    };
+    assert_eq!(format!("{state:?}"), format!("{expected:?}"));
+
+    let mut from = Offset(0);
+    for (position, (base, written)) in [100, 110, 120, 130].into_iter().zip(blocks()) {
+        let read = node.read(name, from, 1).await.unwrap();
+        let events = |frame: &[u8]| {
+            let block = Block::decode(frame).unwrap();
+            view::events(&block, base, &lsn(1), |_, version| {
+                Some(&*Box::leak(Box::new((*schema(version)).clone())))
+            })
+            .unwrap()
+        };
+        assert_eq!((read.len(), read[0].base), (1, base));
+        assert_eq!(read[0].epoch, Epoch(1));
+        assert_eq!(read[0].position_after, Some(lsn(position)));
+        assert_eq!(events(&read[0].frame), events(&written.frame));
+        from = read[0].end();
+    }
+    assert_eq!(from, Offset(7));
+
+    let resources = node.resources();
+    let of = |kind: &str| {
+        let mut resources = resources.iter();
+        resources
+            .find(|r| r.kind == kind && r.name == name)
+            .cloned()
+    };
+    let after = if name == "log" { 3 } else { 0 };
+    let resource = |kind: &str, revision| StoredResource {
+        kind: kind.into(),
+        name: name.into(),
+        spec_json: Bytes::from_static(br#"{"a":1}"#),
+        revision,
+    };
+    assert_eq!(of("Source"), Some(resource("Source", 1 + after)));
+    assert_eq!(of("Sink"), Some(resource("Sink", 2 + after)));
+    assert_eq!(of("Gone"), None);
+    let pointer = ("n".to_owned(), "t".to_owned(), "m2".to_owned());
+    assert_eq!(node.pointers(name), [pointer]);
+    let table = SinkTableState {
+        epoch: Epoch(2),
+        owner: 1,
+        delivered: Offset(5),
+        detail: Bytes::from_static(b"detail"),
+    };
+    assert_eq!(node.sink_tables(name), [(TableId(7), table)]);
+    assert_eq!(node.record(name), Some(Bytes::from_static(b"value")));
+    let gone = format!("{name}-gone");
+    assert!(node.sink_tables(&gone).is_empty() && node.record(&gone).is_none());
+    assert!(node.state(&gone).is_none());
+}
+
+/// A copy of the fixture.
+fn copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fixture::copy_folder(&fixture::path(FIXTURE), folder.path()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_node_folder_of_format_1_opens_as_it_was_left() {
+    if let Some(path) = fixture::to_write(FIXTURE) {
+        write(&path).await;
+    }
+    let folder = copy();
+    let node = start(folder.path()).await.unwrap();
+    check(&node, "snapshot").await;
+    check(&node, "log").await;
+    // The next revision is no one's yet.
+    let put = ResourcePut {
+        kind: "Source".into(),
+        name: "new".into(),
+        spec_json: Bytes::new(),
+        expected_revision: Some(0),
+    };
+    assert_eq!(node.apply_resources(vec![put]).await.unwrap(), [7]);
+    node.shutdown().await;
+}
+
+/// What starting says of a copy of the fixture after `change`.
+async fn refusal(change: impl FnOnce(&Path)) -> String {
+    let folder = copy();
+    change(&folder.path().join("node"));
+    match start(folder.path()).await {
+        Ok(_) => panic!("it was opened"),
+        Err(reason) => reason,
+    }
+}
+
+/// Changes a Raft entry: the first or the last that is kept.
+fn change_entry(node: &Path, last: bool, change: impl FnOnce(&mut pb::Entry, &mut u32)) {
+    let database = Database::open(node.join("raft.redb")).unwrap();
+    let (index, mut stored) = {
+        let log = database.begin_read().unwrap().open_table(LOG).unwrap();
+        let mut entries = log.iter().unwrap().map(|entry| {
+            let (index, bytes) = entry.unwrap();
+            (
+                index.value(),
+                pb::StoredEntry::decode(bytes.value()).unwrap(),
+            )
+        });
+        let with_commands = |(_, stored): &(u64, pb::StoredEntry)| {
+            matches!(stored.payload, Some(StoredPayload::Normal(_)))
+        };
+        if last {
+            entries.rfind(with_commands).unwrap()
+        } else {
+            entries.find(with_commands).unwrap()
+        }
+    };
+    let Some(StoredPayload::Normal(entry)) = &mut stored.payload else {
+        unreachable!("it has commands");
+    };
+    change(entry, &mut stored.format);
+    let write = database.begin_write().unwrap();
+    let mut log = write.open_table(LOG).unwrap();
+    log.insert(index, &stored.encode_to_vec()[..]).unwrap();
+    drop(log);
+    write.commit().unwrap();
+}
+
+fn snapshot_file(node: &Path) -> PathBuf {
+    crate::snapshot::newest(node).unwrap().unwrap()
+}
+
+/// Changes the items of the snapshot; its checksum stays right.
+fn change_snapshot(node: &Path, mut change: impl FnMut(&mut pb::SnapshotItem)) {
+    let path = snapshot_file(node);
+    let mut bytes = Bytes::from(std::fs::read(&path).unwrap());
+    bytes.truncate(bytes.len() - 4);
+    let mut out = BytesMut::new();
+    while !bytes.is_empty() {
+        let mut item = pb::SnapshotItem::decode_length_delimited(&mut bytes).unwrap();
+        change(&mut item);
+        item.encode_length_delimited(&mut out).unwrap();
+    }
+    let crc = crc32c::crc32c(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    std::fs::write(path, out).unwrap();
+}
+
+fn says(reason: &str, what: &str) {
+    assert!(reason.contains(what), "{reason:?} does not say {what:?}");
+}
+
+#[tokio::test]
+async fn a_raft_log_of_a_newer_format_is_refused_and_left_as_it_is() {
+    let folder = copy();
+    let path = folder.path().join("node/raft.redb");
+    let set = |format: u8| {
+        let database = Database::open(&path).unwrap();
+        let write = database.begin_write().unwrap();
+        write
+            .open_table(META)
+            .unwrap()
+            .insert("format", &[format][..])
+            .unwrap();
+        write.commit().unwrap();
+    };
+    set(2);
+    let reason = start(folder.path()).await.unwrap_err();
+    says(&reason, "raft.redb\" has format 2, this build reads 1");
+    set(1);
+    let node = start(folder.path()).await.unwrap();
+    check(&node, "log").await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_raft_entry_of_a_newer_format_is_refused() {
+    for last in [false, true] {
+        let newer = |node: &Path| change_entry(node, last, |_, format| *format = 2);
+        says(
+            &refusal(newer).await,
+            "a Raft entry has format 2, this build reads 1",
+        );
+        let newer = |node: &Path| change_entry(node, last, |entry, _| entry.format = 2);
+        says(
+            &refusal(newer).await,
+            "a Raft entry has commands of format 2, this build reads 1",
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_known_is_refused() {
+    let newer = |entry: &mut pb::Entry, _: &mut u32| entry.commands[0].kind = None;
+    let reason = refusal(|node| change_entry(node, false, newer)).await;
+    says(
+        &reason,
+        "a Raft entry has a command that this build does not know",
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_of_a_newer_format_is_refused() {
+    let reason = refusal(|node| {
+        change_snapshot(node, |item| {
+            if let Some(Item::Header(header)) = &mut item.kind {
+                header.format = 2;
+            }
+        });
+    });
+    says(&reason.await, "it has format 2, this build reads 1");
+}
+
+#[tokio::test]
+async fn what_is_not_known_in_a_snapshot_is_refused() {
+    let reason = refusal(|node| {
+        change_snapshot(node, |item| {
+            if let Some(Item::Record(_)) = &item.kind {
+                item.kind = None;
+            }
+        });
+    });
+    says(
+        &reason.await,
+        "it has an item that this build does not know",
+    );
+    let reason = refusal(|node| {
+        change_snapshot(node, |item| {
+            if let Some(Item::Stream(stream)) = &mut item.kind {
+                stream.position = Some(downriver_event::pb::SourcePosition { kind: None });
+            }
+        });
+    });
+    says(
+        &reason.await,
+        "it has a source position that this build does not know",
+    );
+}
