@@ -217,7 +217,7 @@ async fn check(node: &Node, name: &str) {
     assert_eq!(format!("{state:?}"), format!("{expected:?}"));
 
     let mut from = Offset(0);
-    for (position, (base, written)) in [100, 110, 120, 130].into_iter().zip(blocks()) {
+    for (position, (base, written)) in [100, 110, 120, 140].into_iter().zip(blocks()) {
         let read = node.read(name, from, 1).await.unwrap();
         let events = |frame: &[u8]| {
             let block = Block::decode(frame).unwrap();

@@ -20,7 +20,9 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
     if entry.format != FORMAT {
         let format = entry.format;
-        return Err(format!("has commands of format {format}, this build reads {FORMAT}"));
+        return Err(format!(
+            "has commands of format {format}, this build reads {FORMAT}"
+        ));
     }
     if entry.commands.iter().any(|command| command.kind.is_none()) {
         return Err("has a command that this build does not know".into());

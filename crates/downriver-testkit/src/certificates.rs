@@ -18,15 +18,15 @@ pub struct ServerCertificate {
 }
 
 impl Authority {
-    pub fn new(folder: &Path) -> Result<Self> {
+    pub fn new(folder: &Path, name: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let authority = Self {
             folder: folder.to_path_buf(),
         };
-        authority.openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority \
-             -keyout ca.key -out ca.pem",
-        )?;
+        authority.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} \
+             -keyout ca.key -out ca.pem"
+        ))?;
         Ok(authority)
     }
 

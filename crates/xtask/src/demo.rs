@@ -1,16 +1,18 @@
-//! The demo: a shop in a real PostgreSQL, under load, captured into the log; then the log folded back into
-//! rows and compared with the tables.
+//! The demo: a shop in a real PostgreSQL, under load, becomes an Iceberg lake and a readable log; then the same
+//! tables are counted and summed up by PostgreSQL, DuckDB and PyIceberg.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::workload::{Style, Workload};
-use downriver_testkit::{Daemon, Postgres, host, resources, shop};
+use downriver_testkit::{Daemon, Postgres, host, postgres, resources, shop};
 use serde_json::Value;
 
 const SCALE: u32 = 50_000;
 const LOAD_FOR: Duration = Duration::from_secs(15);
+const SHOW_EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) async fn run(keep: bool) -> Result<()> {
@@ -18,18 +20,21 @@ pub(crate) async fn run(keep: bool) -> Result<()> {
         .prefix("downriver-demo-")
         .tempdir()?;
     step("starting PostgreSQL and filling a shop");
-    let postgres = Postgres::start().await?;
+    let postgres = Postgres::start_with(postgres::Options {
+        data: Some(folder.path().join("postgres")),
+        ..postgres::Options::default()
+    })
+    .await?;
     shop::create(&postgres).await?;
     shop::fill(&postgres, SCALE).await?;
+
     step("starting downriver dev");
     let mut daemon = Daemon::new(folder.path())?;
     daemon.start().await?;
-    println!(
-        "   gRPC {}, HTTP {}",
-        daemon.addresses()?.grpc,
-        daemon.addresses()?.http
-    );
-    step("writing to the shop, and applying this source");
+    let addresses = daemon.addresses()?.clone();
+    println!("   gRPC {}, HTTP {}", addresses.grpc, addresses.http);
+
+    step("writing to the shop, and applying a source, a sink and a pipeline");
     let load = Workload::start(
         &postgres,
         Style {
@@ -38,85 +43,89 @@ pub(crate) async fn run(keep: bool) -> Result<()> {
             ..Style::default()
         },
     );
-    let source = resources::source(
-        &postgres,
-        &["public.*"],
-        &["snapshot: { mode: initial, chunk_rows: 10000 }"],
-    );
-    println!("{source}");
-    daemon.apply(&source).await?;
-    let until = std::time::Instant::now() + LOAD_FOR;
-    while std::time::Instant::now() < until {
-        print_progress(&daemon).await?;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+    let yaml = resources(&postgres, folder.path());
+    for line in yaml.lines() {
+        println!("   {line}");
     }
-    step("killing it with kill -9, and starting it again");
+    daemon.apply(&yaml).await?;
+
+    step("copying, and following what is written meanwhile");
+    let until = Instant::now() + LOAD_FOR;
+    while Instant::now() < until {
+        show_progress(&daemon).await?;
+        tokio::time::sleep(SHOW_EVERY).await;
+    }
+    step("adding a column and changing a key while it runs");
+    postgres
+        .execute(
+            "alter table customers add column loyalty int;
+             update customers set loyalty = id % 100 where id <= 1000;
+             update orders set id = 900000001 where id = (select min(id) from orders)",
+        )
+        .await?;
+    step("killing downriver with kill -9, and starting it again");
     daemon.kill();
     daemon.start().await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
     let written = load.stop().await?;
-    println!("   the shop wrote {written:?}");
-    let columns = "alter table public.customers add column demo_note text; update public.customers set demo_note = 'seen' where id <= 3";
-    step("adding a column while the capture runs");
-    postgres.execute(columns).await?;
-    caught_up(&daemon, &postgres).await?;
-
-    step("the same tables, from PostgreSQL and from the log");
-    let folded = fold(&daemon).await?;
-    let mut equal = true;
     println!(
-        "   {:<24} {:>12} {:>12}  equal",
-        "table", "PostgreSQL", "log"
+        "   the shop wrote {} transactions with {} changes",
+        written.transactions, written.changes
     );
-    for table in shop::TABLES {
-        let keys = keys(&postgres, table).await?;
-        let empty = BTreeSet::new();
-        let log = folded.get(table).unwrap_or(&empty);
-        equal &= *log == keys;
+
+    step("waiting until everything is in the lake");
+    daemon.wait(PATIENCE).await?;
+    print!("{}", daemon.ok(&["status"]).await?);
+
+    step("the same tables, by three engines");
+    let lake = Lake::builtin(&daemon)?;
+    let compared = readers::compare(&postgres, &lake, &shop::TABLES).await?;
+    println!(
+        "   {:<20} {:>11} {:>11} {:>11}  {:<12} {:<12} {:<12} equal",
+        "table", "PostgreSQL", "DuckDB", "PyIceberg", "checksum", "", ""
+    );
+    let short = |checksum: &str| checksum.chars().take(12).collect::<String>();
+    for table in &compared {
         println!(
-            "   {table:<24} {:>12} {:>12}  {}",
-            keys.len(),
-            log.len(),
-            if *log == keys { "yes" } else { "NO" }
+            "   {:<20} {:>11} {:>11} {:>11}  {:<12} {:<12} {:<12} {}",
+            table.table,
+            table.postgres.rows,
+            table.duckdb.rows,
+            table.pyiceberg.rows,
+            short(&table.postgres.checksum),
+            short(&table.duckdb.checksum),
+            short(&table.pyiceberg.checksum),
+            if table.equal { "yes" } else { "NO" }
         );
     }
-    step("the last events");
+
+    step("downriver's own comparison, row by row at one position");
+    print!("{}", daemon.ok(&["verify", resources::PIPELINE]).await?);
+
+    step("the log's last events, as a subscriber reads them");
+    postgres
+        .execute("update customers set name = 'seen by tail' where id = 7")
+        .await?;
+    daemon.wait(PATIENCE).await?;
     let described = daemon.describe("source", resources::SOURCE).await?;
-    let from = described["next_offset"]
-        .as_u64()
-        .unwrap_or_default()
-        .saturating_sub(4)
-        .to_string();
-    print!(
-        "{}",
-        daemon
-            .ok(&[
-                "tail",
-                resources::SOURCE,
-                "--from",
-                &from,
-                "--until",
-                "latest"
-            ])
-            .await?
+    let next = described["next_offset"].as_u64().unwrap_or_default();
+    let from = next.saturating_sub(3).to_string();
+    let tail = ["tail", resources::SOURCE, "--from", &from, "--until", "latest"];
+    print!("{}", daemon.ok(&tail).await?);
+
+    let different = compared.iter().filter(|table| !table.equal).count();
+    ensure!(
+        different == 0,
+        "{different} tables differ: {:#?}",
+        compared.iter().filter(|t| !t.equal).collect::<Vec<_>>()
     );
-    ensure!(equal, "the log is not the database");
     if keep {
-        step("everything is left running");
-        println!("   psql '{}'", postgres.admin_url("shop"));
-        println!("   export DOWNRIVER_ADDR={}", daemon.addresses()?.grpc);
-        println!("   {} status --watch", daemon.binary().display());
-        println!(
-            "   {} tail {}",
-            daemon.binary().display(),
-            resources::SOURCE
-        );
+        show_how_to_go_on(&daemon, &postgres)?;
         daemon.leave_running();
         postgres.leave_running();
         let _ = folder.keep();
         return Ok(());
     }
-    step("stopping");
+    step("stopping everything");
     daemon.stop()?;
     println!("To go on by hand: make demo KEEP=1");
     Ok(())
@@ -126,126 +135,54 @@ fn step(what: &str) {
     println!("== {what}");
 }
 
-async fn print_progress(daemon: &Daemon) -> Result<()> {
-    let described = daemon.describe("source", resources::SOURCE).await?;
-    let tables = described["tables"].as_array().cloned().unwrap_or_default();
-    let copying: Vec<String> = tables
-        .iter()
-        .filter(|table| table["state"] == "snapshotting")
-        .map(|table| {
-            let snapshot = &table["snapshot"];
-            let name = table["table"].as_str().unwrap_or_default();
-            format!(
-                "{name} {}/{} rows, {} rows/s",
-                snapshot["rows_done"], snapshot["rows_estimated"], snapshot["rows_per_second"]
-            )
-        })
-        .collect();
-    let state = described["state"].as_str().unwrap_or_default();
+/// What a user would write, all in one file.
+fn resources(postgres: &Postgres, folder: &Path) -> String {
+    let snapshot = "snapshot: { mode: initial, chunk_rows: 20000 }";
+    resources::source(postgres, &["public.*"], &[snapshot])
+        + &resources::sink_in_folder(&folder.join("lake"))
+        + &resources::pipeline("2s")
+}
+
+async fn show_progress(daemon: &Daemon) -> Result<()> {
+    let source = daemon.describe("source", resources::SOURCE).await?;
+    let pipeline = daemon.describe("pipeline", resources::PIPELINE).await?;
+    let tables = source["tables"].as_array().cloned().unwrap_or_default();
+    let copying = tables.iter().filter(|t| t["state"] == "snapshotting");
+    let sum = |key: &str| -> u64 {
+        let rows = |table: &Value| table["snapshot"][key].as_u64().unwrap_or_default();
+        tables.iter().map(rows).sum()
+    };
     println!(
-        "   {state}, offset {}  {}",
-        described["next_offset"],
-        copying.join("; ")
+        "   {} of {} rows copied, {} tables to go; log at offset {}, lake at {}",
+        sum("rows_done"),
+        sum("rows_estimated"),
+        copying.count(),
+        source["next_offset"],
+        pipeline["delivered_offset"]
     );
     Ok(())
 }
 
-async fn caught_up(daemon: &Daemon, postgres: &Postgres) -> Result<()> {
-    let client = postgres.client().await?;
-    let committed: String = client
-        .query_one("select pg_current_wal_lsn()::text", &[])
-        .await?
-        .get(0);
-    host::until("the capture to catch up", PATIENCE, async || {
-        let source = daemon.describe("source", resources::SOURCE).await?;
-        let passed = source["position"].as_str().unwrap_or("0/0");
-        let query = format!("select '{passed}'::pg_lsn >= '{committed}'::pg_lsn");
-        Ok(
-            client.query_one(&query, &[]).await?.get::<_, bool>(0)
-                && source["state"] == "streaming",
-        )
-    })
-    .await
-}
-
-/// The keys that the log's events leave behind, by table.
-async fn fold(daemon: &Daemon) -> Result<BTreeMap<String, BTreeSet<String>>> {
-    let arguments = [
-        "tail",
-        resources::SOURCE,
-        "--from",
-        "earliest",
-        "--until",
-        "latest",
-        "-o",
-        "json",
-    ];
-    let lines = daemon.ok(&arguments).await?;
-    let mut tables: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in lines.lines() {
-        let event: Value =
-            serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
-        let Some(table) = event["table"].as_str() else {
-            continue;
-        };
-        let rows = tables.entry(table.to_owned()).or_default();
-        let key = key_text(&event["key"]);
-        match event["op"].as_str().unwrap_or_default() {
-            "delete" => {
-                rows.remove(&key);
-            }
-            "insert" | "snapshot" => {
-                rows.insert(key);
-            }
-            "update" => {
-                if let Value::Object(before) = &event["before"] {
-                    let names = event["key"]
-                        .as_object()
-                        .map(|key| key.keys().cloned().collect::<Vec<_>>());
-                    let old: Vec<String> = names
-                        .unwrap_or_default()
-                        .iter()
-                        .map(|name| text(&before[name]))
-                        .collect();
-                    rows.remove(&old.join(","));
-                }
-                rows.insert(key);
-            }
-            _ => {}
-        }
-    }
-    Ok(tables)
-}
-
-fn key_text(key: &Value) -> String {
-    let values = key
-        .as_object()
-        .map(|key| key.values().map(text).collect::<Vec<_>>());
-    values.unwrap_or_default().join(",")
-}
-
-fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// The table's keys as the log prints them: its columns in the order of their names.
-async fn keys(postgres: &Postgres, table: &str) -> Result<BTreeSet<String>> {
-    let client = postgres.client().await?;
-    let columns = client
-        .query_one(
-            "select string_agg(format('%I::text', attname), ' || '','' || ' order by attname)
-               from pg_index join pg_attribute on attrelid = indrelid and attnum = any(indkey)
-              where indrelid = $1::text::regclass and indisprimary",
-            &[&table],
-        )
-        .await?;
-    let rows = client
-        .query(
-            &format!("select {} from {table}", columns.get::<_, String>(0)),
-            &[],
-        )
-        .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+fn show_how_to_go_on(daemon: &Daemon, postgres: &Postgres) -> Result<()> {
+    let binary = daemon.binary().display();
+    let uri = daemon.catalog_uri()?;
+    step("everything is left running");
+    println!("   psql '{}'", postgres.admin_url("shop"));
+    println!("   export DOWNRIVER_ADDR={}", daemon.addresses()?.grpc);
+    println!("   {binary} status --watch");
+    println!("   {binary} tail {}", resources::SOURCE);
+    println!("   {binary} verify {}", resources::PIPELINE);
+    println!("   in DuckDB, with the extensions avro and iceberg:");
+    println!(
+        "     attach '{}' as lake (type iceberg, endpoint '{uri}', authorization_type 'none', access_delegation_mode 'none');",
+        resources::SINK
+    );
+    println!("     select state, count(*), sum(total) from lake.shop_public.orders group by 1;");
+    println!("   in Python, with {}:", host::venv_program("python")?.display());
+    println!(
+        "     from pyiceberg.catalog import load_catalog; c = load_catalog('lake', type='rest', uri='{uri}', warehouse='{}')",
+        resources::SINK
+    );
+    println!("   to stop it: kill {} and the server of psql", daemon.pid()?);
+    Ok(())
 }

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::block::{Block, BlockError, FrameError, OldImage, RowOp};
 use downriver_event::{
     BlockBuilder, Column, LogicalType, Lsn, Offset, Presence, ReplicaIdentity, SourcePosition,
     TableId, TableSchema, view,
 };
+use downriver_testkit::fixture;
 
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/block-v1.bin");
+const FIXTURE: &str = "block-v1.bin";
 
 fn schema() -> Arc<TableSchema> {
     let column = |id, name: &str, ty| Column {
@@ -69,9 +70,7 @@ fn build() -> BlockBuilder {
 #[test]
 fn a_block_of_format_1_reads_as_it_was_written() {
     let built = build().cut().unwrap();
-    if std::env::var_os("DOWNRIVER_WRITE_FIXTURES").is_some() {
-        std::fs::write(FIXTURE, &built.frame).unwrap();
-    }
+    let stored = fixture::bytes(FIXTURE, || built.frame.to_vec()).unwrap();
     let events = |frame: &[u8]| {
         let block = Block::decode(frame).unwrap();
         let end = SourcePosition::Postgres(Lsn(1));
@@ -80,7 +79,23 @@ fn a_block_of_format_1_reads_as_it_was_written() {
         })
         .unwrap()
     };
-    let stored = events(&std::fs::read(FIXTURE).unwrap());
+    let stored = events(&stored);
     assert_eq!(stored, events(&built.frame));
     assert_eq!(stored.len(), 2);
+}
+
+#[test]
+fn a_block_of_a_newer_format_is_refused() {
+    let mut newer = std::fs::read(fixture::path(FIXTURE)).unwrap();
+    newer[13] = 2;
+    let refused = Block::decode(&newer).unwrap_err();
+    assert!(
+        matches!(refused, BlockError::Frame(FrameError::Version(2))),
+        "{refused:?}"
+    );
+    assert!(
+        refused
+            .to_string()
+            .contains("format version 2 is not known to this build")
+    );
 }

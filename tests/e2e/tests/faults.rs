@@ -165,7 +165,11 @@ async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> 
             resources::PIPELINE,
             "the outage to be named by the pipeline",
             CATCH_UP,
-            |pipeline| pipeline["code"] == "DR-3001" && pipeline["fix"].is_string(),
+            // What fails first: a data file, or the catalog's own metadata file.
+            |pipeline| {
+                (pipeline["code"] == "DR-3001" || pipeline["code"] == "DR-3003")
+                    && pipeline["fix"].is_string()
+            },
         )
         .await?;
     tokio::time::sleep_until(outage).await;

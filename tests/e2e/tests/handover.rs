@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use downriver_testkit::certificates::Authority;
 use downriver_testkit::postgres::Options;
-use downriver_testkit::{Daemon, Postgres, daemon, host, resources, shop};
+use downriver_testkit::{Postgres, daemon, host, resources, shop};
 use e2e::{CATCH_UP, Shop};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -631,9 +631,9 @@ async fn rows_that_move_across_chunk_borders_are_kept_and_a_killed_snapshot_resu
     let seen = events(&shop).await?;
     let end = seen
         .iter()
-        .find(|event| event["op"] == "snapshot_end" && event["table"] == LEDGER)
+        .rfind(|event| event["op"] == "snapshot" && event["table"] == LEDGER)
         .and_then(|event| event["offset"].as_u64())
-        .context("no end of the ledger's snapshot")?;
+        .context("no snapshot row of the ledger")?;
     let mut read: HashMap<i64, u64> = HashMap::new();
     let (mut read_twice, mut never_read) = (0, 0);
     for event in seen.iter().filter(|event| event["table"] == LEDGER) {
@@ -692,8 +692,8 @@ async fn encrypted(postgres: &Postgres) -> Result<(i64, i64)> {
 async fn over_tls_a_source_is_captured_and_a_server_that_cannot_be_trusted_is_refused() -> Result<()>
 {
     let folder = tempfile::tempdir()?;
-    let authority = Authority::new(&folder.path().join("ours"))?;
-    let other = Authority::new(&folder.path().join("other"))?;
+    let authority = Authority::new(&folder.path().join("ours"), "ours")?;
+    let other = Authority::new(&folder.path().join("other"), "other")?;
     let postgres = Postgres::start_with_tls(&authority.issue("localhost")?).await?;
     shop::create(&postgres).await?;
     shop::fill(&postgres, 200).await?;

@@ -4,8 +4,6 @@
 //! prepare two keys that collide, and by chance none do. A key that was deleted keeps its entry: deleting the same
 //! row again changes nothing, and a file that is gone is known to hold nothing.
 
-#[cfg(test)]
-mod compat;
 mod run;
 
 use std::collections::BinaryHeap;

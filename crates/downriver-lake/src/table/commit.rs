@@ -72,7 +72,7 @@ impl TableWriter {
     /// Takes the table over: a snapshot with our epoch that changes no row.
     pub(super) async fn fence(&mut self) -> Result<(), LakeError> {
         if let Some(snapshot) = self.metadata.current_snapshot().cloned() {
-            let mut state = LocalState::read(&self.config.folder)?.unwrap_or_default();
+            let mut state = self.local_state()?;
             if state.table_uuid != self.metadata.uuid().to_string() {
                 state = LocalState::default();
             }
@@ -124,21 +124,44 @@ impl TableWriter {
             .collect()
     }
 
+    /// What is stored of the index. What cannot be read counts as nothing: it is made again from the table.
+    fn local_state(&self) -> Result<LocalState, LakeError> {
+        match LocalState::read(&self.config.folder) {
+            Ok(state) => Ok(state.unwrap_or_default()),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                tracing::warn!(
+                    table = %self.config.name,
+                    error = %error,
+                    "the state of the key index cannot be read; files that only it knew to be unneeded stay"
+                );
+                Ok(LocalState::default())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the key index, or makes it again from the table.
     pub(super) async fn take_index(&mut self) -> Result<(), LakeError> {
-        let state = LocalState::read(&self.config.folder)?.unwrap_or_default();
+        let state = self.local_state()?;
         if state.table_uuid == self.metadata.uuid().to_string() {
             let fitting = state
                 .versions
                 .iter()
                 .find(|version| version.data_snapshot == self.data_snapshot);
-            if let Some(version) = fitting
-                && let Ok(index) = KeyIndex::open(&self.config.folder, &version.runs)
-            {
-                self.index = index;
-                self.committed_runs.clone_from(&version.runs);
-                self.seed = state.seed;
-                return Ok(());
+            if let Some(version) = fitting {
+                match KeyIndex::open(&self.config.folder, &version.runs) {
+                    Ok(index) => {
+                        self.index = index;
+                        self.committed_runs.clone_from(&version.runs);
+                        self.seed = state.seed;
+                        return Ok(());
+                    }
+                    Err(error) => tracing::warn!(
+                        table = %self.config.name,
+                        error = %error,
+                        "the key index cannot be read"
+                    ),
+                }
             }
         }
         self.rebuild_index().await

@@ -40,15 +40,30 @@ pub(crate) struct Garbage {
 }
 
 impl LocalState {
-    /// `None` if there is none, or one of another format or damaged: it is made again.
+    /// `None` if there is none; one that is damaged or of another format is `InvalidData`.
     pub(crate) fn read(folder: &Path) -> std::io::Result<Option<Self>> {
-        let bytes = match std::fs::read(folder.join(NAME)) {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let path = folder.join(NAME);
+        let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let state: Option<Self> = serde_json::from_slice(&bytes).ok();
-        Ok(state.filter(|state| state.format == FORMAT))
+        let invalid = |what: String| {
+            let what = format!("{} {what}", path.display());
+            std::io::Error::new(std::io::ErrorKind::InvalidData, what)
+        };
+        let damaged = |error: serde_json::Error| invalid(format!("is damaged: {error}"));
+        let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if format != FORMAT {
+            return Err(invalid(format!(
+                "has format {format}, this build reads {FORMAT}"
+            )));
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
     pub(crate) fn write(&self, folder: &Path) -> std::io::Result<()> {

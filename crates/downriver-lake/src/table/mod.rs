@@ -14,6 +14,8 @@
 //!   names it may still land.
 
 mod commit;
+#[cfg(test)]
+mod compat;
 mod local;
 mod spill;
 
@@ -35,6 +37,9 @@ use crate::window::Window;
 use crate::{LakeError, Warehouse};
 use local::Garbage;
 
+/// Of the properties and summaries that are ours.
+const FORMAT_PROPERTY: &str = "downriver.format";
+const FORMAT: &str = "1";
 pub(crate) const OFFSET_PROPERTY: &str = "downriver.offset";
 pub(crate) const EPOCH_PROPERTY: &str = "downriver.epoch";
 pub(crate) const STREAM_PROPERTY: &str = "downriver.stream";
@@ -225,6 +230,7 @@ impl TableWriter {
         source: &TableSchema,
     ) -> Result<TableMetadata, LakeError> {
         let properties = HashMap::from([
+            (FORMAT_PROPERTY.to_owned(), FORMAT.to_owned()),
             (OFFSET_PROPERTY.to_owned(), config.start.to_string()),
             (EPOCH_PROPERTY.to_owned(), "0".to_owned()),
             (STREAM_PROPERTY.to_owned(), config.stream.clone()),
@@ -269,6 +275,16 @@ impl TableWriter {
                 "drop or rename the table, or give the pipeline another namespace",
             ));
         };
+        let format = self.property(FORMAT_PROPERTY).unwrap_or_default();
+        if format != FORMAT {
+            return Err(LakeError::stopped(
+                "DR-3017",
+                format!(
+                    "table {name} was made by another version of Downriver: it has format {format:?}, this build reads {FORMAT:?}"
+                ),
+                "run the version that made it, or drop or rename the table, or give the pipeline another namespace",
+            ));
+        }
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
         if stream == self.config.stream && epoch > self.config.epoch.0 {

@@ -66,6 +66,8 @@ impl Resume {
 
 #[cfg(test)]
 mod tests {
+    use downriver_testkit::fixture;
+
     use super::*;
 
     #[test]
@@ -81,5 +83,23 @@ mod tests {
             assert_eq!(Resume::decode(bytes.slice(..len)), None, "cut at {len}");
         }
         assert_eq!(Resume::decode(Bytes::new()), Some(Resume::default()));
+    }
+
+    #[test]
+    fn progress_of_format_1_is_read_as_it_was_stored_and_of_a_newer_one_refused() {
+        let resume = Resume {
+            exhausted: true,
+            next: Some(Bytes::from_static("Zo\u{eb}".as_bytes())),
+            moved: vec![
+                b"a".to_vec().into(),
+                Vec::new().into(),
+                vec![0xff; 300].into(),
+            ],
+        };
+        let write = || resume.encode().to_vec();
+        let mut stored = fixture::bytes("snapshot-progress-v1.bin", write).expect("it is kept");
+        assert_eq!(Resume::decode(stored.clone().into()), Some(resume));
+        stored[0] = 2;
+        assert_eq!(Resume::decode(stored.into()), None);
     }
 }

@@ -56,7 +56,7 @@ enum DeliveryError {
     Lake(#[from] LakeError),
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("the pipeline's progress cannot be stored: {0}")]
+    #[error("the pipeline's progress cannot be kept: {0}")]
     Progress(String),
     #[error("a block of the log cannot be read")]
     Block(#[from] downriver_event::block::BlockError),

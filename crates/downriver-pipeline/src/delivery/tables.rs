@@ -110,7 +110,9 @@ impl<'a> Tables<'a> {
             let opened = self.progress.open(&config.pipeline, schema.id).await;
             opened.map_err(DeliveryError::Progress)?
         };
-        let known = committed(&stored.detail, &config.stream_id);
+        let known = committed(&stored.detail, &config.stream_id).map_err(|reason| {
+            DeliveryError::Progress(format!("what is stored of {qualified} {reason}"))
+        })?;
         let delivered = known.map_or(Offset(0), |_| stored.delivered);
         let mut table = Table {
             qualified,

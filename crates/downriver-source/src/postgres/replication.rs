@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::config::PostgresConfig;
-use super::sql::{self, APPLICATION, PINNED};
+use super::sql::{self, APPLICATION, PINNED, UNLIMITED};
 use super::transport::{self, Stream};
 use crate::error::{SourceError, from_server};
 
@@ -377,6 +377,7 @@ impl Session {
             ("application_name", APPLICATION),
         ];
         parameters.extend(PINNED);
+        parameters.extend(UNLIMITED);
         let mut startup = BytesMut::new();
         frontend::startup_message(parameters, &mut startup).map_err(SourceError::Connection)?;
         session.send(&startup).await?;

@@ -19,16 +19,20 @@ pub(super) const PINNED: [(&str, &str); 6] = [
     ("client_encoding", "UTF8"),
 ];
 
+/// Limits that a database or a role may set for its users, and that would end our sessions at their work.
+pub(super) const UNLIMITED: [(&str, &str); 3] = [
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
 /// Opens a session with the pinned settings. It ends when the client is dropped.
 pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceError> {
     let stream = transport::connect(config).await?;
     let options: Vec<String> = PINNED
         .iter()
-        .chain(&[
-            ("statement_timeout", "0"),
-            ("lock_timeout", "0"),
-            ("row_security", "off"),
-        ])
+        .chain(&UNLIMITED)
+        .chain(&[("row_security", "off")])
         .map(|(name, value)| format!("-c {name}={value}"))
         .collect();
     let mut session = tokio_postgres::Config::new();

@@ -57,6 +57,7 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
     };
 
     let node = Node::start(NodeConfig::new(data.join("node"), objects)).await?;
+    engine::check_stored(&node)?;
     let stop = CancellationToken::new();
     let engine = NodeEngine::new(Arc::clone(&node), data.clone(), addresses);
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));

@@ -4,6 +4,7 @@
 //! - `captures`: one for each source.
 //! - `lakes`: one for each sink: its store and its catalog.
 //! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
+//! - `stored`: the form of what the replicated state holds for it.
 //! - `wait`, `verify`: what is asked of a pipeline.
 //!
 //! Starting and stopping is the reconciler's alone, under `acting`; whoever deletes takes `acting` as well, so
@@ -15,6 +16,7 @@ mod paused;
 mod pipelines;
 mod rates;
 mod replicated;
+mod stored;
 mod verify;
 mod wait;
 
@@ -24,7 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::{ControlError, Node, ResourcePut};
 use downriver_event::Offset;
@@ -45,6 +46,7 @@ use pipelines::RunningDelivery;
 use rates::Rates;
 
 pub(super) use pipelines::PipelineView;
+pub(super) use stored::check as check_stored;
 
 /// How often what runs is compared with what should run, besides being woken.
 const RECONCILE_EVERY: Duration = Duration::from_secs(1);
@@ -117,7 +119,7 @@ impl NodeEngine {
                         _ => return None,
                     },
                     name: resource.name,
-                    spec: serde_json::from_slice(&resource.spec_json).ok()?,
+                    spec: stored::decode(&resource.spec_json).ok()?,
                     revision: resource.revision,
                 })
             })
@@ -259,7 +261,7 @@ impl Engine for NodeEngine {
             .map(|(kind, name, spec, revision)| ResourcePut {
                 kind: kind_name(kind).into(),
                 name,
-                spec_json: Bytes::from(spec.to_string()),
+                spec_json: stored::encode(&spec),
                 expected_revision: Some(revision),
             });
         let applied = self.node.apply_resources(puts.collect()).await;

@@ -8,7 +8,9 @@ use downriver_event::pattern;
 use downriver_event::problem::Problem;
 use downriver_service::spec::{Pipeline, Spec};
 
-use super::{NodeEngine, locked, unavailable};
+use serde_json::json;
+
+use super::{NodeEngine, locked, stored, unavailable};
 
 /// In a record: the whole pipeline.
 const ALL: &str = "*";
@@ -21,10 +23,16 @@ pub(super) enum Paused {
 }
 
 impl Paused {
+    /// A record that cannot be read stands for everything: the node does not start with one.
     fn read(record: Option<&[u8]>) -> Self {
-        let tables: BTreeSet<String> = record
-            .and_then(|record| serde_json::from_slice(record).ok())
-            .unwrap_or_default();
+        let tables: BTreeSet<String> = match record.map(stored::decode) {
+            None => BTreeSet::new(),
+            Some(Ok(tables)) => match serde_json::from_value(tables) {
+                Ok(tables) => tables,
+                Err(_) => return Self::All,
+            },
+            Some(Err(_)) => return Self::All,
+        };
         if tables.contains(ALL) {
             Self::All
         } else {
@@ -35,9 +43,9 @@ impl Paused {
     /// `None`: no record is needed.
     fn record(&self) -> Option<Bytes> {
         match self {
-            Self::All => Some(Bytes::from(serde_json::json!([ALL]).to_string())),
+            Self::All => Some(stored::encode(&json!([ALL]))),
             Self::Tables(tables) if tables.is_empty() => None,
-            Self::Tables(tables) => Some(Bytes::from(serde_json::json!(tables).to_string())),
+            Self::Tables(tables) => Some(stored::encode(&json!(tables))),
         }
     }
 
@@ -162,6 +170,8 @@ impl NodeEngine {
 
 #[cfg(test)]
 mod tests {
+    use downriver_testkit::fixture;
+
     use super::*;
 
     fn tables(names: &[&str]) -> BTreeSet<String> {
@@ -177,6 +187,24 @@ mod tests {
         ] {
             assert_eq!(Paused::read(paused.record().as_deref()), paused);
         }
+    }
+
+    #[test]
+    fn records_of_format_1_are_read_as_they_were_stored() {
+        let some = Paused::Tables(tables(&["a.b", "a.c"]));
+        for (name, paused) in [
+            ("paused-all-v1.json", Paused::All),
+            ("paused-tables-v1.json", some),
+        ] {
+            let write = || paused.record().expect("something is paused").to_vec();
+            let stored = fixture::bytes(name, write).expect("it is kept");
+            assert_eq!(Paused::read(Some(&stored)), paused, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_paused() {
+        assert_eq!(Paused::read(Some(br#"{"format":2,"of":[]}"#)), Paused::All);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use downriver_cluster::{ControlError, Node, PointerSwap};
 use downriver_event::TableId;
 use downriver_lake::catalog::{Pointer, PointerError, Pointers};
@@ -12,7 +11,9 @@ use downriver_log::Log as _;
 use downriver_pipeline::delivery::{Progress, TableProgress};
 use downriver_service::TableName;
 
-use super::NodeEngine;
+use serde_json::Value;
+
+use super::{NodeEngine, stored};
 
 /// Progress of pipelines.
 pub(super) struct ReplicatedProgress(pub(super) Arc<Node>);
@@ -115,11 +116,15 @@ impl NodeEngine {
     /// Made at first need; only the reconciler asks, so it is made once.
     async fn id_in(&self, key: &str) -> Result<String, ControlError> {
         if let Some(known) = self.node.record(key) {
-            return Ok(String::from_utf8_lossy(&known).into_owned());
+            let id = stored::decode(&known).and_then(|id| match id {
+                Value::String(id) => Ok(id),
+                _ => Err("is no id".into()),
+            });
+            return id.map_err(|reason| ControlError::Invalid(format!("record {key:?} {reason}")));
         }
         let made = uuid::Uuid::new_v4().to_string();
         self.node
-            .put_record(key, Some(Bytes::from(made.clone())))
+            .put_record(key, Some(stored::encode(&made.clone().into())))
             .await?;
         Ok(made)
     }

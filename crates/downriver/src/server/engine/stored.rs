@@ -1,0 +1,107 @@
+//! The documents that the engine keeps in the replicated state: specifications, what is paused, and the ids of
+//! streams and pipelines. Each is JSON under its format: `{"format": 1, "of": ...}`.
+
+use bytes::Bytes;
+use downriver_cluster::Node;
+use serde_json::{Value, json};
+
+use super::paused::paused_key;
+use super::replicated::{pipeline_id_key, stream_id_key};
+
+const FORMAT: u64 = 1;
+
+pub(super) fn encode(of: &Value) -> Bytes {
+    Bytes::from(json!({ "format": FORMAT, "of": of }).to_string())
+}
+
+/// # Errors
+/// What is wrong with the bytes.
+pub(super) fn decode(bytes: &[u8]) -> Result<Value, String> {
+    let mut stored: Value =
+        serde_json::from_slice(bytes).map_err(|error| format!("is damaged: {error}"))?;
+    match stored["format"].as_u64() {
+        Some(FORMAT) => Ok(stored["of"].take()),
+        Some(format) => Err(format!("has format {format}, this build reads {FORMAT}")),
+        None => Err(format!("has no format, this build reads {FORMAT}")),
+    }
+}
+
+/// Refuses a state of which this build cannot read something: what is not read would count as not there, and what
+/// a pipeline needs would be forgotten.
+///
+/// # Errors
+/// The first thing that cannot be read.
+pub(in crate::server) fn check(node: &Node) -> anyhow::Result<()> {
+    let check = |what: String, bytes: &[u8]| match decode(bytes) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(anyhow::anyhow!("the stored {what} {reason}")),
+    };
+    let record = |key: String| match node.record(&key) {
+        Some(bytes) => check(format!("record {key:?}"), &bytes),
+        None => Ok(()),
+    };
+    for resource in node.resources() {
+        let (kind, name) = (&resource.kind, &resource.name);
+        check(format!("{kind} {name:?}"), &resource.spec_json)?;
+        match kind.as_str() {
+            "Source" => record(stream_id_key(name))?,
+            "Sink" => {}
+            "Pipeline" => {
+                record(paused_key(name))?;
+                record(pipeline_id_key(name))?;
+            }
+            _ => anyhow::bail!(
+                "the stored {kind} {name:?} is of a kind that this build does not know"
+            ),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use downriver_service::spec::Spec;
+    use downriver_testkit::fixture;
+
+    use super::*;
+
+    /// A specification of each kind with everything that it may have.
+    fn specs() -> [(&'static str, Value); 3] {
+        let source = json!({ "postgres": {
+            "url": "postgres://cdc@db/shop", "password": { "env": "P" }, "tables": ["public.*", "!public.a"],
+            "tls": { "ca": { "file": "/ca.pem" } }, "slot": "s", "publication": "p",
+            "snapshot": { "mode": "initial", "chunk_rows": 10, "max_workers": 2, "rows_per_second": 0 },
+        }});
+        let sink = json!({ "iceberg": {
+            "catalog": { "rest": { "uri": "https://c", "warehouse": "w", "credential": { "env": "C" } } },
+            "warehouse": "s3://lake/shop",
+            "s3": { "endpoint": "http://s", "region": "r", "path_style": true,
+                    "access_key": { "env": "K" }, "secret_key": { "env": "S" } },
+        }});
+        let pipeline =
+            json!({ "source": "shop", "sink": "lake", "mode": "mirror", "freshness": "10s" });
+        [("Source", source), ("Sink", sink), ("Pipeline", pipeline)]
+    }
+
+    #[test]
+    fn specifications_of_format_1_are_read_as_they_were_stored() {
+        for (kind, spec) in specs() {
+            let name = format!("{}-v1.json", kind.to_lowercase());
+            let stored = fixture::bytes(&name, || encode(&spec).to_vec()).unwrap();
+            assert_eq!(decode(&stored), Ok(spec.clone()), "{name}");
+            if let Err(problem) = Spec::parse(kind, &spec) {
+                panic!("{name}: {problem:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_of_a_newer_format_is_refused() {
+        let refused = |stored: Value| decode(stored.to_string().as_bytes()).unwrap_err();
+        let newer = refused(json!({ "format": 2, "of": [] }));
+        assert_eq!(newer, "has format 2, this build reads 1");
+        assert_eq!(refused(json!(["*"])), "has no format, this build reads 1");
+        assert!(decode(b"{").unwrap_err().starts_with("is damaged"));
+    }
+}
