@@ -185,12 +185,14 @@ async fn write(folder: &Path) {
     node.shutdown().await;
     drop(node);
     let raft = folder.join("node/raft.redb");
-    while Database::open(&raft)
-        .and_then(|mut raft| Ok(raft.compact().unwrap()))
-        .is_err()
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    // Raft's tasks may still hold it.
+    let mut database = loop {
+        match Database::open(&raft) {
+            Ok(database) => break database,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    database.compact().unwrap();
 }
 
 async fn check(node: &Node, name: &str) {

@@ -109,6 +109,8 @@ pub(crate) struct Window {
     entries: Vec<Entry>,
     by_key: HashMap<WindowKey, u32, BuildHasherDefault<Identity>>,
     seed: u64,
+    /// A key's bytes while they are hashed.
+    scratch: Vec<u8>,
 }
 
 impl Window {
@@ -271,7 +273,7 @@ impl Window {
     }
 
     fn key(
-        &self,
+        &mut self,
         held: u32,
         in_old: bool,
         cell: usize,
@@ -299,11 +301,11 @@ impl Window {
                 "give the table a primary key as its replica identity, and apply the pipeline again",
             ));
         }
-        let mut key = Vec::with_capacity(32);
+        self.scratch.clear();
         for at in places {
-            columns[*at].write_key(cell, &mut key);
+            columns[*at].write_key(cell, &mut self.scratch);
         }
-        Ok(KeyHash::of(&key, self.seed))
+        Ok(KeyHash::of(&self.scratch, self.seed))
     }
 
     fn is_partial(&self, held: u32, cell: usize) -> bool {

@@ -606,21 +606,56 @@ async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_written_file_leaves_nothing_in_the_spool() -> Result<()> {
+async fn old_snapshots_expire_and_the_files_that_only_they_needed_go() -> Result<()> {
     let lake = Lake::new()?;
     let mut writer = lake.open(1).await?;
+    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    let keep_few = std::collections::HashMap::from([
+        ("history.expire.max-snapshot-age-ms".to_owned(), "0".to_owned()),
+        ("history.expire.min-snapshots-to-keep".to_owned(), "2".to_owned()),
+    ]);
+    lake.catalog
+        .commit(
+            &lake.name,
+            vec![iceberg::TableRequirement::UuidMatch {
+                uuid: metadata.uuid(),
+            }],
+            vec![iceberg::TableUpdate::SetProperties { updates: keep_few }],
+        )
+        .await?;
     let mut source = Source::new(5);
-    for _ in 0..3 {
+    for _ in 0..60 {
         source.block();
         let (base, block, _) = source.blocks.last().unwrap().clone();
         apply(&mut writer, base, &block).await?;
         writer.commit(source.next).await?;
     }
     lake.ensure_is(&source.model, source.version).await?;
-    ensure!(count(&lake.folder.path().join("spool"))? == 0, "files are left in the spool");
+    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    let snapshots = metadata.snapshots().count();
+    ensure!(snapshots < 15, "{snapshots} snapshots are left");
+    let files = files_in(&lake.folder.path().join("warehouse"))?;
+    let lists = files.iter().filter(|file| file.contains("snap-")).count();
+    ensure!(lists == snapshots, "{lists} manifest lists, {snapshots} snapshots");
+    // What a snapshot replaces goes once every older one has: a few times the live files at most.
+    let data = files.iter().filter(|file| file.ends_with(".parquet")).count();
+    ensure!(data < 150, "{data} data and delete files are left");
+    ensure!(
+        files_in(&lake.folder.path().join("spool"))?.is_empty(),
+        "files are left in the spool"
+    );
     Ok(())
 }
 
-fn count(folder: &Path) -> Result<usize> {
-    Ok(std::fs::read_dir(folder)?.count())
+fn files_in(folder: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(files_in(&path)?);
+        } else {
+            files.push(path.to_string_lossy().into_owned());
+        }
+    }
+    Ok(files)
 }

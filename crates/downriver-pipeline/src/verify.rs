@@ -36,6 +36,8 @@ const EXAMPLES_MAX: usize = 5;
 const REPORT_EVERY_ROWS: u64 = 50_000;
 /// A source that does not come to the position of its own cut by then has a problem of its own.
 const PASS_WITHIN: Duration = Duration::from_secs(120);
+/// The delivery stands still while the database waits for the transactions that run.
+const CUT_WITHIN: Duration = Duration::from_secs(60);
 const BLOCK_RAW_BYTES: usize = 1 << 20;
 
 #[derive(Clone)]
@@ -108,8 +110,9 @@ pub async fn verify(
         )
     };
     let held = running.control.hold().await.ok_or_else(not_running)?;
-    let database = DatabaseCut::take(&config.postgres)
+    let database = tokio::time::timeout(CUT_WITHIN, DatabaseCut::take(&config.postgres))
         .await
+        .map_err(|_| cut_takes_too_long())?
         .map_err(|error| error.problem())?;
     let end = passed(running, database.position()).await?;
     let cut_at = boundary(&*running.log, &config.source, held.at, end, database.position())
@@ -159,6 +162,17 @@ pub async fn verify(
     }
     let _ = std::fs::remove_dir_all(&config.folder);
     Ok(())
+}
+
+fn cut_takes_too_long() -> Problem {
+    Problem::new(
+        "DR-2075",
+        format!(
+            "the database gave no position to compare at within {} s: a transaction is open for longer",
+            CUT_WITHIN.as_secs()
+        ),
+        "see pg_stat_activity for the oldest xact_start; verify again when it has ended",
+    )
 }
 
 fn folder_problem(error: &std::io::Error) -> Problem {

@@ -34,8 +34,9 @@ use crate::index::{KeyIndex, Location};
 use crate::schema::{COLUMNS_PROPERTY, Layout, evolve, mapping_property};
 use crate::snapshot::{Change, Live, Staged, stage};
 
-/// Snapshots younger than this stay readable, and always the newest few.
-const SNAPSHOTS_KEPT_FOR: Duration = Duration::from_secs(3_600);
+/// Snapshots younger than this stay readable, and always the newest few, unless the table's properties
+/// `history.expire.max-snapshot-age-ms` and `history.expire.min-snapshots-to-keep` say otherwise.
+const SNAPSHOTS_KEPT_FOR_MS: i64 = 3_600_000;
 const SNAPSHOTS_KEPT_MIN: usize = 10;
 const EXPIRED_AT_ONCE_MIN: usize = 10;
 /// Tries of one commit, with a growing rest between them: about a minute. Then the table is opened anew,
@@ -551,13 +552,17 @@ impl TableWriter {
 
     /// Snapshots to forget with the next commit: their ids and manifest lists.
     fn expired(&self) -> Vec<(i64, String)> {
-        let kept_ms = i64::try_from(SNAPSHOTS_KEPT_FOR.as_millis()).expect("an hour");
+        let said = |name: &str| self.property(name).and_then(|text| text.parse::<i64>().ok());
+        let kept_ms = said("history.expire.max-snapshot-age-ms").unwrap_or(SNAPSHOTS_KEPT_FOR_MS);
+        let kept_min = said("history.expire.min-snapshots-to-keep")
+            .and_then(|kept| usize::try_from(kept).ok())
+            .unwrap_or(SNAPSHOTS_KEPT_MIN);
         let oldest = now_ms() - kept_ms;
         let mut snapshots: Vec<_> = self.metadata.snapshots().collect();
         snapshots.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.sequence_number()));
         let due: Vec<_> = snapshots
             .into_iter()
-            .skip(SNAPSHOTS_KEPT_MIN)
+            .skip(kept_min.max(1))
             .filter(|snapshot| snapshot.timestamp_ms() < oldest)
             .map(|s| (s.snapshot_id(), s.manifest_list().to_owned()))
             .collect();

@@ -9,13 +9,17 @@
 //!   transaction's own event lies before the row in the log;
 //! - a streamed transaction that is *not* visible in S is newer, whether its event was appended before S was
 //!   taken (logged, not yet visible) or while the chunk was held: what it set wins. If it deleted the row,
-//!   the row is dropped. If it left columns unchanged (TOAST), the chunk's values fill just these.
+//!   the row is dropped. If it left columns unchanged (TOAST), the chunk's values fill just these: the row becomes
+//!   an update that leaves the other columns unchanged.
+//!
+//! A row whose key changed with unchanged columns has their values at its new key only in a snapshot that sees the
+//! change: it is read again after the table's last chunk, until such a snapshot was taken.
 //!
 //! A crash loses what is remembered here. It is rebuilt by not starting any chunk until every transaction
-//! that ran when the capture (re)started has left the server's snapshot: all others are streamed, and
+//! that ran when the capture (re)started is over: all others are streamed, and
 //! remembered, from then on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use downriver_event::block::{Block, RowGroup, RowOp};
 use downriver_event::{BlockBuilder, EncodedBlock, Presence, TableId, TableSchema};
@@ -59,6 +63,8 @@ struct Streamed {
     xid: u32,
     truncated: bool,
     rows: HashMap<Key, Change>,
+    /// Keys that rows with unchanged columns were moved to.
+    moved: HashSet<Key>,
 }
 
 /// What the stream did lately to the tables whose snapshot runs.
@@ -120,6 +126,9 @@ impl RecentChanges {
                 if let Some(new) = new {
                     if moved && !unchanged.is_empty() {
                         self.moved.entry(group.table).or_default().push(new.clone());
+                        if let Some(streamed) = self.transaction(group.table, xid) {
+                            streamed.moved.insert(new.clone());
+                        }
                     }
                     let unchanged = if moved { Vec::new() } else { unchanged };
                     self.note(group.table, xid, new, Change::Set { unchanged });
@@ -175,6 +184,7 @@ impl RecentChanges {
             if streamed.truncated {
                 newer.truncated = true;
             }
+            newer.moved.extend(streamed.moved.iter().cloned());
             for (key, change) in &streamed.rows {
                 match newer.rows.get_mut(key) {
                     Some(earlier) => earlier.then(change),
@@ -204,11 +214,18 @@ impl RecentChanges {
 pub(crate) struct Newer {
     truncated: bool,
     rows: HashMap<Key, Change>,
+    moved: HashSet<Key>,
 }
 
 impl Newer {
     pub(crate) fn is_empty(&self) -> bool {
         !self.truncated && self.rows.is_empty()
+    }
+
+    /// Whether a row was moved to this key unseen by the chunk: its unchanged columns are to be had here only by a
+    /// later chunk.
+    pub(crate) fn has_moved(&self, key: &Key) -> bool {
+        self.moved.contains(key)
     }
 
     /// The chunk's blocks without what the stream knows better. Blocks that nothing touches stay as they are.
@@ -262,11 +279,9 @@ impl Newer {
                     Some(Change::Set { unchanged }) if unchanged.is_empty() => continue,
                     Some(Change::Set { unchanged }) => Some(unchanged),
                 };
-                let row = builder.row(
-                    schema,
-                    RowOp::Snapshot,
-                    downriver_event::block::OldImage::None,
-                );
+                // A snapshot's row is whole; what fills a row up is an update of it.
+                let op = keep.map_or(RowOp::Snapshot, |_| RowOp::Update);
+                let row = builder.row(schema, op, downriver_event::block::OldImage::None);
                 for (index, column) in schema.columns.iter().enumerate() {
                     let is_key = schema.key.contains(&column.id);
                     let filled = keep.is_none_or(|keep| keep.contains(&index)) || is_key;

@@ -18,7 +18,7 @@ use super::SnapshotConfig;
 use super::merge::Key;
 use super::progress::Resume;
 
-/// How often the server's snapshot is looked at while old transactions keep chunks from starting.
+/// How often the server is looked at while old transactions keep chunks from starting.
 const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(200);
 
 /// One table's snapshot, as far as it has come.
@@ -145,13 +145,15 @@ impl Worker {
         }
     }
 
-    /// Reads the rows that moved between chunks, until none moves any more.
+    /// Reads the rows that moved between chunks, until none moves any more. One whose move is not visible yet is
+    /// asked for again.
     async fn moved_rows(
         &self,
         session: &mut SnapshotSession,
         task: &TableTask,
         mut moved: oneshot::Receiver<Vec<Key>>,
     ) -> Result<Result<(), Gone>, SourceError> {
+        let mut before = Vec::new();
         loop {
             let Ok(keys) = moved.await else {
                 return Ok(Err(Gone));
@@ -159,6 +161,10 @@ impl Worker {
             if keys.is_empty() {
                 return Ok(Ok(()));
             }
+            if keys == before {
+                tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
+            }
+            before.clone_from(&keys);
             let mut held = self.read(session, task, Some(keys)).await?;
             let (answer, next) = oneshot::channel();
             held.moved = Some(answer);
@@ -232,13 +238,15 @@ impl Worker {
     }
 }
 
-/// Waits until every transaction that runs now has left the server's snapshot. What a chunk sees
+/// Waits until every transaction that runs now is over, and so visible or void to every later snapshot. What a chunk sees
 /// afterwards differs from the stream only by transactions that are streamed from now on.
 pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(), SourceError> {
     let session = SnapshotSession::connect(config).await?;
-    let running = session.current_snapshot().await?;
-    while session.current_snapshot().await?.xmin < running.xmax {
+    let mut old = session.running_transactions().await?;
+    while !old.is_empty() {
         tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
+        let running = session.running_transactions().await?;
+        old.retain(|xid| running.contains(xid));
     }
     Ok(())
 }

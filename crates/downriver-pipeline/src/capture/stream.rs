@@ -532,7 +532,7 @@ impl Run<'_> {
         let Some(progress) = self.snapshots.get_mut(&table) else {
             return Ok(());
         };
-        for key in &chunk.reread {
+        for key in chunk.reread.iter().filter(|key| !newer.has_moved(key)) {
             progress.resume.moved.retain(|moved| moved != key);
         }
         progress.resume.next = chunk.next.take();

@@ -32,6 +32,8 @@ struct Run<'a> {
     next: Offset,
     /// The last boundary between transactions that `next` has passed.
     boundary: Offset,
+    /// Everything before it is in the lake, as far as tables run.
+    delivered: Offset,
     /// Bytes of the blocks that the windows hold.
     held_bytes: usize,
     /// When the oldest change that is not committed was applied.
@@ -69,6 +71,7 @@ pub(super) async fn run(
         paused: paused.borrow_and_update().clone(),
         next: Offset(0),
         boundary: Offset(0),
+        delivered: Offset(0),
         held_bytes: 0,
         oldest: None,
         time_us: 0,
@@ -77,6 +80,7 @@ pub(super) async fn run(
     run.open(&state, Offset(0)).await?;
     run.next = run.tables.next().unwrap_or(state.next);
     run.boundary = run.next;
+    run.delivered = run.next;
     board.update(|status| {
         status.state = TableState::Streaming;
         status.problem = None;
@@ -140,7 +144,7 @@ impl Run<'_> {
         let old = self
             .oldest
             .is_some_and(|oldest| oldest.elapsed() >= self.config.freshness);
-        between && (old || flush || (self.oldest.is_none() && self.board.get().delivered < self.next))
+        between && (old || flush || (self.oldest.is_none() && self.delivered < self.next))
     }
 
     fn until_due(&self) -> Duration {
@@ -228,6 +232,7 @@ impl Run<'_> {
         self.tables.commit(at).await?;
         self.held_bytes = 0;
         self.oldest = None;
+        self.delivered = at;
         self.tables.show(self.board);
         let time_us = self.time_us;
         self.board.update(|status| {

@@ -134,7 +134,7 @@ impl<'a> Tables<'a> {
             pipeline: config.pipeline.clone(),
             stream: config.stream_id.clone(),
             epoch: stored.epoch,
-            start: Offset(0),
+            start: first,
             committed: known.unwrap_or_default(),
             folder,
         };

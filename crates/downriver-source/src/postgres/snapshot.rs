@@ -4,6 +4,8 @@
 //! After it ended, `high` is where the server writes: every transaction visible in S was logged before.
 //! Chunks are ranges of the primary key; bounds are compared by the server only, in the key's own collation.
 
+use std::collections::HashSet;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use downriver_decode::postgres::binary;
 use downriver_event::block::RowColumns;
@@ -141,6 +143,26 @@ impl SnapshotSession {
             .query_one("select pg_current_snapshot()::text", &[])
             .await?;
         PgSnapshot::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
+    }
+
+    /// The transactions that have an id and have not ended for other snapshots. The upper end of a snapshot does not
+    /// tell: it stands behind the last transaction that *ended*, and below those that began since and still run.
+    ///
+    /// A transaction holds a lock on its id from when it gets it until after it became visible (PostgreSQL's
+    /// `CommitTransaction`), also while it waits for a standby and when it is prepared.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn running_transactions(&self) -> Result<HashSet<String>, SourceError> {
+        let rows = self
+            .client()
+            .query(
+                "select transactionid::text from pg_locks
+                  where locktype = 'transactionid' and mode = 'ExclusiveLock' and granted",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Reads one chunk, row by row.

@@ -72,6 +72,13 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Stream, SourceErr
         .map_err(|_| unreachable("the host is not a valid name".into()))?;
     let connector = TlsConnector::from(Arc::new(client_config(config)?));
     let tls = connector.connect(name, tcp).await.map_err(|error| {
+        // The server or the network may also go away meanwhile.
+        if !error
+            .get_ref()
+            .is_some_and(|cause| cause.is::<rustls::Error>())
+        {
+            return SourceError::Connection(error);
+        }
         SourceError::definite(
             "DR-1006",
             format!("TLS with {}:{} failed: {error}", config.host, config.port),

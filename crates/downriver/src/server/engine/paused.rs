@@ -7,7 +7,6 @@ use downriver_api::admin::v1 as pb;
 use downriver_event::pattern;
 use downriver_event::problem::Problem;
 use downriver_service::spec::{Pipeline, Spec};
-
 use serde_json::json;
 
 use super::{NodeEngine, locked, stored, unavailable};

@@ -10,7 +10,6 @@ use downriver_lake::catalog::{Pointer, PointerError, Pointers};
 use downriver_log::Log as _;
 use downriver_pipeline::delivery::{Progress, TableProgress};
 use downriver_service::TableName;
-
 use serde_json::Value;
 
 use super::{NodeEngine, stored};

@@ -61,6 +61,10 @@ pub(in crate::server) fn check(node: &Node) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use downriver_cluster::{NodeConfig, ResourcePut};
+    use downriver_log::store::LocalStore;
     use downriver_service::spec::Spec;
     use downriver_testkit::fixture;
 
@@ -103,5 +107,52 @@ mod tests {
         assert_eq!(newer, "has format 2, this build reads 1");
         assert_eq!(refused(json!(["*"])), "has no format, this build reads 1");
         assert!(decode(b"{").unwrap_err().starts_with("is damaged"));
+    }
+
+    #[tokio::test]
+    async fn a_state_with_a_document_of_a_newer_format_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(&folder.path().join("objects")).unwrap());
+        let config = NodeConfig::new(folder.path().join("node"), store);
+        let node = Node::start(config).await.unwrap();
+        let newer = Bytes::from_static(br#"{"format":2,"of":[]}"#);
+        let put = |kind: &str, spec_json| ResourcePut {
+            kind: kind.into(),
+            name: "p".into(),
+            spec_json,
+            expected_revision: None,
+        };
+        let (_, spec) = specs().into_iter().next_back().unwrap();
+        let known = node.apply_resources(vec![put("Pipeline", encode(&spec))]);
+        known.await.unwrap();
+        check(&node).unwrap();
+
+        node.put_record(&paused_key("p"), Some(newer.clone()))
+            .await
+            .unwrap();
+        assert_eq!(
+            check(&node).unwrap_err().to_string(),
+            r#"the stored record "paused/p" has format 2, this build reads 1"#
+        );
+        node.put_record(&paused_key("p"), None).await.unwrap();
+        check(&node).unwrap();
+
+        node.apply_resources(vec![put("Group", encode(&spec))])
+            .await
+            .unwrap();
+        let reason = check(&node).unwrap_err().to_string();
+        assert!(
+            reason.ends_with("is of a kind that this build does not know"),
+            "{reason}"
+        );
+        node.delete_resource("Group", "p", None).await.unwrap();
+        node.apply_resources(vec![put("Pipeline", newer)])
+            .await
+            .unwrap();
+        assert_eq!(
+            check(&node).unwrap_err().to_string(),
+            r#"the stored Pipeline "p" has format 2, this build reads 1"#
+        );
+        node.shutdown().await;
     }
 }
