@@ -112,12 +112,8 @@ pub(crate) async fn write_position_deletes(
                     Type::Primitive(PrimitiveType::String),
                 )
                 .into(),
-                NestedField::required(
-                    POSITION_FIELD,
-                    "pos",
-                    Type::Primitive(PrimitiveType::Long),
-                )
-                .into(),
+                NestedField::required(POSITION_FIELD, "pos", Type::Primitive(PrimitiveType::Long))
+                    .into(),
             ])
             .build()?,
     );
@@ -134,8 +130,8 @@ pub(crate) async fn write_position_deletes(
         }
         let paths: StringArray = std::iter::repeat_n(Some(data_path), batch.len()).collect();
         let columns: Vec<ArrayRef> = vec![Arc::new(paths), Arc::new(batch)];
-        let batch =
-            RecordBatch::try_new(Arc::clone(&arrow), columns).expect("the columns are the schema's");
+        let batch = RecordBatch::try_new(Arc::clone(&arrow), columns)
+            .expect("the columns are the schema's");
         writer.write(&batch).await?;
     }
     let mut built = writer.close().await?;
@@ -180,7 +176,11 @@ async fn open(warehouse: &Warehouse, path: &str, bytes: u64) -> Result<Reader, L
 }
 
 fn field_id(field: &arrow_schema::Field) -> Option<i32> {
-    field.metadata().get(PARQUET_FIELD_ID_META_KEY)?.parse().ok()
+    field
+        .metadata()
+        .get(PARQUET_FIELD_ID_META_KEY)?
+        .parse()
+        .ok()
 }
 
 fn mask(reader: &Reader, fields: &[i32]) -> ProjectionMask {
@@ -216,13 +216,14 @@ pub(crate) async fn read_rows(
         .enumerate()
         .filter_map(|(at, field)| Some((field_id(field)?, at)))
         .collect();
-    let wanted: Vec<usize> = fields.iter().filter_map(|id| by_id.get(id).copied()).collect();
+    let wanted: Vec<usize> = fields
+        .iter()
+        .filter_map(|id| by_id.get(id).copied())
+        .collect();
     let schema = Arc::new(arrow.project(&wanted).expect("the fields are the schema's"));
     let path = path.to_owned();
     let stream = reader.build()?.map_err(LakeError::from);
-    Ok(stream.and_then(move |batch| {
-        std::future::ready(as_wanted(&path, &schema, &batch))
-    }))
+    Ok(stream.and_then(move |batch| std::future::ready(as_wanted(&path, &schema, &batch))))
 }
 
 fn as_wanted(
@@ -253,7 +254,11 @@ fn as_wanted(
             None => Ok(arrow_array::new_null_array(field.data_type(), rows)),
         }
     };
-    let columns: Vec<ArrayRef> = schema.fields().iter().map(column).collect::<Result<_, _>>()?;
+    let columns: Vec<ArrayRef> = schema
+        .fields()
+        .iter()
+        .map(column)
+        .collect::<Result<_, _>>()?;
     let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(
         RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BooleanBuilder, Decimal128Builder, FixedSizeBinaryBuilder, LargeBinaryBuilder, PrimitiveBuilder,
-    StringBuilder,
+    BooleanBuilder, Decimal128Builder, FixedSizeBinaryBuilder, LargeBinaryBuilder,
+    PrimitiveBuilder, StringBuilder,
 };
 use arrow_array::types::{
     ArrowPrimitiveType, Date32Type, Float32Type, Float64Type, Int32Type, Int64Type,
@@ -60,18 +60,18 @@ pub(crate) fn array(
         }
         DataType::Int32 => primitive::<Int32Type>(len, cells, to, int32),
         DataType::Int64 => primitive::<Int64Type>(len, cells, to, int64),
-        DataType::Float32 => primitive::<Float32Type>(len, cells, to, |column, at| {
-            match &column.values {
+        DataType::Float32 => {
+            primitive::<Float32Type>(len, cells, to, |column, at| match &column.values {
                 Values::Float32(values) => Ok(values[at]),
                 _ => Err("a value of another type"),
-            }
-        }),
-        DataType::Float64 => primitive::<Float64Type>(len, cells, to, |column, at| {
-            match &column.values {
+            })
+        }
+        DataType::Float64 => {
+            primitive::<Float64Type>(len, cells, to, |column, at| match &column.values {
                 Values::Float64(values) => Ok(values[at]),
                 _ => Err("a value of another type"),
-            }
-        }),
+            })
+        }
         DataType::Date32 => primitive::<Date32Type>(len, cells, to, int32),
         DataType::Time64(_) => primitive::<Time64MicrosecondType>(len, cells, to, |column, at| {
             match int64(column, at)? {
@@ -398,12 +398,20 @@ pub(crate) fn write_canonical(array: &dyn Array, row: usize, out: &mut Vec<u8>) 
         ),
         DataType::Float32 => {
             let value = array.as_primitive::<Float32Type>().value(row);
-            let value = if value.is_nan() { f32::NAN } else { value + 0.0 };
+            let value = if value.is_nan() {
+                f32::NAN
+            } else {
+                value + 0.0
+            };
             out.extend_from_slice(&value.to_bits().to_le_bytes());
         }
         DataType::Float64 => {
             let value = array.as_primitive::<Float64Type>().value(row);
-            let value = if value.is_nan() { f64::NAN } else { value + 0.0 };
+            let value = if value.is_nan() {
+                f64::NAN
+            } else {
+                value + 0.0
+            };
             out.extend_from_slice(&value.to_bits().to_le_bytes());
         }
         DataType::Decimal128(_, _) => out.extend_from_slice(

@@ -88,7 +88,9 @@ struct Files {
 
 impl Files {
     fn inner(&self) -> &Inner {
-        self.inner.as_ref().expect("a storage is never deserialized")
+        self.inner
+            .as_ref()
+            .expect("a storage is never deserialized")
     }
 
     fn store(&self) -> &dyn ObjectStore {
@@ -189,11 +191,7 @@ impl Storage for Files {
             self.key(path).map_err(to_library)?.trim_end_matches('/')
         );
         loop {
-            let keys = self
-                .store()
-                .list(&prefix, None)
-                .await
-                .map_err(to_library)?;
+            let keys = self.store().list(&prefix, None).await.map_err(to_library)?;
             if keys.is_empty() {
                 return Ok(());
             }

@@ -227,7 +227,10 @@ fn value_text(array: &ArrayRef, row: usize) -> String {
         }
         _ => {
             let value = array.slice(row, 1);
-            format!("{value:?}").split_whitespace().collect::<Vec<_>>().join(" ")
+            format!("{value:?}")
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
         }
     }
 }

@@ -48,10 +48,7 @@ pub(crate) struct Live {
 }
 
 fn broken(what: String) -> LakeError {
-    LakeError::Iceberg(iceberg::Error::new(
-        iceberg::ErrorKind::DataInvalid,
-        what,
-    ))
+    LakeError::Iceberg(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, what))
 }
 
 impl Live {
@@ -76,9 +73,8 @@ impl Live {
             for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
                 let file = entry.data_file();
                 if manifest.content == ManifestContentType::Data {
-                    let rows = u32::try_from(file.record_count()).map_err(|_| {
-                        broken(format!("{} has over 2^32 rows", file.file_path()))
-                    })?;
+                    let rows = u32::try_from(file.record_count())
+                        .map_err(|_| broken(format!("{} has over 2^32 rows", file.file_path())))?;
                     live.files.insert(
                         number(file.file_path()),
                         LiveFile {
@@ -233,7 +229,10 @@ impl Writer<'_> {
                 let file = entry.data_file.clone();
                 let (Some(snapshot), Some(sequence)) = (entry.snapshot_id, entry.sequence_number)
                 else {
-                    return Err(broken(format!("{} has no sequence number", file.file_path())));
+                    return Err(broken(format!(
+                        "{} has no sequence number",
+                        file.file_path()
+                    )));
                 };
                 if removed.contains(file.file_path()) {
                     writer.add_delete_file(file, sequence, entry.file_sequence_number)?;
@@ -348,9 +347,10 @@ impl Writer<'_> {
             .filter_map(|number| before.files.get(number)?.deletes.as_ref())
             .collect();
         let nothing = change.deletes.is_empty() && gone.is_empty();
-        let empty = before.delete_manifests.iter().all(|m| {
-            m.added_files_count.unwrap_or(1) + m.existing_files_count.unwrap_or(1) == 0
-        });
+        let empty = before
+            .delete_manifests
+            .iter()
+            .all(|m| m.added_files_count.unwrap_or(1) + m.existing_files_count.unwrap_or(1) == 0);
         if nothing {
             if !empty {
                 live.delete_manifests.clone_from(&before.delete_manifests);
@@ -448,12 +448,7 @@ pub(crate) async fn stage(
     let output = warehouse.io().new_output(&list_path)?.writer().await?;
     let parent_id = parent.map(|parent| parent.snapshot_id());
     let mut list = ManifestListWriter::v2(output, snapshot_id, parent_id, sequence);
-    list.add_manifests(
-        live.manifests
-            .iter()
-            .chain(&live.delete_manifests)
-            .cloned(),
-    )?;
+    list.add_manifests(live.manifests.iter().chain(&live.delete_manifests).cloned())?;
     list.close().await?;
 
     let snapshot = Snapshot::builder()

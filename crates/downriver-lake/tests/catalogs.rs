@@ -4,20 +4,19 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use async_trait::async_trait;
 use common::Memory;
 use downriver_lake::Warehouse;
 use downriver_lake::catalog::server::{self, Catalogs};
 use downriver_lake::catalog::{
-    BuiltinCatalog, Catalog, CatalogError, NewTable, Pointer, PointerError, Pointers, RestCatalog,
-    RestOptions, TableName, contract,
+    BuiltinCatalog, Catalog, CatalogError, NewTable, Pointer, Pointers, RestCatalog, RestOptions,
+    TableName, contract,
 };
 use downriver_log::store::LocalStore;
 use downriver_testkit::seaweed::{self, Seaweed};

@@ -155,14 +155,17 @@ impl Source {
                 }));
                 self.model.clear();
             }
-            3..6 if self.version == 1 => {
+            3..6 => {
+                if self.version == 2 {
+                    return;
+                }
                 self.version = 2;
                 builder.marker(pb::marker::Kind::SchemaChange(pb::SchemaChange {
                     schema: Some(schema(2).to_pb()),
                     previous_version: 1,
                 }));
             }
-            0..450 => {
+            6..450 => {
                 let key = self.new_key();
                 let row = self.value();
                 // What is there already is updated, as a source would.
@@ -210,7 +213,15 @@ impl Source {
             _ => {
                 let Some(key) = self.some_key() else { return };
                 let row = self.model.remove(&key).unwrap();
-                push(builder, &shape, RowOp::Delete, Some(&key), &key, &row, false);
+                push(
+                    builder,
+                    &shape,
+                    RowOp::Delete,
+                    Some(&key),
+                    &key,
+                    &row,
+                    false,
+                );
             }
         }
     }
@@ -322,7 +333,10 @@ impl Lake {
     /// The table's rows are the model's.
     async fn ensure_is(&self, model: &Model, version: u32) -> Result<()> {
         let loaded = self.catalog.load(&self.name).await?.context("no table")?;
-        let snapshot = loaded.metadata.current_snapshot_id().context("no snapshot")?;
+        let snapshot = loaded
+            .metadata
+            .current_snapshot_id()
+            .context("no snapshot")?;
         let has_extra = loaded
             .metadata
             .current_schema()
@@ -346,15 +360,7 @@ impl Lake {
         let mut builder = BlockBuilder::new();
         builder.begin("model".into(), 0);
         for (key, row) in model {
-            push(
-                &mut builder,
-                &shape,
-                RowOp::Snapshot,
-                None,
-                key,
-                row,
-                false,
-            );
+            push(&mut builder, &shape, RowOp::Snapshot, None, key, row, false);
         }
         let mut wanted: Vec<Digest> = Vec::new();
         if let Some((_, block)) = builder.cut_and_read() {
@@ -365,7 +371,12 @@ impl Lake {
                 })?;
             }
         }
-        ensure!(scan.rows() == model.len() as u64, "{} rows, not {}", scan.rows(), model.len());
+        ensure!(
+            scan.rows() == model.len() as u64,
+            "{} rows, not {}",
+            scan.rows(),
+            model.len()
+        );
         lake.sort_unstable();
         wanted.sort_unstable();
         ensure!(lake == wanted, "the table is not the model");
@@ -477,7 +488,12 @@ async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<(
     let before = writer.current_snapshot().await?;
     apply(&mut writer, base, &block).await?;
     writer.commit(source.next).await?;
-    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    let metadata = lake
+        .catalog
+        .load(&lake.name)
+        .await?
+        .context("table")?
+        .metadata;
     lake.catalog
         .commit(
             &lake.name,
@@ -508,7 +524,8 @@ async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_changed() -> Result<()> {
+async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_changed() -> Result<()>
+{
     let lake = Lake::new()?;
     let mut before = Source::new(3);
     for _ in 0..5 {
@@ -552,7 +569,15 @@ async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_cha
             0 => builder.marker(start.clone()),
             1 | 2 => {
                 let key = &keys[part - 1];
-                push(&mut builder, &schema(1), RowOp::Snapshot, None, key, &row, false);
+                push(
+                    &mut builder,
+                    &schema(1),
+                    RowOp::Snapshot,
+                    None,
+                    key,
+                    &row,
+                    false,
+                );
                 model.insert(key.clone(), row.clone());
             }
             _ => builder.marker(end.clone()),
@@ -609,10 +634,21 @@ async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result
 async fn old_snapshots_expire_and_the_files_that_only_they_needed_go() -> Result<()> {
     let lake = Lake::new()?;
     let mut writer = lake.open(1).await?;
-    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    let metadata = lake
+        .catalog
+        .load(&lake.name)
+        .await?
+        .context("table")?
+        .metadata;
     let keep_few = std::collections::HashMap::from([
-        ("history.expire.max-snapshot-age-ms".to_owned(), "0".to_owned()),
-        ("history.expire.min-snapshots-to-keep".to_owned(), "2".to_owned()),
+        (
+            "history.expire.max-snapshot-age-ms".to_owned(),
+            "0".to_owned(),
+        ),
+        (
+            "history.expire.min-snapshots-to-keep".to_owned(),
+            "2".to_owned(),
+        ),
     ]);
     lake.catalog
         .commit(
@@ -631,14 +667,25 @@ async fn old_snapshots_expire_and_the_files_that_only_they_needed_go() -> Result
         writer.commit(source.next).await?;
     }
     lake.ensure_is(&source.model, source.version).await?;
-    let metadata = lake.catalog.load(&lake.name).await?.context("table")?.metadata;
+    let metadata = lake
+        .catalog
+        .load(&lake.name)
+        .await?
+        .context("table")?
+        .metadata;
     let snapshots = metadata.snapshots().count();
     ensure!(snapshots < 15, "{snapshots} snapshots are left");
     let files = files_in(&lake.folder.path().join("warehouse"))?;
     let lists = files.iter().filter(|file| file.contains("snap-")).count();
-    ensure!(lists == snapshots, "{lists} manifest lists, {snapshots} snapshots");
+    ensure!(
+        lists == snapshots,
+        "{lists} manifest lists, {snapshots} snapshots"
+    );
     // What a snapshot replaces goes once every older one has: a few times the live files at most.
-    let data = files.iter().filter(|file| file.ends_with(".parquet")).count();
+    let data = files
+        .iter()
+        .filter(|file| file.ends_with(".parquet"))
+        .count();
     ensure!(data < 150, "{data} data and delete files are left");
     ensure!(
         files_in(&lake.folder.path().join("spool"))?.is_empty(),

@@ -115,9 +115,15 @@ pub async fn verify(
         .map_err(|_| cut_takes_too_long())?
         .map_err(|error| error.problem())?;
     let end = passed(running, database.position()).await?;
-    let cut_at = boundary(&*running.log, &config.source, held.at, end, database.position())
-        .await
-        .map_err(|error| Problem::new("DR-2035", error.to_string(), "verify again"))?;
+    let cut_at = boundary(
+        &*running.log,
+        &config.source,
+        held.at,
+        end,
+        database.position(),
+    )
+    .await
+    .map_err(|error| Problem::new("DR-2035", error.to_string(), "verify again"))?;
     let cut = held.cut_at(cut_at).await.ok_or_else(not_running)?;
     let state = running.log.state(&config.source).ok_or_else(not_running)?;
     let statuses = running.source.get().tables;

@@ -109,7 +109,14 @@ pub(crate) async fn run(keep: bool) -> Result<()> {
     let described = daemon.describe("source", resources::SOURCE).await?;
     let next = described["next_offset"].as_u64().unwrap_or_default();
     let from = next.saturating_sub(3).to_string();
-    let tail = ["tail", resources::SOURCE, "--from", &from, "--until", "latest"];
+    let tail = [
+        "tail",
+        resources::SOURCE,
+        "--from",
+        &from,
+        "--until",
+        "latest",
+    ];
     print!("{}", daemon.ok(&tail).await?);
 
     let different = compared.iter().filter(|table| !table.equal).count();
@@ -178,11 +185,17 @@ fn show_how_to_go_on(daemon: &Daemon, postgres: &Postgres) -> Result<()> {
         resources::SINK
     );
     println!("     select state, count(*), sum(total) from lake.shop_public.orders group by 1;");
-    println!("   in Python, with {}:", host::venv_program("python")?.display());
+    println!(
+        "   in Python, with {}:",
+        host::venv_program("python")?.display()
+    );
     println!(
         "     from pyiceberg.catalog import load_catalog; c = load_catalog('lake', type='rest', uri='{uri}', warehouse='{}')",
         resources::SINK
     );
-    println!("   to stop it: kill {} and the server of psql", daemon.pid()?);
+    println!(
+        "   to stop it: kill {} and the server of psql",
+        daemon.pid()?
+    );
     Ok(())
 }

@@ -39,7 +39,10 @@ async fn a_snapshot_under_load_and_200_000_changes_with_an_added_column_are_equa
     ensure!(written.changes >= 100_000, "{written:?}");
     shop.ensure_lake_equal().await?;
 
-    let table = shop.daemon.describe("pipeline", resources::PIPELINE).await?;
+    let table = shop
+        .daemon
+        .describe("pipeline", resources::PIPELINE)
+        .await?;
     ensure!(table["state"] == "streaming", "{table}");
     shop.daemon.ok(&["verify", resources::PIPELINE]).await?;
     Ok(())
@@ -225,8 +228,8 @@ table.append(row)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_cannot_be_held_stops_alone_and_pause_and_resume_keep_everything()
--> Result<()> {
+async fn a_table_that_cannot_be_held_stops_alone_and_pause_and_resume_keep_everything() -> Result<()>
+{
     let mut shop = Shop::open(100).await?;
     shop.deliver("1s").await?;
     shop.daemon.wait(CATCH_UP).await?;
@@ -274,8 +277,12 @@ async fn a_table_that_cannot_be_held_stops_alone_and_pause_and_resume_keep_every
         .await?;
     let lake = Lake::builtin(&shop.daemon)?;
     downriver_testkit::host::until("the others to go on", CATCH_UP, async || {
-        let compared =
-            readers::compare(&shop.postgres, &lake, &["public.customers", "public.orders"]).await?;
+        let compared = readers::compare(
+            &shop.postgres,
+            &lake,
+            &["public.customers", "public.orders"],
+        )
+        .await?;
         Ok(compared[0].equal && !compared[1].equal)
     })
     .await?;

@@ -134,7 +134,10 @@ pub mod contract {
         let refused = catalog
             .commit(name, requirements(uuid::Uuid::new_v4()), set("8"))
             .await;
-        assert!(matches!(refused, Err(CatalogError::Conflict(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CatalogError::Conflict(_))),
+            "{refused:?}"
+        );
         let loaded = catalog.load(name).await.expect("load").expect("is there");
         assert_eq!(loaded.metadata.properties()["downriver.offset"], "7");
         assert_eq!(loaded.metadata.uuid(), uuid);

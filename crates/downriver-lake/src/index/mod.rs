@@ -56,7 +56,11 @@ impl KeyIndex {
 
     /// File names of the runs, in order.
     pub(crate) fn names(&self) -> Vec<String> {
-        let name = |run: &Run| run.path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let name = |run: &Run| {
+            run.path
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+        };
         self.runs.iter().filter_map(name).collect()
     }
 
@@ -112,10 +116,12 @@ impl KeyIndex {
     pub(crate) fn remove_others(folder: &Path, names: &[String]) -> std::io::Result<()> {
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.extension().is_some_and(|suffix| suffix == "run")
-                && !names.contains(&name)
-            {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if path.extension().is_some_and(|suffix| suffix == "run") && !names.contains(&name) {
                 std::fs::remove_file(path)?;
             }
         }
@@ -227,12 +233,16 @@ mod tests {
         index.add((0..600).map(entry).collect()).unwrap();
         let path = folder.path().join(&index.names()[0]);
         let sound = std::fs::read(&path).unwrap();
-        for at in (0..sound.len()).step_by(97).chain(sound.len() - 16..sound.len()) {
+        for at in (0..sound.len())
+            .step_by(97)
+            .chain(sound.len() - 16..sound.len())
+        {
             let mut damaged = sound.clone();
             damaged[at] ^= 4;
             std::fs::write(&path, damaged).unwrap();
             let hashes: Vec<KeyHash> = (0..600).map(|at| entry(at).0).collect();
-            let read = KeyIndex::open(folder.path(), &index.names()).and_then(|i| i.lookup(&hashes));
+            let read =
+                KeyIndex::open(folder.path(), &index.names()).and_then(|i| i.lookup(&hashes));
             assert!(read.is_err(), "byte {at}");
         }
     }

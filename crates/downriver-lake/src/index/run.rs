@@ -74,14 +74,19 @@ impl Run {
         if !block.is_empty() {
             finish(&mut block)?;
         }
-        let mut tail: Vec<u8> = fences.iter().flat_map(|fence| fence.to_le_bytes()).collect();
+        let mut tail: Vec<u8> = fences
+            .iter()
+            .flat_map(|fence| fence.to_le_bytes())
+            .collect();
         let blocks = u32::try_from(fences.len()).map_err(std::io::Error::other)?;
         tail.extend_from_slice(&blocks.to_le_bytes());
         tail.extend_from_slice(&crc32c::crc32c(&tail).to_le_bytes());
         tail.extend_from_slice(MAGIC);
         tail.push(VERSION);
         out.write_all(&tail)?;
-        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let file = out
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
         file.sync_data()?;
         Ok(Self {
             path: path.to_owned(),
@@ -104,7 +109,10 @@ impl Run {
         }
         if trailer[11] != VERSION {
             let (found, known) = (trailer[11].escape_ascii(), VERSION as char);
-            return Err(invalid(path, &format!("has format {found}, this build reads {known}")));
+            return Err(invalid(
+                path,
+                &format!("has format {found}, this build reads {known}"),
+            ));
         }
         let number = |at: usize| u32::from_le_bytes(trailer[at..at + 4].try_into().expect("four"));
         let blocks = number(0) as usize;

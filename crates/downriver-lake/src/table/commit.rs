@@ -15,9 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downriver_event::{Epoch, Offset};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use iceberg::spec::{
-    DataFile, MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata,
-};
+use iceberg::spec::{DataFile, MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
 use roaring::RoaringBitmap;
 
@@ -318,18 +316,12 @@ impl TableWriter {
 
     fn own_summary(&self, to: Offset, data_snapshot: i64) -> HashMap<String, String> {
         HashMap::from([
-            (
-                PIPELINE_PROPERTY.to_owned(),
-                self.config.pipeline.clone(),
-            ),
+            (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
             (STREAM_PROPERTY.to_owned(), self.config.stream.clone()),
             (EPOCH_PROPERTY.to_owned(), self.config.epoch.to_string()),
             (FROM_SUMMARY.to_owned(), self.committed.to_string()),
             (TO_SUMMARY.to_owned(), to.to_string()),
-            (
-                DATA_SNAPSHOT_SUMMARY.to_owned(),
-                data_snapshot.to_string(),
-            ),
+            (DATA_SNAPSHOT_SUMMARY.to_owned(), data_snapshot.to_string()),
         ])
     }
 
@@ -440,10 +432,7 @@ impl TableWriter {
             (OFFSET_PROPERTY.to_owned(), to.to_string()),
             (EPOCH_PROPERTY.to_owned(), self.config.epoch.to_string()),
             (STREAM_PROPERTY.to_owned(), self.config.stream.clone()),
-            (
-                PIPELINE_PROPERTY.to_owned(),
-                self.config.pipeline.clone(),
-            ),
+            (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
         ]);
         let (set, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending.properties)
             .into_iter()
@@ -486,7 +475,11 @@ impl TableWriter {
         self.committed = to;
         self.data_snapshot = data_snapshot;
         self.pending = Pending::default();
-        let Staged { live, replaced, snapshot } = staged;
+        let Staged {
+            live,
+            replaced,
+            snapshot,
+        } = staged;
         self.live = live;
         let sequence = snapshot.sequence_number();
         let replaced = replaced.into_iter().map(|path| Garbage { path, sequence });
@@ -552,7 +545,10 @@ impl TableWriter {
 
     /// Snapshots to forget with the next commit: their ids and manifest lists.
     fn expired(&self) -> Vec<(i64, String)> {
-        let said = |name: &str| self.property(name).and_then(|text| text.parse::<i64>().ok());
+        let said = |name: &str| {
+            self.property(name)
+                .and_then(|text| text.parse::<i64>().ok())
+        };
         let kept_ms = said("history.expire.max-snapshot-age-ms").unwrap_or(SNAPSHOTS_KEPT_FOR_MS);
         let kept_min = said("history.expire.min-snapshots-to-keep")
             .and_then(|kept| usize::try_from(kept).ok())
@@ -615,7 +611,10 @@ impl TableWriter {
         let version = self.version(&self.live, self.data_snapshot);
         self.committed_runs.clone_from(&version.runs);
         self.write_versions(vec![version])?;
-        Ok(KeyIndex::remove_others(&self.config.folder, &self.committed_runs)?)
+        Ok(KeyIndex::remove_others(
+            &self.config.folder,
+            &self.committed_runs,
+        )?)
     }
 
     /// Deletes the files that no snapshot needs any more. One that cannot be deleted now is tried again.

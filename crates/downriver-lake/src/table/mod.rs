@@ -507,9 +507,10 @@ impl TableWriter {
 fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {
     use pb::marker::Kind;
     match &marker.kind {
-        Some(Kind::SchemaChange(change)) => {
-            change.schema.as_ref().is_some_and(|s| s.table_id == table.0)
-        }
+        Some(Kind::SchemaChange(change)) => change
+            .schema
+            .as_ref()
+            .is_some_and(|s| s.table_id == table.0),
         Some(Kind::SnapshotStart(start)) => start.table_id == table.0,
         Some(Kind::SnapshotEnd(end)) => end.table_id == table.0,
         Some(Kind::Truncate(truncate)) => truncate.table_ids.contains(&table.0),

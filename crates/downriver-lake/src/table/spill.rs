@@ -55,9 +55,7 @@ impl TableWriter {
                 .insert(at.row);
         }
         if let Some(file) = file {
-            let at = |(entry, row): (&u32, u32)| {
-                (hashes[*entry as usize], Location { file, row })
-            };
+            let at = |(entry, row): (&u32, u32)| (hashes[*entry as usize], Location { file, row });
             self.index.add(rows.iter().zip(0..).map(at).collect())?;
             self.rows_written += rows.len() as u64;
         }
@@ -128,8 +126,8 @@ impl TableWriter {
 
     /// Where the table has each key, if it has it.
     fn locate(&self, hashes: &[KeyHash]) -> Result<Vec<Option<Location>>, LakeError> {
-        let mut order: Vec<u32> = (0..u32::try_from(hashes.len()).expect("entries are counted so"))
-            .collect();
+        let mut order: Vec<u32> =
+            (0..u32::try_from(hashes.len()).expect("entries are counted so")).collect();
         order.sort_unstable_by_key(|at| hashes[*at as usize]);
         let sorted: Vec<KeyHash> = order.iter().map(|at| hashes[*at as usize]).collect();
         let found = self.index.lookup(&sorted)?;
@@ -255,7 +253,10 @@ impl TableWriter {
         RecordBatch::try_new(Arc::clone(&self.layout.arrow), arrays).map_err(|error| {
             LakeError::stopped(
                 "DR-3020",
-                format!("rows of {} do not fit the lake's table: {error}", self.name()),
+                format!(
+                    "rows of {} do not fit the lake's table: {error}",
+                    self.name()
+                ),
                 "correct the value at the source, or exclude the table from the pipeline",
             )
         })
@@ -385,10 +386,6 @@ fn sort_by_keys(rows: &mut Vec<u32>, keys: &[ArrayRef]) {
         .collect();
     // The order only makes files smaller and reading faster.
     if let Ok(order) = arrow_ord::sort::lexsort_to_indices(&columns, None) {
-        *rows = order
-            .values()
-            .iter()
-            .map(|at| rows[*at as usize])
-            .collect();
+        *rows = order.values().iter().map(|at| rows[*at as usize]).collect();
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    fn apply(&self, swaps: &[Pointer]) -> Result<(), PointerError> {
+    pub(crate) fn apply(&self, swaps: &[Pointer]) -> Result<(), PointerError> {
         let key = |p: &Pointer| (p.catalog.clone(), p.namespace.clone(), p.table.clone());
         let mut pointers = self.pointers.lock().unwrap();
         for swap in swaps {

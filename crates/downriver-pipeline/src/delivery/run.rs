@@ -205,12 +205,16 @@ impl Run<'_> {
     /// Opens tables that the stream brings for the first time.
     async fn meet(&mut self, changes: &Changes) -> Result<(), DeliveryError> {
         use downriver_event::pb::marker::Kind;
-        let announced = changes.markers.iter().filter_map(|marker| match &marker.kind {
-            Some(Kind::SchemaChange(change)) => {
-                change.schema.as_ref().map(|schema| TableId(schema.table_id))
-            }
-            _ => None,
-        });
+        let announced = changes
+            .markers
+            .iter()
+            .filter_map(|marker| match &marker.kind {
+                Some(Kind::SchemaChange(change)) => change
+                    .schema
+                    .as_ref()
+                    .map(|schema| TableId(schema.table_id)),
+                _ => None,
+            });
         let unknown: Vec<TableId> = announced
             .chain(changes.tables())
             .filter(|table| !self.tables.has(*table) && !self.excluded.contains(table))
@@ -293,10 +297,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn read_some(
-        &self,
-        stop: &CancellationToken,
-    ) -> Result<Vec<StoredBlock>, DeliveryError> {
+    async fn read_some(&self, stop: &CancellationToken) -> Result<Vec<StoredBlock>, DeliveryError> {
         let mut changes = self.log.changes();
         loop {
             let blocks = self

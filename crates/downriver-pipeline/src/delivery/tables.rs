@@ -105,7 +105,9 @@ impl<'a> Tables<'a> {
             table: schema.name.clone(),
         };
         let stored = if paused {
-            self.progress.get(&config.pipeline, schema.id).unwrap_or_default()
+            self.progress
+                .get(&config.pipeline, schema.id)
+                .unwrap_or_default()
         } else {
             let opened = self.progress.open(&config.pipeline, schema.id).await;
             opened.map_err(DeliveryError::Progress)?
@@ -169,12 +171,18 @@ impl<'a> Tables<'a> {
     }
 
     pub(super) fn has_changes(&self) -> bool {
-        let mut writers = self.by_id.values().filter_map(|table| table.writer.as_ref());
+        let mut writers = self
+            .by_id
+            .values()
+            .filter_map(|table| table.writer.as_ref());
         writers.any(TableWriter::has_changes)
     }
 
     pub(super) fn window_bytes(&self) -> usize {
-        let writers = self.by_id.values().filter_map(|table| table.writer.as_ref());
+        let writers = self
+            .by_id
+            .values()
+            .filter_map(|table| table.writer.as_ref());
         writers.map(TableWriter::window_bytes).sum()
     }
 
@@ -187,7 +195,9 @@ impl<'a> Tables<'a> {
     ) -> Result<(), DeliveryError> {
         let event = |offset: Offset| {
             let events = offset.0.saturating_sub(changes.base.0);
-            u32::try_from(events).unwrap_or(u32::MAX).min(changes.events)
+            u32::try_from(events)
+                .unwrap_or(u32::MAX)
+                .min(changes.events)
         };
         for table in self.by_id.values_mut() {
             let Some(writer) = &mut table.writer else {
