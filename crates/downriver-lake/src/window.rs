@@ -342,7 +342,14 @@ impl Window {
                 None => {}
             }
             if !version.is_update {
-                return Found::Null;
+                // Only an update may leave a value to the row before it.
+                let left_out =
+                    |data: &Column| data.presence(version.cell as usize) == Presence::Unchanged;
+                return if new[held].is_some_and(left_out) {
+                    Found::Lost
+                } else {
+                    Found::Null
+                };
             }
             if let (Some(data), Some(cell)) = (old[held], version.old_cell)
                 && !matches!(
