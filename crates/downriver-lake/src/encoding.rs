@@ -121,10 +121,12 @@ pub(crate) fn array(
         }
         DataType::Utf8 => {
             let mut out = StringBuilder::with_capacity(len, len * 16);
-            let is_interval = *ty == LogicalType::Interval;
             each(cells, Special::Text, |cell| {
                 match cell {
-                    Some(Known::Cell(column, at)) if is_interval => {
+                    // The cell says what it is: the column may have had another type when it was written.
+                    Some(Known::Cell(column, at))
+                        if matches!(column.values, Values::Fixed16(_)) =>
+                    {
                         let interval = column.interval(at).ok_or("a value of another type")?;
                         out.append_value(interval.to_string());
                     }

@@ -134,6 +134,11 @@ impl Window {
         *self = Self::new(self.seed);
     }
 
+    /// Whether some row may lack a value that was not sent.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.held.iter().any(|held| !held.partial.is_empty())
+    }
+
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
@@ -226,7 +231,7 @@ impl Window {
             inherits: Inherits::Nothing,
         };
         let moved = old.filter(|(old_key, _)| *old_key != key);
-        if is_update && self.is_partial(held, at_new) {
+        if is_update && self.lacks_a_value(held, at_new) {
             let (from, from_cell, in_old) = match moved {
                 Some((old_key, old_cell)) => (old_key, old_cell, true),
                 None => (key, cell(at_new), false),
@@ -308,7 +313,7 @@ impl Window {
         Ok(KeyHash::of(&self.scratch, self.seed))
     }
 
-    fn is_partial(&self, held: u32, cell: usize) -> bool {
+    fn lacks_a_value(&self, held: u32, cell: usize) -> bool {
         let held = &self.held[held as usize];
         held.partial.iter().any(|at| {
             held.group.new_columns.get(*at).is_none_or(|column| {

@@ -49,7 +49,7 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             stream: "shop/1".into(),
             epoch: Epoch(epoch),
             start: Offset(0),
-            committed: Offset(0),
+            committed: None,
             folder: folder.path().join("index"),
         };
         TableWriter::open(catalog.clone(), warehouse.clone(), config, schema())

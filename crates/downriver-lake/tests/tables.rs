@@ -307,7 +307,7 @@ impl Lake {
             stream: "shop/1".into(),
             epoch: Epoch(epoch),
             start: Offset(0),
-            committed: Offset(0),
+            committed: None,
             folder: self.index(),
         }
     }
@@ -321,13 +321,16 @@ impl Lake {
     }
 
     async fn open_as(&self, config: TableConfig) -> Result<TableWriter, LakeError> {
-        TableWriter::open(
-            self.catalog.clone(),
-            self.warehouse.clone(),
-            config,
-            schema(1),
-        )
-        .await
+        self.open_of(config, schema(1)).await
+    }
+
+    async fn open_of(
+        &self,
+        config: TableConfig,
+        source: Arc<TableSchema>,
+    ) -> Result<TableWriter, LakeError> {
+        let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
+        TableWriter::open(catalog, warehouse, config, source).await
     }
 
     /// The table's rows are the model's.
@@ -604,6 +607,150 @@ async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_cha
     }
     writer.commit(next).await?;
     lake.ensure_is(&model, before.version).await
+}
+
+/// One transaction as a block of its own.
+fn transaction(
+    at: Offset,
+    fill: impl FnOnce(&mut BlockBuilder),
+) -> Result<(Offset, Block, Offset)> {
+    let mut builder = BlockBuilder::new();
+    builder.begin("1".into(), 0);
+    fill(&mut builder);
+    builder.commit(&SourcePosition::Postgres(Lsn(1)));
+    let (encoded, block) = builder.cut_and_read().context("a block")?;
+    Ok((at, block, at.plus(u64::from(encoded.events))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_was_not_sent_may_come_with_the_rows_chunk_and_must_be_there_afterwards()
+-> Result<()> {
+    let lake = Lake::new()?;
+    let mut writer = lake.open(1).await?;
+    let key: Key = (1, "p".into());
+    let row = |body: &str| Row {
+        body: Some(body.into()),
+        amount: Some("1.00".into()),
+        extra: None,
+    };
+    let start = pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+        table_id: TABLE.0,
+        generation: 1,
+    });
+    let end = pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+        table_id: TABLE.0,
+        generation: 1,
+        rows: 1,
+    });
+    let (base, block, next) = transaction(Offset(0), |b| b.marker(start))?;
+    apply(&mut writer, base, &block).await?;
+    let (base, block, next) = transaction(next, |b| {
+        push(b, &schema(1), RowOp::Update, None, &key, &row(""), true);
+    })?;
+    apply(&mut writer, base, &block).await?;
+    writer.commit(next).await?;
+    // The next owner still knows that the chunk is to come.
+    let mut writer = lake.open(2).await?;
+    let (base, block, next) = transaction(next, |b| {
+        push(
+            b,
+            &schema(1),
+            RowOp::Update,
+            None,
+            &key,
+            &row("from the chunk"),
+            false,
+        );
+    })?;
+    apply(&mut writer, base, &block).await?;
+    let (base, block, next) = transaction(next, |b| b.marker(end))?;
+    apply(&mut writer, base, &block).await?;
+    writer.commit(next).await?;
+    let model = Model::from([(key, row("from the chunk"))]);
+    lake.ensure_is(&model, 1).await?;
+    // Now every value must be there.
+    let other: Key = (2, "p".into());
+    let (base, block, next) = transaction(next, |b| {
+        push(b, &schema(1), RowOp::Update, None, &other, &row(""), true);
+    })?;
+    apply(&mut writer, base, &block).await?;
+    match writer.commit(next).await {
+        Err(LakeError::Stopped(problem)) => ensure!(problem.code == "DR-3012", "{problem:?}"),
+        result => anyhow::bail!("{result:?}"),
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_another_table_and_a_takeover_stop_by_name() -> Result<()> {
+    let lake = Lake::new()?;
+    let code = |result: Result<TableWriter, LakeError>| match result {
+        Err(LakeError::Stopped(problem)) => Ok(problem.code),
+        other => anyhow::bail!("{:?}", other.map(|_| ())),
+    };
+    let mut writer = lake.open(1).await?;
+    let rekeyed = Arc::new(TableSchema {
+        key: vec![1],
+        version: 2,
+        ..(*schema(1)).clone()
+    });
+    let change = pb::marker::Kind::SchemaChange(pb::SchemaChange {
+        schema: Some(rekeyed.to_pb()),
+        previous_version: 1,
+    });
+    let (base, block, _) = transaction(Offset(0), |b| b.marker(change))?;
+    match apply(&mut writer, base, &block).await {
+        Err(LakeError::Stopped(problem)) => ensure!(problem.code == "DR-3022", "{problem:?}"),
+        result => anyhow::bail!("{result:?}"),
+    }
+    ensure!(code(lake.open_of(lake.config(2), rekeyed).await)? == "DR-3022");
+    let other = Arc::new(TableSchema {
+        id: TableId(8),
+        ..(*schema(1)).clone()
+    });
+    ensure!(code(lake.open_of(lake.config(2), other).await)? == "DR-3023");
+    let taken_over = TableConfig {
+        stream: "shop/2".into(),
+        committed: Some(Offset(3)),
+        ..lake.config(2)
+    };
+    ensure!(code(lake.open_as(taken_over).await)? == "DR-3018");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_is_made_again() -> Result<()> {
+    let lake = Lake::new()?;
+    let mut source = Source::new(6);
+    let mut writer = lake.open(1).await?;
+    for _ in 0..4 {
+        source.block();
+    }
+    for (base, block, _) in &source.blocks {
+        apply(&mut writer, *base, block).await?;
+    }
+    writer.commit(source.next).await?;
+    for file in files_in(&lake.index())? {
+        if file.ends_with(".run") {
+            let mut bytes = std::fs::read(&file)?;
+            bytes[7] ^= 1;
+            std::fs::write(&file, bytes)?;
+        }
+    }
+    let at = source.blocks.len();
+    source.block();
+    let (base, block, _) = source.blocks[at].clone();
+    let mut writer = lake.open(2).await?;
+    apply(&mut writer, base, &block).await?;
+    let failed = writer.commit(source.next).await;
+    ensure!(
+        matches!(&failed, Err(error) if error.is_transient()),
+        "{failed:?}"
+    );
+    let mut writer = lake.open(3).await?;
+    apply(&mut writer, base, &block).await?;
+    writer.commit(source.next).await?;
+    lake.ensure_is(&source.model, source.version).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,10 +3,11 @@
 //! | answer | means | then |
 //! |---|---|---|
 //! | done | it is there | go on |
-//! | conflict, our snapshot is in the table | an earlier try of the same commit landed | go on |
-//! | conflict, main is where it was | something else of the table changed | read it, send again |
+//! | conflict, our snapshot is the current one | an earlier try of the same commit landed | go on |
+//! | conflict, main is where it was | something else of the table changed | open it anew |
 //! | conflict, main has moved | another owner, or a foreign edit | stop |
-//! | unknown, our snapshot is in the table | it landed | go on |
+//! | conflict, main has moved to an older owner's commit | it was on its way when we took over | open it anew |
+//! | unknown, our snapshot is the current one | it landed | go on |
 //! | unknown, main is where it was | it may still land | send the identical commit again: one of the two fails |
 //! | unknown, main has moved | the lost commit cannot land any more | as a conflict |
 
@@ -22,8 +23,9 @@ use roaring::RoaringBitmap;
 use super::local::{FORMAT, Garbage, LocalState, Version};
 use super::spill::hash_keys;
 use super::{
-    DATA_SNAPSHOT_SUMMARY, EPOCH_PROPERTY, FROM_SUMMARY, OFFSET_PROPERTY, PIPELINE_PROPERTY,
-    Pending, STREAM_PROPERTY, TO_SUMMARY, TableWriter,
+    DATA_SNAPSHOT_SUMMARY, EPOCH_PROPERTY, FROM_SUMMARY, KEY_PROPERTY, OFFSET_PROPERTY,
+    PIPELINE_PROPERTY, Pending, STREAM_PROPERTY, TABLE_PROPERTY, TO_SUMMARY, TableWriter,
+    key_property,
 };
 use crate::LakeError;
 use crate::catalog::CatalogError;
@@ -46,6 +48,16 @@ const REST_MAX: Duration = Duration::from_secs(8);
 const WRITES_AT_ONCE: usize = 8;
 /// Files whose deleted positions are kept in memory.
 const DELETED_KEPT_MAX: usize = 1_024;
+
+/// Whether there are tags or branches beside main. The library shows references only when it writes them; where
+/// it does not, there may be some.
+fn has_references(metadata: &TableMetadata) -> bool {
+    let Ok(written) = serde_json::to_value(metadata) else {
+        return true;
+    };
+    let references = written["refs"].as_object();
+    references.is_some_and(|references| references.keys().any(|name| name != MAIN_BRANCH))
+}
 
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -166,6 +178,17 @@ impl TableWriter {
         self.rebuild_index().await
     }
 
+    /// A damaged index is made again when the table is opened next.
+    pub(super) fn index_failed(&self, error: std::io::Error) -> LakeError {
+        if error.kind() == std::io::ErrorKind::InvalidData {
+            tracing::warn!(table = %self.config.name, error = %error, "the key index is damaged");
+            if let Err(error) = LocalState::forget_index(&self.config.folder) {
+                return error.into();
+            }
+        }
+        error.into()
+    }
+
     async fn rebuild_index(&mut self) -> Result<(), LakeError> {
         /// Entries collected before they become a run.
         const RUN_ENTRIES: usize = 500_000;
@@ -202,11 +225,14 @@ impl TableWriter {
                 let located = hashes.into_iter().zip(live_rows.by_ref());
                 entries.extend(located.map(|(hash, row)| (hash, Location { file, row })));
                 if entries.len() >= RUN_ENTRIES {
-                    self.index.add(std::mem::take(&mut entries))?;
+                    let due = std::mem::take(&mut entries);
+                    self.index.add(due).map_err(|e| self.index_failed(e))?;
                 }
             }
         }
-        self.index.add(entries)?;
+        self.index
+            .add(entries)
+            .map_err(|error| self.index_failed(error))?;
         self.write_local(Vec::new())
     }
 
@@ -301,8 +327,20 @@ impl TableWriter {
             .properties()
             .get(EPOCH_PROPERTY)
             .and_then(|epoch| epoch.parse().ok());
+        let of = |name: &str| {
+            let summary = now.current_snapshot()?.summary();
+            summary.additional_properties.get(name).map(String::as_str)
+        };
+        let ours = of(STREAM_PROPERTY) == Some(&self.config.stream)
+            && of(PIPELINE_PROPERTY) == Some(&self.config.pipeline);
         match epoch {
             Some(epoch) if epoch > self.config.epoch.0 => LakeError::Fenced(Epoch(epoch)),
+            // A commit of an earlier owner was still on its way.
+            Some(_) if ours => CatalogError::Conflict(format!(
+                "an earlier commit of table {} has landed late",
+                self.config.name
+            ))
+            .into(),
             _ => LakeError::stopped(
                 "DR-3010",
                 format!(
@@ -433,6 +471,8 @@ impl TableWriter {
             (EPOCH_PROPERTY.to_owned(), self.config.epoch.to_string()),
             (STREAM_PROPERTY.to_owned(), self.config.stream.clone()),
             (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
+            (TABLE_PROPERTY.to_owned(), self.source.id.0.to_string()),
+            (KEY_PROPERTY.to_owned(), key_property(&self.source)),
         ]);
         let (set, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending.properties)
             .into_iter()
@@ -455,7 +495,7 @@ impl TableWriter {
                 removals: removed.into_iter().map(|(name, _)| name).collect(),
             });
         }
-        let expired = self.expired();
+        let expired = self.expired().await?;
         if !expired.is_empty() {
             updates.push(TableUpdate::RemoveSnapshots {
                 snapshot_ids: expired.iter().map(|(id, _)| *id).collect(),
@@ -515,7 +555,8 @@ impl TableWriter {
                 return Ok(now);
             }
             tries += 1;
-            if tries == COMMIT_TRIES {
+            // What else of the table changed is read when it is opened again.
+            if matches!(error, CatalogError::Conflict(_)) || tries == COMMIT_TRIES {
                 return Err(error.into());
             }
             tracing::warn!(table = %self.config.name, error = %error, "a commit is sent again");
@@ -529,7 +570,8 @@ impl TableWriter {
         let mut rest = REST_FIRST;
         loop {
             match self.reload().await {
-                Ok(now) if now.snapshot_by_id(snapshot_id).is_some() => return Ok(Some(now)),
+                // It must still be the current one: behind it a newer owner may have committed.
+                Ok(now) if now.current_snapshot_id() == Some(snapshot_id) => return Ok(Some(now)),
                 Ok(now) if now.current_snapshot_id() != self.metadata.current_snapshot_id() => {
                     return Err(self.moved(&now));
                 }
@@ -543,8 +585,9 @@ impl TableWriter {
         }
     }
 
-    /// Snapshots to forget with the next commit: their ids and manifest lists.
-    fn expired(&self) -> Vec<(i64, String)> {
+    /// Snapshots to forget with the next commit: their ids and manifest lists. None as long as somebody keeps a tag
+    /// or a branch: what that needs is not told from the rest.
+    async fn expired(&self) -> Result<Vec<(i64, String)>, LakeError> {
         let said = |name: &str| {
             self.property(name)
                 .and_then(|text| text.parse::<i64>().ok())
@@ -562,20 +605,11 @@ impl TableWriter {
             .filter(|snapshot| snapshot.timestamp_ms() < oldest)
             .map(|s| (s.snapshot_id(), s.manifest_list().to_owned()))
             .collect();
-        if due.len() < EXPIRED_AT_ONCE_MIN {
-            return Vec::new();
+        // A tag may have been set since our last commit.
+        if due.len() < EXPIRED_AT_ONCE_MIN || has_references(&self.reload().await?) {
+            return Ok(Vec::new());
         }
-        // What somebody tagged or branched stays. The library shows references only when it writes them.
-        let written = serde_json::to_value(&self.metadata).unwrap_or_default();
-        let references = written["refs"].as_object();
-        let referenced: Vec<i64> = references
-            .into_iter()
-            .flat_map(|references| references.values())
-            .filter_map(|reference| reference["snapshot-id"].as_i64())
-            .collect();
-        due.into_iter()
-            .filter(|(id, _)| !referenced.contains(id))
-            .collect()
+        Ok(due)
     }
 
     fn version(&self, live: &Live, data_snapshot: i64) -> Version {
@@ -629,6 +663,10 @@ impl TableWriter {
             .into_iter()
             .partition(|garbage| garbage.sequence <= oldest);
         self.garbage = kept;
+        if due.is_empty() || has_references(&self.metadata) {
+            self.garbage.extend(due);
+            return Ok(());
+        }
         for garbage in due {
             let Ok(key) = self.warehouse.key(&garbage.path) else {
                 continue;

@@ -74,4 +74,12 @@ impl LocalState {
         std::fs::rename(beside, folder.join(NAME))?;
         std::fs::File::open(folder)?.sync_all()
     }
+    /// Keeps everything but the index, which is made again then.
+    pub(crate) fn forget_index(folder: &Path) -> std::io::Result<()> {
+        if let Some(mut state) = Self::read(folder)? {
+            state.versions.clear();
+            state.write(folder)?;
+        }
+        Ok(())
+    }
 }

@@ -44,9 +44,14 @@ pub(crate) const OFFSET_PROPERTY: &str = "downriver.offset";
 pub(crate) const EPOCH_PROPERTY: &str = "downriver.epoch";
 pub(crate) const STREAM_PROPERTY: &str = "downriver.stream";
 pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
-/// While a snapshot of the source's table is being delivered into a table that had rows: the last sequence
-/// number of the files from before it. What is still in them at its end is gone at the source.
-const SWEEP_PROPERTY: &str = "downriver.sweep";
+/// Of the source's table: one lake table is never of two.
+const TABLE_PROPERTY: &str = "downriver.table";
+/// Column ids of the key that the rows are known by.
+const KEY_PROPERTY: &str = "downriver.key";
+/// While a snapshot of the source's table is being delivered: the last sequence number of the files from before
+/// it. What is still in them at its end is gone at the source. Until then a value that was not sent may be one
+/// that the snapshot brings later.
+const SNAPSHOT_PROPERTY: &str = "downriver.snapshot-since";
 const FROM_SUMMARY: &str = "downriver.from";
 const TO_SUMMARY: &str = "downriver.to";
 const DATA_SNAPSHOT_SUMMARY: &str = "downriver.data-snapshot";
@@ -98,8 +103,9 @@ pub struct TableConfig {
     pub epoch: Epoch,
     /// Where the stream starts for a table that is made now, or that another stream filled.
     pub start: Offset,
-    /// What is known elsewhere to have been committed: a table that says less was rolled back.
-    pub committed: Offset,
+    /// What is known elsewhere to have been committed by this stream, if anything: a table that says less was
+    /// rolled back, one that is of another stream was taken over.
+    pub committed: Option<Offset>,
     /// Of this table alone, on local disk.
     pub folder: PathBuf,
 }
@@ -148,8 +154,8 @@ pub struct TableWriter {
     deleted: HashMap<u32, RoaringBitmap>,
     /// Everything before it is in the table.
     committed: Offset,
-    /// See [`SWEEP_PROPERTY`].
-    sweep: Option<i64>,
+    /// See [`SNAPSHOT_PROPERTY`].
+    snapshot_since: Option<i64>,
     rows_written: u64,
 }
 
@@ -191,7 +197,7 @@ impl TableWriter {
         };
         let mut table = Self {
             committed: config.start,
-            sweep: None,
+            snapshot_since: None,
             rows_written: 0,
             seed: 0,
             next_file: 1,
@@ -285,6 +291,9 @@ impl TableWriter {
                 "run the version that made it, or drop or rename the table, or give the pipeline another namespace",
             ));
         }
+        if stream == self.config.stream {
+            self.check_table_and_key()?;
+        }
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
         if stream == self.config.stream && epoch > self.config.epoch.0 {
@@ -299,6 +308,15 @@ impl TableWriter {
                         self.property(PIPELINE_PROPERTY).unwrap_or_default()
                     ),
                     "give this pipeline another namespace, or drop the table",
+                ));
+            }
+            if let Some(committed) = self.config.committed {
+                return Err(LakeError::stopped(
+                    "DR-3018",
+                    format!(
+                        "table {name} was taken over by another pipeline of this name after offset {committed}"
+                    ),
+                    "let only one of them write it: give the other a name or a namespace of its own",
                 ));
             }
             // Filled from another life of the source: the new snapshot replaces what is there.
@@ -328,16 +346,58 @@ impl TableWriter {
                 )));
             }
         }
-        if offset < self.config.committed.0 {
+        let known = self.config.committed.unwrap_or_default();
+        if offset < known.0 {
             return Err(foreign(format!(
-                "table {name} was rolled back from offset {} to {offset}",
-                self.config.committed
+                "table {name} was rolled back from offset {known} to {offset}"
             )));
         }
         self.committed = Offset(offset);
-        self.sweep = self
-            .property(SWEEP_PROPERTY)
+        self.snapshot_since = self
+            .property(SNAPSHOT_PROPERTY)
             .and_then(|text| text.parse().ok());
+        Ok(())
+    }
+
+    /// The lake's table is of this table of the source, with the key that its rows are known by.
+    fn check_table_and_key(&self) -> Result<(), LakeError> {
+        let source = self.source.qualified_name();
+        let differs = |name: &str, mine: &str| self.property(name).is_some_and(|is| is != mine);
+        if differs(TABLE_PROPERTY, &self.source.id.0.to_string()) {
+            return Err(LakeError::stopped(
+                "DR-3023",
+                format!(
+                    "table {} holds another table of the source that was called {source} before",
+                    self.config.name
+                ),
+                "delete the lake's table and the pipeline, and apply the pipeline again: tables that were made again or renamed are not followed yet",
+            ));
+        }
+        if differs(KEY_PROPERTY, &key_property(&self.source)) {
+            return Err(self.key_changed());
+        }
+        Ok(())
+    }
+
+    fn key_changed(&self) -> LakeError {
+        LakeError::stopped(
+            "DR-3022",
+            format!(
+                "the primary key of {} is of other columns than before",
+                self.source.qualified_name()
+            ),
+            "delete the lake's table and the pipeline, and apply the pipeline again: changes of a key are not built yet",
+        )
+    }
+
+    /// Takes a newer version of the source's schema over.
+    fn meet(&mut self, schema: &Arc<TableSchema>) -> Result<(), LakeError> {
+        if schema.version > self.source.version {
+            if schema.key != self.source.key {
+                return Err(self.key_changed());
+            }
+            self.source = Arc::clone(schema);
+        }
         Ok(())
     }
 
@@ -434,9 +494,7 @@ impl TableWriter {
                     "report it",
                 )
             })?;
-            if schema.version > self.source.version {
-                self.source = Arc::clone(schema);
-            }
+            self.meet(schema)?;
             let held = self.window.hold(Arc::clone(group), Arc::clone(schema))?;
             for (row, (op, image, at_new, at_old)) in
                 group.images().enumerate().skip(first).take(last - first)
@@ -456,32 +514,29 @@ impl TableWriter {
         match &marker.kind {
             Some(Kind::SchemaChange(change)) => {
                 let schema = change.schema.as_ref().map(TableSchema::from_pb);
-                if let Some(Ok(schema)) = schema
-                    && schema.version > self.source.version
-                {
-                    self.source = Arc::new(schema);
+                if let Some(Ok(schema)) = schema {
+                    self.meet(&Arc::new(schema))?;
                 }
             }
             Some(Kind::Truncate(_)) => self.truncate().await?,
             // The marker is a transaction of its own: what came before it may be committed.
             Some(Kind::SnapshotStart(_)) => {
                 self.commit(at).await?;
-                if self.live.rows() > 0 {
-                    let last = self.metadata.last_sequence_number();
-                    self.sweep = Some(last);
-                    self.pending
-                        .properties
-                        .insert(SWEEP_PROPERTY.to_owned(), last.to_string());
-                }
+                let last = self.metadata.last_sequence_number();
+                self.snapshot_since = Some(last);
+                self.pending
+                    .properties
+                    .insert(SNAPSHOT_PROPERTY.to_owned(), last.to_string());
             }
             Some(Kind::SnapshotEnd(_)) => {
-                if let Some(last) = self.sweep.take() {
+                if let Some(last) = self.snapshot_since {
                     self.spill().await?;
+                    self.snapshot_since = None;
                     let old = self.live.files.iter().filter(|(_, f)| f.sequence <= last);
                     self.pending.removed.extend(old.map(|(number, _)| *number));
                     self.pending
                         .properties
-                        .insert(SWEEP_PROPERTY.to_owned(), String::new());
+                        .insert(SNAPSHOT_PROPERTY.to_owned(), String::new());
                 }
             }
             Some(Kind::Message(_)) | None => {}
@@ -502,6 +557,11 @@ impl TableWriter {
         }
         Ok(())
     }
+}
+
+fn key_property(source: &TableSchema) -> String {
+    let key = source.key.iter().map(u32::to_string);
+    key.collect::<Vec<_>>().join(",")
 }
 
 fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {

@@ -23,6 +23,8 @@ use crate::window::{Found, Held, Window};
 /// Rows of a batch, at most; fewer when rows are wide.
 const BATCH_ROWS_MAX: usize = 8_192;
 const BATCH_ROWS_FIRST: usize = 1_024;
+/// Where rows take values from the table, of which nothing is known before they are read.
+const BATCH_ROWS_FIRST_PARTIAL: usize = 32;
 const BATCH_BYTES: usize = 4 << 20;
 
 impl TableWriter {
@@ -56,7 +58,10 @@ impl TableWriter {
         }
         if let Some(file) = file {
             let at = |(entry, row): (&u32, u32)| (hashes[*entry as usize], Location { file, row });
-            self.index.add(rows.iter().zip(0..).map(at).collect())?;
+            let entries = rows.iter().zip(0..).map(at).collect();
+            self.index
+                .add(entries)
+                .map_err(|error| self.index_failed(error))?;
             self.rows_written += rows.len() as u64;
         }
         Ok(())
@@ -130,7 +135,10 @@ impl TableWriter {
             (0..u32::try_from(hashes.len()).expect("entries are counted so")).collect();
         order.sort_unstable_by_key(|at| hashes[*at as usize]);
         let sorted: Vec<KeyHash> = order.iter().map(|at| hashes[*at as usize]).collect();
-        let found = self.index.lookup(&sorted)?;
+        let found = self
+            .index
+            .lookup(&sorted)
+            .map_err(|error| self.index_failed(error))?;
         let mut located = vec![None; hashes.len()];
         for (at, location) in order.into_iter().zip(found) {
             // A file that is gone holds nothing any more.
@@ -162,13 +170,19 @@ impl TableWriter {
         let schema = self.layout.schema.clone();
         let mut writer = DataWriter::create(&self.warehouse, &path, schema).await?;
         let mut rest = rows;
-        let mut batch_rows = BATCH_ROWS_FIRST;
+        let mut batch_rows = if window.is_partial() {
+            BATCH_ROWS_FIRST_PARTIAL
+        } else {
+            BATCH_ROWS_FIRST
+        };
+        // Wide rows may come again after narrow ones.
+        let mut row_bytes_max = 1;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(batch_rows.min(rest.len()));
             let batch = self.batch(window, now, before).await?;
             writer.write(&batch).await?;
-            let row_bytes = (batch.get_array_memory_size() / now.len()).max(1);
-            batch_rows = (BATCH_BYTES / row_bytes).clamp(16, BATCH_ROWS_MAX);
+            row_bytes_max = row_bytes_max.max(batch.get_array_memory_size() / now.len());
+            batch_rows = (BATCH_BYTES / row_bytes_max).clamp(16, BATCH_ROWS_MAX);
             rest = later;
         }
         let number = self.next_file;
@@ -230,9 +244,16 @@ impl TableWriter {
                             Found::Cell(column, cell) => Some((column, cell)),
                             Found::Null => None,
                             Found::Lake(entry) => {
-                                let location = before[entry as usize]
-                                    .ok_or_else(|| self.lost_row(version.offset, field.name()))?;
-                                inherited.entry(at).or_default().push((row, location));
+                                match before[entry as usize] {
+                                    Some(location) => {
+                                        inherited.entry(at).or_default().push((row, location));
+                                    }
+                                    // The row's chunk comes later and brings the value.
+                                    None if self.snapshot_since.is_some() => {}
+                                    None => {
+                                        return Err(self.lost_row(version.offset, field.name()));
+                                    }
+                                }
                                 None
                             }
                             Found::Lost => {

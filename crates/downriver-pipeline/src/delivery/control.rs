@@ -1,10 +1,14 @@
 //! How others speak to a running delivery.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use downriver_event::{Offset, TableId};
 use downriver_lake::catalog::TableName;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+
+/// Longer than a commit that is sent again and again; a delivery that stands still does not answer.
+const HOLD_WITHIN: Duration = Duration::from_secs(120);
 
 /// Handles of one delivery; it outlives the runs that listen to it.
 #[derive(Debug)]
@@ -61,8 +65,14 @@ pub struct TableCut {
 }
 
 impl Control {
-    /// Stops the reading at the next boundary; `None` when the delivery does not run.
+    /// Stops the reading at the next boundary; `None` when the delivery does not run, or does not come to one.
     pub async fn hold(&self) -> Option<Held> {
+        tokio::time::timeout(HOLD_WITHIN, self.ask_to_hold())
+            .await
+            .ok()?
+    }
+
+    async fn ask_to_hold(&self) -> Option<Held> {
         let (held, is_held) = oneshot::channel();
         let (cut, cut_at) = oneshot::channel();
         let (done, is_done) = oneshot::channel();

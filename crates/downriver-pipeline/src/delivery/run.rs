@@ -8,6 +8,7 @@ use downriver_event::block::Block;
 use downriver_event::{Offset, TableId};
 use downriver_lake::Changes;
 use downriver_log::{Log, StoredBlock, StreamState};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::control::HoldRequest;
@@ -77,20 +78,22 @@ pub(super) async fn run(
         time_us: 0,
         excluded: BTreeSet::new(),
     };
-    run.open(&state, Offset(0)).await?;
+    let first = run.tables.first_of_new(&state);
+    run.open(&state, first).await?;
     run.next = run.tables.next().unwrap_or(state.next);
     run.boundary = run.next;
     run.delivered = run.next;
-    board.update(|status| {
+    run.tables.show(board, |status| {
         status.state = TableState::Streaming;
         status.problem = None;
         status.delivered = run.next;
     });
-    run.tables.show(board);
 
     let mut holds = control.holds.lock().await;
     let mut flush = false;
     loop {
+        // Looked at here, so that whoever asks often does not keep a slow read from ever ending.
+        flush |= was_asked(&control.flush).await;
         if run.due(flush) {
             run.cut(run.boundary).await?;
         }
@@ -106,7 +109,6 @@ pub(super) async fn run(
                 }
             }
             Some(request) = holds.recv() => run.hold(request, stop).await?,
-            () = control.flush.notified() => flush = true,
             read = log.read(&config.source, run.next, READ_BYTES_MAX) => {
                 let blocks = read?;
                 if blocks.is_empty() {
@@ -127,6 +129,15 @@ pub(super) async fn run(
                 }
             }
         }
+    }
+}
+
+/// Whether somebody notified it since the last look.
+async fn was_asked(notify: &Notify) -> bool {
+    tokio::select! {
+        biased;
+        () = notify.notified() => true,
+        () = std::future::ready(()) => false,
     }
 }
 
@@ -228,7 +239,7 @@ impl Run<'_> {
         // Those that are still not there are not wanted.
         let not_wanted = unknown.into_iter().filter(|table| !self.tables.has(*table));
         self.excluded.extend(not_wanted.collect::<Vec<_>>());
-        self.tables.show(self.board);
+        self.tables.show(self.board, |_| {});
         Ok(())
     }
 
@@ -237,9 +248,8 @@ impl Run<'_> {
         self.held_bytes = 0;
         self.oldest = None;
         self.delivered = at;
-        self.tables.show(self.board);
         let time_us = self.time_us;
-        self.board.update(|status| {
+        self.tables.show(self.board, |status| {
             status.delivered = at;
             status.delivered_time_us = time_us;
             status.problem = None;

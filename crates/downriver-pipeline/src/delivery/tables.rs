@@ -51,6 +51,20 @@ impl<'a> Tables<'a> {
         }
     }
 
+    /// The offset that tables are read from of which nothing is stored. Over a log that was cut, the pipeline
+    /// took in all tables that there were: such a table came after what the others have.
+    pub(super) fn first_of_new(&self, state: &StreamState) -> Offset {
+        if state.trimmed == Offset(0) {
+            return Offset(0);
+        }
+        let of_table = |(table, _): &(TableId, u32)| {
+            let stored = self.progress.get(&self.config.pipeline, *table)?;
+            committed(&stored.detail, &self.config.stream_id).map(|_| stored.delivered)
+        };
+        let furthest = state.schemas.keys().filter_map(of_table).max();
+        furthest.unwrap_or_default().max(state.trimmed)
+    }
+
     pub(super) fn wants(&self, schema: &TableSchema) -> bool {
         pattern::selects(&self.config.tables, &schema.namespace, &schema.name)
     }
@@ -137,17 +151,17 @@ impl<'a> Tables<'a> {
             stream: config.stream_id.clone(),
             epoch: stored.epoch,
             start: first,
-            committed: known.unwrap_or_default(),
+            committed: known,
             folder,
         };
         let (catalog, warehouse) = (Arc::clone(&config.catalog), config.warehouse.clone());
         match TableWriter::open(catalog, warehouse, open, Arc::clone(schema)).await {
             Ok(writer) => {
                 table.delivered = delivered.max(writer.committed());
-                table.applied = table.delivered.max(first);
+                table.applied = table.delivered;
                 table.state = TableState::Streaming;
                 table.writer = Some(writer);
-                if table.delivered < state.trimmed && first < state.trimmed {
+                if table.delivered < state.trimmed {
                     table.stop(Problem::new(
                         "DR-3030",
                         format!(
@@ -236,13 +250,14 @@ impl<'a> Tables<'a> {
     }
 
     /// What readers see of each running table now, which is everything before the last cut.
-    pub(super) async fn cuts(&self) -> Result<Vec<TableCut>, DeliveryError> {
+    pub(super) async fn cuts(&mut self) -> Result<Vec<TableCut>, DeliveryError> {
         let mut cuts = Vec::with_capacity(self.by_id.len());
-        for (id, table) in &self.by_id {
+        for (id, table) in &mut self.by_id {
             let Some(writer) = &table.writer else {
                 continue;
             };
-            if let Some(snapshot) = writer.current_snapshot().await? {
+            let current = writer.current_snapshot().await;
+            if let Some(snapshot) = table.take(current)? {
                 cuts.push(TableCut {
                     table: *id,
                     target: table.target.clone(),
@@ -253,7 +268,12 @@ impl<'a> Tables<'a> {
         Ok(cuts)
     }
 
-    pub(super) fn show(&self, board: &Board<PipelineStatus>) {
+    /// Puts the tables on the board, together with what else changes there.
+    pub(super) fn show(
+        &self,
+        board: &Board<PipelineStatus>,
+        more: impl FnOnce(&mut PipelineStatus),
+    ) {
         let tables = self.by_id.values().map(|table| {
             let status = DeliveryStatus {
                 state: table.state,
@@ -265,15 +285,22 @@ impl<'a> Tables<'a> {
             (table.qualified.clone(), status)
         });
         let tables = tables.collect();
-        let needed = self.by_id.values().map(|table| table.delivered).min();
+        let needed = self.by_id.values().map(Table::found_again).min();
         board.update(|status| {
             status.tables = tables;
             status.needed = needed.unwrap_or_default();
+            more(status);
         });
     }
 }
 
 impl Table {
+    /// Where the table would be taken up after a crash: what is only in memory does not count.
+    fn found_again(&self) -> Offset {
+        let committed = self.writer.as_ref().map(TableWriter::committed);
+        self.stored.0.max(committed.unwrap_or_default())
+    }
+
     fn stop(&mut self, problem: Problem) {
         tracing::error!(
             table = self.qualified,

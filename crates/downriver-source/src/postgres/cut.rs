@@ -4,6 +4,8 @@
 //! (PostgreSQL manual, "Exported snapshots" under logical decoding): so rows read through it are what the stream
 //! makes of everything up to that position. The server waits for transactions that run when the slot is made.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use downriver_event::{Lsn, TableSchema};
 
 use super::catalog::{Catalog, parse_lsn};
@@ -11,6 +13,9 @@ use super::config::PostgresConfig;
 use super::replication::Session;
 use super::snapshot::{BinaryRow, copy_table};
 use crate::error::SourceError;
+
+/// Cuts that this process has taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 
 /// Holds the snapshot as long as it lives; the slot goes with it.
 pub struct DatabaseCut {
@@ -24,8 +29,13 @@ impl DatabaseCut {
     /// The server cannot be reached, or has no slot left.
     pub async fn take(config: &PostgresConfig) -> Result<Self, SourceError> {
         let mut session = Session::connect(config).await?;
-        // Two may be taken at once.
-        let name = format!("{}_cut_{}", config.slot, std::process::id());
+        // Two may be taken at once, and one that was dropped may still be there.
+        let name = format!(
+            "{}_cut_{}_{}",
+            config.slot,
+            std::process::id(),
+            TAKEN.fetch_add(1, Ordering::Relaxed)
+        );
         let created = session
             .query(&format!(
                 "CREATE_REPLICATION_SLOT \"{}\" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
