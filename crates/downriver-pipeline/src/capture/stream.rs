@@ -33,6 +33,8 @@ const OPEN_BLOCK_RAW_BYTES: usize = BLOCK_RAW_BYTES_MAX - (512 << 10);
 const ROWS_PER_SIZE_CHECK: u32 = 64;
 /// How often an idle source's position is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
+/// How often a source that has just become idle is asked where it is.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often held chunks ask the server where it is.
 const TICK: Duration = Duration::from_millis(50);
 /// Chunks waiting for the stream, over all tables.
@@ -67,6 +69,9 @@ struct Run<'a> {
     /// `received` when the append under way began.
     received_at_append: Lsn,
     position_appended: Instant,
+    /// When the server was last asked where it is, and whether something came since.
+    asked: Instant,
+    came_since_asked: bool,
 }
 
 /// Never returns without an error.
@@ -138,6 +143,8 @@ pub(super) async fn run(
         committed: None,
         received_at_append: from,
         position_appended: Instant::now(),
+        asked: Instant::now(),
+        came_since_asked: true,
     };
     status.update(|s| {
         s.passed = from;
@@ -306,7 +313,13 @@ impl Run<'_> {
                 }
                 _ = changes.changed() => self.acknowledge(&acknowledger),
                 () = nudge.notified() => acknowledger.request_reply(),
-                _ = ticks.tick() => self.tick(&acknowledger),
+                _ = ticks.tick() => {
+                    // The end of a backlog: what was gathered for a larger block waits for nothing more.
+                    if !self.builder.in_transaction() {
+                        self.flush()?;
+                    }
+                    self.tick(&acknowledger);
+                }
             }
         }
     }
@@ -619,6 +632,7 @@ impl Run<'_> {
     fn appended(&mut self) {
         let (passed, offset) = (self.received_at_append, self.outbox.tip().next);
         self.position_appended = Instant::now();
+        self.came_since_asked = true;
         self.status.update(|s| {
             s.problem = None;
             s.passed = s.passed.max(passed);
@@ -644,7 +658,14 @@ impl Run<'_> {
         let idle =
             self.outbox.is_idle() && self.builder.events() == 0 && !self.decoder.in_transaction();
         if !idle {
+            self.came_since_asked = true;
             return;
+        }
+        // The last commit is not the end of what the server has written: it says so when it is asked.
+        if self.came_since_asked && self.asked.elapsed() >= ASK_EVERY {
+            self.asked = Instant::now();
+            self.came_since_asked = false;
+            acknowledger.request_reply();
         }
         let (passed, offset) = (self.received, self.outbox.tip().next);
         self.status.update(|s| {

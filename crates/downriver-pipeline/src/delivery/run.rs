@@ -78,7 +78,7 @@ pub(super) async fn run(
         time_us: 0,
         excluded: BTreeSet::new(),
     };
-    let first = run.tables.first_of_new(&state);
+    let first = run.tables.first_of_new(&state)?;
     run.open(&state, first).await?;
     run.next = run.tables.next().unwrap_or(state.next);
     run.boundary = run.next;

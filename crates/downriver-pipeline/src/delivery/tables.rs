@@ -53,16 +53,22 @@ impl<'a> Tables<'a> {
 
     /// The offset that tables are read from of which nothing is stored. Over a log that was cut, the pipeline
     /// took in all tables that there were: such a table came after what the others have.
-    pub(super) fn first_of_new(&self, state: &StreamState) -> Offset {
-        if state.trimmed == Offset(0) {
-            return Offset(0);
+    pub(super) fn first_of_new(&self, state: &StreamState) -> Result<Offset, DeliveryError> {
+        let mut first = state.trimmed;
+        if first == Offset(0) {
+            return Ok(first);
         }
-        let of_table = |(table, _): &(TableId, u32)| {
-            let stored = self.progress.get(&self.config.pipeline, *table)?;
-            committed(&stored.detail, &self.config.stream_id).map(|_| stored.delivered)
-        };
-        let furthest = state.schemas.keys().filter_map(of_table).max();
-        furthest.unwrap_or_default().max(state.trimmed)
+        for (table, _) in state.schemas.keys() {
+            let stored = self.progress.get(&self.config.pipeline, *table);
+            let stored = stored.unwrap_or_default();
+            if committed(&stored.detail, &self.config.stream_id)
+                .map_err(DeliveryError::Progress)?
+                .is_some()
+            {
+                first = first.max(stored.delivered);
+            }
+        }
+        Ok(first)
     }
 
     pub(super) fn wants(&self, schema: &TableSchema) -> bool {

@@ -214,8 +214,10 @@ pub(super) async fn writer(postgres: &Postgres) -> Result<Client> {
 }
 
 async fn position(client: &Client) -> Result<PgLsn> {
+    // What is written, not where the next record would go: at the start of a page that lies behind the page's header,
+    // and no reader ever comes to it.
     let row = client
-        .query_one("select pg_current_wal_insert_lsn()", &[])
+        .query_one("select pg_current_wal_flush_lsn()", &[])
         .await?;
     Ok(row.get(0))
 }
