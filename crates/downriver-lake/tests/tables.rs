@@ -16,7 +16,9 @@ use downriver_event::{
     BlockBuilder, Column, Epoch, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
     SourcePosition, TableId, TableSchema, pb,
 };
-use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
+use downriver_lake::catalog::{
+    BuiltinCatalog, Catalog, CatalogError, LoadedTable, NewTable, TableName,
+};
 use downriver_lake::{
     Changes, Digest, LakeError, Schemas, TableConfig, TableScan, TableWriter, Warehouse,
 };
@@ -270,6 +272,7 @@ fn push(
     }
 }
 
+#[derive(Debug)]
 struct Lake {
     folder: tempfile::TempDir,
     catalog: Arc<BuiltinCatalog>,
@@ -479,6 +482,73 @@ async fn an_owner_that_was_replaced_cannot_commit_any_more() -> Result<()> {
         "{refused:?}"
     );
     Ok(())
+}
+
+/// Loses the answer of one commit, after which the next owner takes the table over.
+#[derive(Debug)]
+struct TakenOver {
+    lake: Arc<Lake>,
+    due: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl Catalog for TakenOver {
+    async fn load(&self, name: &TableName) -> Result<Option<LoadedTable>, CatalogError> {
+        self.lake.catalog.load(name).await
+    }
+
+    async fn create(&self, name: &TableName, new: NewTable) -> Result<LoadedTable, CatalogError> {
+        self.lake.catalog.create(name, new).await
+    }
+
+    async fn commit(
+        &self,
+        name: &TableName,
+        requirements: Vec<iceberg::TableRequirement>,
+        updates: Vec<iceberg::TableUpdate>,
+    ) -> Result<LoadedTable, CatalogError> {
+        let done = self.lake.catalog.commit(name, requirements, updates).await;
+        if self.due.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            // On a disk of its own, as another node would have.
+            let config = TableConfig {
+                folder: self.lake.folder.path().join("of another node"),
+                ..self.lake.config(2)
+            };
+            self.lake.open_as(config).await.expect("the next owner");
+            return Err(CatalogError::Unknown("the answer was lost".into()));
+        }
+        done
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_landed_before_a_takeover_does_not_make_its_owner_go_on() -> Result<()> {
+    let lake = Arc::new(Lake::new()?);
+    let catalog = Arc::new(TakenOver {
+        lake: lake.clone(),
+        due: false.into(),
+    });
+    let mut source = Source::new(7);
+    source.block();
+    let (base, block, _) = source.blocks[0].clone();
+    let mut old = TableWriter::open(
+        catalog.clone(),
+        lake.warehouse.clone(),
+        lake.config(1),
+        schema(1),
+    )
+    .await?;
+    apply(&mut old, base, &block).await?;
+    catalog
+        .due
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let refused = old.commit(source.next).await;
+    ensure!(
+        matches!(refused, Err(LakeError::Fenced(Epoch(2)))),
+        "{refused:?}"
+    );
+    // It had landed, and the next owner found it.
+    lake.ensure_is(&source.model, source.version).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
