@@ -5,12 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/compat/fixtures");
-
-/// Where a fixture is, a file or a folder.
+/// Where a fixture is, a file or a folder. The checkout is the one that the tests are run from: a target folder may
+/// outlast the one that they were built in.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
-    Path::new(FOLDER).join(name)
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package)
+        .join("../../tests/compat/fixtures")
+        .join(name)
 }
 
 /// Where to write a fixture that is wanted and is not there yet.

@@ -14,6 +14,9 @@ use crate::postgres::Postgres;
 use crate::resources;
 use crate::seaweed::{self, Seaweed};
 
+/// Carried along: a target folder may outlast the checkout that it was built from.
+const COMPARE: &str = include_str!("../../../tests/e2e/readers/compare.py");
+
 /// Rows and their order-independent checksum, as one reader saw them.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Seen {
@@ -93,12 +96,8 @@ pub async fn compare(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Resul
     });
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), request.to_string())?;
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/e2e/readers/compare.py"
-    );
     let output = tokio::process::Command::new(host::venv_program("python")?)
-        .arg(script)
+        .args(["-c", COMPARE])
         .arg(file.path())
         .stdin(Stdio::null())
         .kill_on_drop(true)
