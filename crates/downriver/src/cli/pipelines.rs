@@ -1,5 +1,7 @@
 //! pause, resume, resnapshot, wait: what is asked of a pipeline.
 
+use std::io::Write as _;
+
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_service::spec::parse_duration;
@@ -62,9 +64,13 @@ fn say(done: &str, selection: &Selection) -> Result<(), Failure> {
         return print_value(&value, selection.output);
     }
     if tables.is_empty() {
-        println!("pipeline {pipeline} {done}");
+        writeln!(std::io::stdout(), "pipeline {pipeline} {done}")?;
     } else {
-        println!("{} of pipeline {pipeline} {done}", tables.join(", "));
+        writeln!(
+            std::io::stdout(),
+            "{} of pipeline {pipeline} {done}",
+            tables.join(", ")
+        )?;
     }
     Ok(())
 }
@@ -104,9 +110,12 @@ pub(super) async fn wait(mut client: Client, wait: Wait) -> Result<(), Failure> 
         });
         return print_value(&value, wait.output);
     }
-    println!(
+    writeln!(
+        std::io::stdout(),
         "pipeline {} is caught up with {}: offset {}",
-        wait.pipeline, reached.position, reached.delivered_offset
-    );
+        wait.pipeline,
+        reached.position,
+        reached.delivered_offset
+    )?;
     Ok(())
 }

@@ -58,14 +58,15 @@ pub(super) async fn apply(
     }
     if output == Output::Table {
         for change in &plan.changes {
-            println!(
+            writeln!(
+                std::io::stdout(),
                 "{} {}: {}",
                 kind_name(change.kind),
                 change.name,
                 change.action
-            );
+            )?;
             for line in change.difference.lines() {
-                println!("  {line}");
+                writeln!(std::io::stdout(), "  {line}")?;
             }
         }
     }
@@ -116,9 +117,9 @@ pub(super) async fn delete(
     let would = client.admin.delete(request(true)).await?.into_inner();
     let word = kind_name(kind as i32);
     if output == Output::Table {
-        println!("deleting {word} {name} drops:");
+        writeln!(std::io::stdout(), "deleting {word} {name} drops:")?;
         for dropped in &would.dropped {
-            println!("  {dropped}");
+            writeln!(std::io::stdout(), "  {dropped}")?;
         }
     }
     if !yes {
@@ -127,7 +128,7 @@ pub(super) async fn delete(
                 "nobody can be asked without a terminal: give --yes".into(),
             ));
         }
-        print!("delete it? [y/N] ");
+        write!(std::io::stdout(), "delete it? [y/N] ")?;
         std::io::stdout().flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
@@ -137,7 +138,7 @@ pub(super) async fn delete(
     }
     let deleted = client.admin.delete(request(false)).await?.into_inner();
     if output == Output::Table {
-        println!("deleted");
+        writeln!(std::io::stdout(), "deleted")?;
         return Ok(());
     }
     let value = json!({ "kind": word, "name": name, "dropped": deleted.dropped });
@@ -157,7 +158,7 @@ pub(super) async fn check(mut client: Client, file: &Path, output: Output) -> Re
         for finding in &findings {
             match &finding.problem {
                 Some(problem) => print_problem(&finding.severity, problem),
-                None => println!("ok {}", finding.subject),
+                None => writeln!(std::io::stdout(), "ok {}", finding.subject)?,
             }
         }
     } else {
