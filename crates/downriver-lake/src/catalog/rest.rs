@@ -67,6 +67,8 @@ impl std::fmt::Debug for RestOptions {
 #[derive(Debug)]
 pub struct RestCatalog {
     session: Session,
+    /// Held while a namespace is made: some catalogs break one that is made twice at the same time.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl RestCatalog {
@@ -77,6 +79,7 @@ impl RestCatalog {
     pub fn open(options: RestOptions) -> Result<Self, CatalogError> {
         Ok(Self {
             session: Session::open(options)?,
+            making: tokio::sync::Mutex::default(),
         })
     }
 
@@ -110,6 +113,7 @@ impl RestCatalog {
     }
 
     async fn have_namespace(&self, namespace: &str) -> Result<(), CatalogError> {
+        let _making = self.making.lock().await;
         let path = ["namespaces", namespace];
         let answer = self
             .session
