@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use downriver_api::cluster::v1 as pb;
+use downriver_api::cluster::v1::command::Kind as Command;
 use downriver_api::cluster::v1::snapshot_item::Kind as Item;
 use downriver_api::cluster::v1::stored_entry::Payload as StoredPayload;
 use downriver_event::block::{Block, OldImage, RowOp};
@@ -15,7 +16,7 @@ use downriver_event::{
     BlockBuilder, Column, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
 };
-use downriver_log::segment::SegmentWriter;
+use downriver_log::segment::{self, SegmentWriter};
 use downriver_log::store::LocalStore;
 use downriver_log::{Append, ChunkDone, ChunkState, Log as _, Payload, StreamState};
 use downriver_testkit::fixture;
@@ -25,6 +26,8 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use crate::{Node, NodeConfig, PointerSwap, ResourcePut, SinkTableState, StoredResource};
 
 const FIXTURE: &str = "node-v1";
+/// With merged segments, manifests, garbage and dropped streams, which node-v1 had not.
+const TIDIED_FIXTURE: &str = "node-v2";
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -171,7 +174,7 @@ async fn fill(node: &Node, folder: &Path, name: &str) {
 }
 
 /// The fixture: what "snapshot" names is in a snapshot, what "log" names in the Raft log behind it.
-async fn write(folder: &Path) {
+async fn write(folder: &Path, fill: impl AsyncFn(&Node, &Path, &str)) {
     let node = start(folder).await.unwrap();
     fill(&node, folder, "snapshot").await;
     node.take_snapshot().await;
@@ -268,17 +271,128 @@ async fn check(node: &Node, name: &str) {
     assert!(node.state(&gone).is_none());
 }
 
-/// A copy of the fixture.
-fn copy() -> tempfile::TempDir {
+/// A stream of six segments: the first two merged, that and the third in a manifest, trimmed to the manifest's second.
+async fn fill_tidied(node: &Node, folder: &Path, name: &str) {
+    node.open(name, Some(lsn(0)), Bytes::new()).await.unwrap();
+    for row in 0..6 {
+        let position = 10 * (row as u64 + 1);
+        let payload = Payload::Inline(block(row..row + 1, position));
+        append(node, name, vec![payload], position).await;
+        node.seal_now(name).await.unwrap();
+    }
+    let look = || node.with_state(|s| s.journal.streams[name].segments.clone());
+    let places: Vec<_> = look()[..2].iter().map(|s| s.place.clone()).collect();
+    let of = (name, Incarnation(1));
+    let (merged, schemas) = segment::merge(node.segments(), folder.to_owned(), of, &places)
+        .await
+        .unwrap();
+    let merged = merged.put(&*node.objects(), &schemas).await.unwrap();
+    let Payload::Object { object, .. } = merged else {
+        panic!("a segment is an object");
+    };
+    let stream = name.to_owned();
+    let merge = pb::MergeSegments {
+        group: 0,
+        stream: stream.clone(),
+        incarnation: 1,
+        base_offset: 0,
+        end_offset: 2,
+        segments: 2,
+        object: Some(object.to_pb()),
+    };
+    node.propose(Command::MergeSegments(merge)).await.unwrap();
+    let object = segment::put_manifest(&*node.objects(), name, Incarnation(1), &look()[..2])
+        .await
+        .unwrap();
+    let fold = pb::FoldSegments {
+        group: 0,
+        stream: stream.clone(),
+        incarnation: 1,
+        base_offset: 0,
+        end_offset: 3,
+        segments: 2,
+        object: Some(object.to_pb()),
+    };
+    node.propose(Command::FoldSegments(fold)).await.unwrap();
+    let first = node.with_state(|s| s.journal.streams[name].garbage[0].clone());
+    let forget = pb::ForgetObjects {
+        group: 0,
+        stream: stream.clone(),
+        keys: vec![first],
+    };
+    node.propose(Command::ForgetObjects(forget)).await.unwrap();
+    let trim = pb::TrimStream {
+        group: 0,
+        stream,
+        offset: 2,
+        incarnation: 1,
+    };
+    node.propose(Command::TrimStream(trim)).await.unwrap();
+    let gone = format!("{name}-gone");
+    node.open(&gone, None, Bytes::new()).await.unwrap();
+    node.drop_stream(&gone).await.unwrap();
+}
+
+async fn check_tidied(node: &Node, name: &str) {
+    let stream = node.with_state(|s| s.journal.streams[name].clone());
+    assert_eq!((stream.trimmed, stream.sealed), (Offset(2), Offset(6)));
+    assert_eq!((stream.segments.len(), stream.garbage.len()), (3, 1));
+    let [manifest] = &stream.manifests[..] else {
+        panic!("{:?}", stream.manifests);
+    };
+    let listed = node.segments().manifest(manifest).await.unwrap();
+    let offsets: Vec<_> = listed
+        .iter()
+        .map(|s| (s.place.base.0, s.place.end.0))
+        .collect();
+    assert_eq!(offsets, [(0, 2), (2, 3)]);
+    assert!(node.read(name, Offset(1), 1).await.is_err());
+    for row in 2..6 {
+        let read = node.read(name, Offset(row), 1).await.unwrap();
+        assert_eq!((read.len(), read[0].base), (1, Offset(row)));
+        assert_eq!(read[0].position_after, Some(lsn(10 * (row + 1))));
+    }
+    // What retention has passed is in the merged segment still.
+    let merged = &listed[0].place;
+    let blocks = node.segments().blocks(merged, Offset(0), 1 << 20).await;
+    let positions: Vec<_> = blocks
+        .unwrap()
+        .into_iter()
+        .map(|b| b.position_after)
+        .collect();
+    assert_eq!(positions, [Some(lsn(10)), Some(lsn(20))]);
+    let gone = format!("{name}-gone");
+    let again = node.open(&gone, None, Bytes::new()).await.unwrap();
+    assert_eq!(again.incarnation, Incarnation(2));
+}
+
+/// A copy of a fixture.
+fn copy_of(fixture: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fixture::copy_folder(&fixture::path(FIXTURE), folder.path()).unwrap();
+    fixture::copy_folder(&fixture::path(fixture), folder.path()).unwrap();
     folder
+}
+
+fn copy() -> tempfile::TempDir {
+    copy_of(FIXTURE)
+}
+
+#[tokio::test]
+async fn a_tidied_node_folder_of_format_2_opens_as_it_was_left() {
+    if let Some(path) = fixture::to_write(TIDIED_FIXTURE) {
+        write(&path, fill_tidied).await;
+    }
+    let folder = copy_of(TIDIED_FIXTURE);
+    let node = start(folder.path()).await.unwrap();
+    check_tidied(&node, "snapshot").await;
+    check_tidied(&node, "log").await;
+    node.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_node_folder_of_format_1_opens_as_it_was_left() {
     if let Some(path) = fixture::to_write(FIXTURE) {
-        write(&path).await;
+        write(&path, fill).await;
     }
     let folder = copy();
     let node = start(folder.path()).await.unwrap();
@@ -415,11 +529,11 @@ async fn a_snapshot_of_a_newer_format_is_refused() {
     let reason = refusal(|node| {
         change_snapshot(node, |item| {
             if let Some(Item::Header(header)) = &mut item.kind {
-                header.format = 2;
+                header.format = 3;
             }
         });
     });
-    says(&reason.await, "it has format 2, this build reads 1");
+    says(&reason.await, "it has format 3, this build reads 1 to 2");
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! - `state`: what the commands do; streams are downriver-log's journal, the rest is `control`.
 //! - `store`: the Raft log on redb, and snapshots.
-//! - `node`: proposing (many commands share one fsync), reading, sealing, retention.
+//! - `node`: proposing (many commands share one fsync) and reading.
+//! - `sealer`: committed blocks become segments. `tidy`: segments are merged, listed in manifests, forgotten.
 //!
 //! It does not know what runs under the epochs that it gives out. There is one voter: the transport
 //! between nodes is not built, and says so when it is asked for.
@@ -17,6 +18,7 @@ mod sealer;
 mod snapshot;
 mod state;
 mod store;
+mod tidy;
 mod wire;
 
 pub use control::{ResourcePut, SinkTableState, StoredResource};

@@ -11,11 +11,11 @@ use downriver_api::cluster::v1::command::Kind as C;
 use downriver_api::cluster::v1::command_reply::Kind as R;
 use downriver_api::cluster::v1::{self as pb, PointerSwap};
 use downriver_event::{Epoch, Offset, SourcePosition, TableId};
-use downriver_log::reader;
+use downriver_log::reader::{self, ReadPlan};
 use downriver_log::segment::SegmentReader;
 use downriver_log::{
-    Append, AppendError, Appended, Log, LogError, ObjectStore, Payload, ReadError, StoredBlock,
-    StreamState,
+    Append, AppendError, Appended, Log, LogError, ObjectStore, Payload, ReadError, StoreError,
+    StoredBlock, StreamState,
 };
 use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
@@ -27,14 +27,14 @@ use crate::propose::Proposer;
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
-use crate::{TypeConfig, sealer::seal_all};
+use crate::{TypeConfig, sealer::seal_all, tidy};
 
 const INLINE_BLOCK_BYTES_MAX: usize = 512 << 10;
 const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
 /// How long a node that starts alone may take to lead.
 const LEAD_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long segments are kept; the longer-lasting of what is set wins.
+/// How long segments are kept: until one of the limits is passed, and every protected reader has read them.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
     pub max_age: Option<Duration>,
@@ -52,6 +52,14 @@ pub struct NodeConfig {
     /// Inline bytes that may wait for the object store before appends are turned away.
     pub unsealed_bytes_max: u64,
     pub retention: Retention,
+    /// How often small segments are merged, old ones forgotten, and what nothing refers to is deleted.
+    pub tidy_interval: Duration,
+    /// Of a segment that others are merged into.
+    pub segment_bytes_max: u64,
+    /// As many adjacent small segments are worth a merge.
+    pub merge_segments_min: usize,
+    /// References of a stream in the replicated state; older ones live in manifests.
+    pub segment_refs_max: usize,
 }
 
 impl NodeConfig {
@@ -68,6 +76,10 @@ impl NodeConfig {
                 max_age: Some(Duration::from_secs(7 * 86_400)),
                 max_bytes: None,
             },
+            tidy_interval: Duration::from_secs(60),
+            segment_bytes_max: 64 << 20,
+            merge_segments_min: 16,
+            segment_refs_max: 1_000,
         }
     }
 }
@@ -196,10 +208,11 @@ impl Node {
             tasks: Mutex::default(),
         });
         let sealing = tokio::spawn(sealer::run(Arc::clone(&node)));
+        let tidying = tokio::spawn(tidy::run(Arc::clone(&node)));
         node.tasks
             .lock()
             .expect("no holder panics")
-            .extend([proposing, sealing]);
+            .extend([proposing, sealing, tidying]);
         Ok(node)
     }
 
@@ -248,6 +261,10 @@ impl Node {
 
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.config.store
+    }
+
+    pub(crate) fn segments(&self) -> &SegmentReader {
+        &self.segments
     }
 
     pub(crate) fn proposer(&self) -> &Proposer {
@@ -457,11 +474,14 @@ impl Node {
     }
 
     /// When the events from an offset on were committed, microseconds since 1970: the least commit time of the
-    /// block or segment that holds it. `None` at the tail.
+    /// block, segment or manifest that holds it. `None` at the tail.
     #[must_use]
     pub fn time_of(&self, stream: &str, offset: Offset) -> Option<i64> {
         self.with_state(|state| {
             let stream = state.journal.streams.get(stream)?;
+            if let Some(manifest) = stream.manifest_of(offset) {
+                return Some(manifest.time_min_us);
+            }
             if offset < stream.sealed {
                 let at = stream
                     .segments
@@ -494,8 +514,7 @@ impl Node {
             Ok(_) | Err(ControlError::Invalid(_)) => {}
             Err(error) => return Err(error),
         }
-        let unavailable =
-            |error: downriver_log::StoreError| ControlError::Unavailable(error.to_string());
+        let unavailable = |error: StoreError| ControlError::Unavailable(error.to_string());
         let prefix = format!("log/{stream}/");
         loop {
             let keys = self
@@ -527,6 +546,21 @@ impl Node {
     #[must_use]
     pub fn record(&self, key: &str) -> Option<Bytes> {
         self.with_state(|state| state.control.records.get(key).cloned())
+    }
+}
+
+impl Node {
+    fn read_plan(
+        &self,
+        stream: &str,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<ReadPlan, ReadError> {
+        self.with_state(|state| {
+            let found = state.journal.streams.get(stream);
+            let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
+            reader::plan(found, from, bytes_max)
+        })
     }
 }
 
@@ -604,7 +638,8 @@ impl Log for Node {
             R::Rejected(rejected) => Err(AppendError::Rejected {
                 epoch: Epoch(rejected.epoch),
                 next: Offset(rejected.next_offset),
-                position: rejected.position.as_ref().and_then(SourcePosition::from_pb),
+                position: SourcePosition::from_field(rejected.position.as_ref())
+                    .map_err(|e| LogError::Unavailable(format!("the reply has {e}")))?,
             }),
             other => Err(LogError::Unavailable(format!("unexpected reply: {other:?}")).into()),
         }
@@ -624,28 +659,44 @@ impl Log for Node {
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<StoredBlock>, ReadError> {
-        let plan = self.with_state(|state| {
-            let found = state.journal.streams.get(stream);
-            let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
-            reader::plan(found, from, bytes_max)
-        })?;
-        reader::execute(plan, &self.segments, from, bytes_max).await
+        loop {
+            let plan = self.read_plan(stream, from, bytes_max)?;
+            let read = reader::execute(&plan, &self.segments, from, bytes_max).await;
+            // Merged or trimmed since the plan was made: it is somewhere else now.
+            if let Err(ReadError::Store(StoreError::NotFound(_))) = &read
+                && self.read_plan(stream, from, bytes_max)? != plan
+            {
+                continue;
+            }
+            return read;
+        }
     }
 
     async fn offset_at_time(&self, stream: &str, time_us: i64) -> Result<Offset, ReadError> {
         // Commit times need not ascend: the first segment that reaches the time is looked through.
-        let (mut from, end) = self.with_state(|state| {
+        let (manifest, late, trimmed, end) = self.with_state(|state| {
             let found = state.journal.streams.get(stream);
             let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
-            let late = found
-                .segments
-                .iter()
-                .find(|segment| segment.time_max_us >= time_us);
+            let mut manifests = found.manifests.iter();
+            let mut segments = found.segments.iter();
+            let late = segments.find(|segment| segment.time_max_us >= time_us);
             Ok::<_, ReadError>((
+                manifests
+                    .find(|m| m.time_max_us >= time_us && m.end > found.trimmed)
+                    .cloned(),
                 late.map_or(found.sealed, |segment| segment.place.base),
+                found.trimmed,
                 found.next,
             ))
         })?;
+        let mut from = late;
+        if let Some(manifest) = manifest {
+            let listed = self.segments.manifest(&manifest).await?;
+            let mut listed = listed.iter();
+            let late = listed.find(|s| s.time_max_us >= time_us && s.place.end > trimmed);
+            from = late.map_or(manifest.end, |segment| segment.place.base);
+        }
+        from = from.max(trimmed);
         while from < end {
             for block in self.read(stream, from, 4 << 20).await? {
                 if let Some(offset) = reader::transaction_at(&block, time_us) {
@@ -706,12 +757,7 @@ fn append_command(append: Append) -> pb::AppendBlocks {
             time_min_us,
             time_max_us,
             table_ids: Vec::new(),
-            payload: Some(Stored::Object(pb::ObjectRef {
-                key: object.key,
-                len: object.len,
-                crc: object.crc,
-                footer_offset: object.footer_offset,
-            })),
+            payload: Some(Stored::Object(object.to_pb())),
         },
     };
     pb::AppendBlocks {

@@ -1,13 +1,13 @@
-//! The leader's chores: committed inline blocks become segments, old segments are forgotten, the Raft log is
-//! cut back. A stream without an owner is sealed all the same, so it never pins the Raft log.
+//! The leader's work: committed inline blocks become segments, and the Raft log is cut back behind them. A stream
+//! without an owner is sealed all the same, so it never pins the Raft log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use downriver_api::cluster::v1 as pb;
-use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableSchema};
-use downriver_log::journal::{Stream, Unsealed, UnsealedPayload};
+use downriver_event::{Epoch, Incarnation, Offset, TableSchema};
+use downriver_log::journal::{Stream, Unsealed};
 use downriver_log::segment::SegmentWriter;
 use downriver_log::{Payload, StoreError};
 use tokio::time::Instant;
@@ -16,7 +16,6 @@ use crate::node::{ControlError, Node};
 
 /// How often the streams are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-const RETAIN_EVERY: Duration = Duration::from_secs(60);
 /// Raft log bytes after which a snapshot is taken, so that the log can be cut.
 const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -49,7 +48,7 @@ impl Sealable {
             .inline_prefix()
             .take_while(|block| {
                 let take = bytes < bytes_max;
-                bytes += frame(block).len() as u64;
+                bytes += block.inline().map_or(0, |frame| frame.len() as u64);
                 take
             })
             .cloned()
@@ -67,16 +66,8 @@ impl Sealable {
     }
 }
 
-fn frame(block: &Unsealed) -> &[u8] {
-    match &block.payload {
-        UnsealedPayload::Inline(frame) => frame,
-        UnsealedPayload::Object(_) => &[],
-    }
-}
-
 pub(crate) async fn run(node: Arc<Node>) {
     let mut first_seen: HashMap<String, (Offset, Instant)> = HashMap::new();
-    let mut retained = Instant::now();
     let mut bytes_at_snapshot = 0;
     let mut backoff = LOOK_EVERY;
     loop {
@@ -90,12 +81,6 @@ pub(crate) async fn run(node: Arc<Node>) {
                 tracing::warn!(error = %error, "segments cannot be stored; the journal keeps them meanwhile");
                 node.set_store_problem(Some(error.to_string()));
                 backoff = (backoff * 2).min(BACKOFF_MAX);
-            }
-        }
-        if retained.elapsed() >= RETAIN_EVERY {
-            retained = Instant::now();
-            if let Err(error) = retain(&node).await {
-                tracing::warn!(error = %error, "old segments cannot be forgotten now");
             }
         }
         let bytes = node.proposer().bytes();
@@ -127,10 +112,7 @@ async fn seal_due(
                 let old = seen.1.elapsed() >= config.seal_interval;
                 let large = stream.unsealed_bytes() >= config.seal_bytes;
                 // What stands before an object keeps it from being a segment.
-                let blocks_object = stream
-                    .unsealed
-                    .iter()
-                    .any(|block| matches!(block.payload, UnsealedPayload::Object(_)));
+                let blocks_object = stream.unsealed.iter().any(|block| block.inline().is_none());
                 (old || large || blocks_object)
                     .then(|| Sealable::of(name, stream, config.seal_bytes))?
             })
@@ -171,10 +153,10 @@ async fn seal(node: &Node, sealable: Sealable) -> Result<(), SealError> {
     let written = tokio::task::spawn_blocking(move || {
         let mut segment = SegmentWriter::create(&folder, &name, incarnation, epoch)?;
         for block in &blocks {
-            let events = u32::try_from(block.events).map_err(std::io::Error::other)?;
-            let times = (block.time_min_us, block.time_max_us);
-            let position: Option<&SourcePosition> = block.position_after.as_ref();
-            segment.write_frame(frame(block), events, times, block.tables.clone(), position)?;
+            if let Some(frame) = block.inline() {
+                let times = (block.time_min_us, block.time_max_us);
+                segment.write_appended(&block.stored(frame), times, block.tables.clone())?;
+            }
         }
         Ok::<_, std::io::Error>(segment)
     })
@@ -196,12 +178,7 @@ async fn seal(node: &Node, sealable: Sealable) -> Result<(), SealError> {
         incarnation: incarnation.0,
         base_offset: base.0,
         end_offset: end.0,
-        object: Some(pb::ObjectRef {
-            key: object.key.clone(),
-            len: object.len,
-            crc: object.crc,
-            footer_offset: object.footer_offset,
-        }),
+        object: Some(object.to_pb()),
         time_min_us,
         time_max_us,
     };
@@ -213,57 +190,4 @@ async fn seal(node: &Node, sealable: Sealable) -> Result<(), SealError> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// Forgets what is older or more than wanted, as far as every protected reader has it.
-async fn retain(node: &Node) -> Result<(), SealError> {
-    let Some(protected) = node.protected() else {
-        return Ok(());
-    };
-    let retention = node.config().retention;
-    let now_us = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-        });
-    let plans: Vec<(String, Offset, Vec<String>)> = node.with_state(|state| {
-        let streams = state.journal.streams.iter();
-        streams
-            .filter_map(|(name, stream)| {
-                let keep_from = protected(name).unwrap_or(stream.sealed);
-                let mut bytes: u64 = stream.segments.iter().map(|s| s.place.object.len).sum();
-                let gone: Vec<_> = stream
-                    .segments
-                    .iter()
-                    .take_while(|segment| {
-                        let old = retention.max_age.is_some_and(|age| {
-                            let age_us = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-                            segment.time_max_us < now_us.saturating_sub(age_us)
-                        });
-                        let much = retention.max_bytes.is_some_and(|max| bytes > max);
-                        bytes -= segment.place.object.len;
-                        (old || much) && segment.place.end <= keep_from
-                    })
-                    .collect();
-                let to = gone.last()?.place.end;
-                Some((
-                    name.clone(),
-                    to,
-                    gone.iter().map(|s| s.place.object.key.clone()).collect(),
-                ))
-            })
-            .collect()
-    });
-    for (stream, to, keys) in plans {
-        let trim = pb::TrimStream {
-            group: 0,
-            stream,
-            offset: to.0,
-        };
-        node.propose(pb::command::Kind::TrimStream(trim)).await?;
-        for key in keys {
-            node.store().delete(&key).await?;
-        }
-    }
-    Ok(())
 }

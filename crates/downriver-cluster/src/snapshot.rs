@@ -14,8 +14,8 @@ use bytes::Buf as _;
 use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::snapshot_item::Kind;
 use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
-use downriver_log::journal::{Segment, Stream, Unsealed, UnsealedPayload};
-use downriver_log::segment::SegmentPlace;
+use downriver_log::journal::{Stream, Unsealed, UnsealedPayload};
+use downriver_log::segment::{ManifestRef, Segment};
 use downriver_log::{ChunkState, ObjectRef};
 use openraft::{BasicNode, SnapshotMeta};
 use prost::Message as _;
@@ -23,7 +23,9 @@ use prost::Message as _;
 use crate::control::{SinkTableState, StoredResource};
 use crate::state::Replicated;
 
-const FORMAT: u32 = 1;
+/// 1 had neither manifests, garbage nor dropped streams.
+const FORMAT: u32 = 2;
+const OLDEST_FORMAT: u32 = 1;
 const SUFFIX: &str = "snapshot";
 
 type Meta = SnapshotMeta<u64, BasicNode>;
@@ -124,6 +126,12 @@ pub(crate) fn write(
             value: value.clone(),
         }))?;
     }
+    for (name, incarnation) in &replicated.journal.dropped {
+        out.item(Kind::DroppedStream(pb::DroppedStream {
+            stream: name.clone(),
+            incarnation: incarnation.0,
+        }))?;
+    }
     for (name, stream) in &replicated.journal.streams {
         out.item(Kind::Stream(stream_item(name, stream)))?;
         for block in &stream.unsealed {
@@ -143,19 +151,6 @@ pub(crate) fn write(
 }
 
 fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
-    let segment = |segment: &Segment| pb::SegmentRef {
-        base_offset: segment.place.base.0,
-        end_offset: segment.place.end.0,
-        object: Some(object_item(&segment.place.object)),
-        time_min_us: segment.time_min_us,
-        time_max_us: segment.time_max_us,
-        position_after: segment
-            .place
-            .position_after
-            .as_ref()
-            .map(SourcePosition::to_pb),
-        epoch: segment.place.epoch.0,
-    };
     let chunk = |(table, chunk): (&TableId, &ChunkState)| pb::ChunkDone {
         table_id: table.0,
         generation: chunk.generation,
@@ -175,29 +170,22 @@ fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
         sealed_offset: stream.sealed.0,
         sealed_position: stream.sealed_position.as_ref().map(SourcePosition::to_pb),
         trimmed_offset: stream.trimmed.0,
-        segments: stream.segments.iter().map(segment).collect(),
+        segments: stream.segments.iter().map(Segment::to_pb).collect(),
         schemas: stream
             .schemas
             .values()
             .map(|schema| schema.to_pb())
             .collect(),
         chunks: stream.chunks.iter().map(chunk).collect(),
-    }
-}
-
-fn object_item(object: &ObjectRef) -> pb::ObjectRef {
-    pb::ObjectRef {
-        key: object.key.clone(),
-        len: object.len,
-        crc: object.crc,
-        footer_offset: object.footer_offset,
+        manifests: stream.manifests.iter().map(ManifestRef::to_pb).collect(),
+        garbage: stream.garbage.clone(),
     }
 }
 
 fn unsealed_item(block: &Unsealed) -> pb::UnsealedBlock {
     let payload = match &block.payload {
         UnsealedPayload::Inline(frame) => pb::block_payload::Payload::Inline(frame.clone()),
-        UnsealedPayload::Object(object) => pb::block_payload::Payload::Object(object_item(object)),
+        UnsealedPayload::Object(object) => pb::block_payload::Payload::Object(object.to_pb()),
     };
     pb::UnsealedBlock {
         base_offset: block.base.0,
@@ -243,9 +231,9 @@ pub(crate) fn read(path: &Path) -> Result<(Meta, Replicated), String> {
             .ok_or("it has an item that this build does not know")?
         {
             Kind::Header(header) => {
-                if header.format != FORMAT {
+                if !(OLDEST_FORMAT..=FORMAT).contains(&header.format) {
                     return Err(format!(
-                        "it has format {}, this build reads {FORMAT}",
+                        "it has format {}, this build reads {OLDEST_FORMAT} to {FORMAT}",
                         header.format
                     ));
                 }
@@ -266,6 +254,10 @@ pub(crate) fn read(path: &Path) -> Result<(Meta, Replicated), String> {
                     .and_then(|name| restored.journal.streams.get_mut(name));
                 let stream = stream.ok_or("it has a block without a stream")?;
                 stream.unsealed.push_back(read_unsealed(item)?);
+            }
+            Kind::DroppedStream(item) => {
+                let incarnation = Incarnation(item.incarnation);
+                restored.journal.dropped.insert(item.stream, incarnation);
             }
             other => read_control(&mut restored, other),
         }
@@ -309,46 +301,22 @@ fn read_control(restored: &mut Replicated, kind: Kind) {
         Kind::Record(item) => {
             control.records.insert(item.key, item.value);
         }
-        Kind::Header(_) | Kind::Stream(_) | Kind::Unsealed(_) => {}
+        Kind::Header(_) | Kind::Stream(_) | Kind::Unsealed(_) | Kind::DroppedStream(_) => {}
     }
 }
 
-/// A position that this build cannot read is refused: without it the stream would start anew.
 fn position(
     item: Option<&downriver_event::pb::SourcePosition>,
 ) -> Result<Option<SourcePosition>, String> {
-    let read = |item| {
-        SourcePosition::from_pb(item)
-            .ok_or("it has a source position that this build does not know".to_owned())
-    };
-    item.map(read).transpose()
-}
-
-fn read_object(item: Option<pb::ObjectRef>) -> Result<ObjectRef, String> {
-    let item = item.ok_or("it has a segment without an object")?;
-    Ok(ObjectRef {
-        key: item.key,
-        len: item.len,
-        crc: item.crc,
-        footer_offset: item.footer_offset,
-    })
+    SourcePosition::from_field(item).map_err(|unknown| format!("it has {unknown}"))
 }
 
 fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
-    let mut segments = Vec::with_capacity(item.segments.len());
-    for segment in item.segments {
-        segments.push(Segment {
-            place: SegmentPlace {
-                base: Offset(segment.base_offset),
-                end: Offset(segment.end_offset),
-                epoch: Epoch(segment.epoch),
-                position_after: position(segment.position_after.as_ref())?,
-                object: read_object(segment.object)?,
-            },
-            time_min_us: segment.time_min_us,
-            time_max_us: segment.time_max_us,
-        });
-    }
+    let segments = item.segments.into_iter().map(Segment::from_pb);
+    let segments = segments.collect::<Result<_, _>>();
+    let manifests = item.manifests.into_iter().map(ManifestRef::from_pb);
+    let manifests = manifests.collect::<Result<_, _>>();
+    let wrong = |reason: String| format!("it has {reason}");
     let mut schemas = std::collections::BTreeMap::new();
     for schema in &item.schemas {
         let schema = TableSchema::from_pb(schema).map_err(|e| e.to_string())?;
@@ -373,7 +341,9 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
         sealed: Offset(item.sealed_offset),
         sealed_position: position(item.sealed_position.as_ref())?,
         trimmed: Offset(item.trimmed_offset),
-        segments,
+        manifests: manifests.map_err(wrong)?,
+        segments: segments.map_err(wrong)?,
+        garbage: item.garbage,
         unsealed: std::collections::VecDeque::new(),
         schemas: Arc::new(schemas),
         chunks: Arc::new(chunks.collect()),
@@ -389,7 +359,7 @@ fn read_unsealed(item: pb::UnsealedBlock) -> Result<Unsealed, String> {
         payload: match payload.payload {
             Some(pb::block_payload::Payload::Inline(frame)) => UnsealedPayload::Inline(frame),
             Some(pb::block_payload::Payload::Object(object)) => {
-                UnsealedPayload::Object(read_object(Some(object))?)
+                UnsealedPayload::Object(ObjectRef::from_pb(object))
             }
             None => return Err("it has a block without a payload".into()),
         },

@@ -24,8 +24,16 @@ pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
             "has commands of format {format}, this build reads {FORMAT}"
         ));
     }
-    if entry.commands.iter().any(|command| command.kind.is_none()) {
-        return Err("has a command that this build does not know".into());
+    for command in &entry.commands {
+        let positions = match &command.kind {
+            None => return Err("has a command that this build does not know".into()),
+            Some(C::OpenStream(open)) => [&open.start, &None],
+            Some(C::AppendBlocks(append)) => [&append.position_before, &append.position_after],
+            Some(_) => continue,
+        };
+        for position in positions {
+            SourcePosition::from_field(position.as_ref()).map_err(|e| format!("has {e}"))?;
+        }
     }
     Ok(())
 }
@@ -71,6 +79,18 @@ impl Replicated {
                 let applied = self.journal.trim(&trim);
                 self.streamed(&trim.stream, applied)
             }
+            C::MergeSegments(merge) => {
+                let applied = self.journal.merge(&merge);
+                self.streamed(&merge.stream, applied)
+            }
+            C::FoldSegments(fold) => {
+                let applied = self.journal.fold(&fold);
+                self.streamed(&fold.stream, applied)
+            }
+            C::ForgetObjects(forget) => {
+                let applied = self.journal.forget(&forget);
+                self.streamed(&forget.stream, applied)
+            }
             C::DropStream(drop) => {
                 let applied = self.journal.drop_stream(&drop);
                 self.streamed(&drop.stream, applied)
@@ -108,9 +128,7 @@ impl Replicated {
     fn streamed(&mut self, stream: &str, applied: Applied) -> R {
         self.renew(stream);
         match applied {
-            Applied::Opened | Applied::Sealed | Applied::Trimmed | Applied::Dropped => {
-                R::Done(pb::Done {})
-            }
+            Applied::Done => R::Done(pb::Done {}),
             Applied::Appended { next } => R::Appended(pb::AppendDone {
                 next_offset: next.0,
             }),

@@ -107,7 +107,22 @@ impl SourcePosition {
             pb::source_position::Kind::Postgres(p) => Some(Self::Postgres(Lsn(p.end_lsn))),
         }
     }
+
+    /// Reads a field that may be absent. A position that this build does not know is not none: without it a
+    /// stream would start anew.
+    ///
+    /// # Errors
+    /// The field is there and cannot be read.
+    pub fn from_field(field: Option<&pb::SourcePosition>) -> Result<Option<Self>, UnknownPosition> {
+        let read = |position| Self::from_pb(position).ok_or(UnknownPosition);
+        field.map(read).transpose()
+    }
 }
+
+/// A stored position is of a kind that this build does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a source position that this build does not know")]
+pub struct UnknownPosition;
 
 impl fmt::Display for SourcePosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,14 +5,15 @@
 //! are the stream's, and rejected with what they are otherwise.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
 use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
 
-use crate::log::{ChunkState, ObjectRef, StreamState};
-use crate::segment::SegmentPlace;
+use crate::log::{ChunkState, ObjectRef, StoredBlock, StreamState};
+use crate::segment::{ManifestRef, Segment, SegmentPlace};
 
 /// A stream's replicated state.
 #[derive(Clone, Debug, Default)]
@@ -26,19 +27,17 @@ pub struct Stream {
     pub sealed: Offset,
     pub sealed_position: Option<SourcePosition>,
     pub trimmed: Offset,
-    /// Ascending, without a gap, from `trimmed` to `sealed`.
+    /// Ascending, without a gap, up to the first of `segments`. `trimmed` may lie in the first, or behind it until
+    /// all that it lists is deleted.
+    pub manifests: Vec<ManifestRef>,
+    /// Ascending, without a gap, to `sealed`; from `trimmed`, if there are no manifests.
     pub segments: Vec<Segment>,
+    /// Keys of objects that nothing refers to any more and that are still to be deleted.
+    pub garbage: Vec<String>,
     /// Ascending, without a gap, from `sealed` to `next`. Never begins with an object.
     pub unsealed: VecDeque<Unsealed>,
     pub schemas: Arc<BTreeMap<(TableId, u32), Arc<TableSchema>>>,
     pub chunks: Arc<BTreeMap<TableId, ChunkState>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    pub place: SegmentPlace,
-    pub time_min_us: i64,
-    pub time_max_us: i64,
 }
 
 /// A committed block that is in no segment yet, or an object that waits for the blocks before it.
@@ -71,12 +70,34 @@ impl Unsealed {
     pub fn end(&self) -> Offset {
         self.base.plus(self.events)
     }
+
+    /// The frame of an inline block.
+    #[must_use]
+    pub fn inline(&self) -> Option<&Bytes> {
+        match &self.payload {
+            UnsealedPayload::Inline(frame) => Some(frame),
+            UnsealedPayload::Object(_) => None,
+        }
+    }
+
+    /// As it is read; `frame` is its payload.
+    #[must_use]
+    pub fn stored(&self, frame: &Bytes) -> StoredBlock {
+        StoredBlock {
+            base: self.base,
+            events: u32::try_from(self.events).expect("an inline block's events fit its message"),
+            epoch: self.epoch,
+            frame: frame.clone(),
+            position_after: self.position_after.clone(),
+        }
+    }
 }
 
 /// What applying a command answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
-    Opened,
+    /// Nothing to say but that it is done.
+    Done,
     Appended {
         next: Offset,
     },
@@ -85,11 +106,8 @@ pub enum Applied {
         next: Offset,
         position: Option<SourcePosition>,
     },
-    Sealed,
     /// The command no longer fits the state; nothing was changed.
     Stale,
-    Trimmed,
-    Dropped,
     NoStream,
     /// The command is malformed; nothing was changed.
     Invalid(&'static str),
@@ -99,35 +117,44 @@ pub enum Applied {
 #[derive(Clone, Debug, Default)]
 pub struct Journal {
     pub streams: BTreeMap<String, Stream>,
+    /// The last incarnation of streams that are gone: what was read or is on its way from one of them is never taken
+    /// for a later one's.
+    pub dropped: BTreeMap<String, Incarnation>,
 }
+
+const UNKNOWN_POSITION: Applied =
+    Applied::Invalid("a source position that this build does not know");
 
 impl Journal {
     pub fn open(&mut self, command: &pb::OpenStream) -> Applied {
+        let Ok(start) = SourcePosition::from_field(command.start.as_ref()) else {
+            return UNKNOWN_POSITION;
+        };
+        let dropped = &mut self.dropped;
         let stream = self
             .streams
             .entry(command.stream.clone())
-            .or_insert_with(|| Stream {
-                incarnation: Incarnation(1),
+            .or_insert_with_key(|name| Stream {
+                incarnation: Incarnation(dropped.remove(name).map_or(1, |last| last.0 + 1)),
                 ..Stream::default()
             });
         stream.epoch = Epoch(stream.epoch.0 + 1);
         stream.owner = command.node_id;
         if stream.position.is_none() {
-            stream.position = command.start.as_ref().and_then(SourcePosition::from_pb);
+            stream.position = start;
             stream.sealed_position.clone_from(&stream.position);
             stream.identity.clone_from(&command.identity);
         }
-        Applied::Opened
+        Applied::Done
     }
 
     pub fn append(&mut self, command: pb::AppendBlocks, raft_index: u64) -> Applied {
         let Some(stream) = self.streams.get_mut(&command.stream) else {
             return Applied::NoStream;
         };
-        let before = command
-            .position_before
-            .as_ref()
-            .and_then(SourcePosition::from_pb);
+        let Ok(before) = SourcePosition::from_field(command.position_before.as_ref()) else {
+            return UNKNOWN_POSITION;
+        };
         let fits = command.incarnation == stream.incarnation.0
             && command.epoch == stream.epoch.0
             && command.base_offset == stream.next.0
@@ -170,7 +197,7 @@ impl Journal {
                 base: stream.sealed,
                 end,
                 epoch,
-                object: object_ref(object),
+                object: ObjectRef::from_pb(object.clone()),
                 position_after,
             },
             time_min_us: command.time_min_us,
@@ -178,25 +205,94 @@ impl Journal {
         });
         stream.sealed = end;
         stream.take_leading_objects();
-        Applied::Sealed
+        Applied::Done
     }
 
+    /// Puts one segment in the place of those between the command's offsets.
+    pub fn merge(&mut self, command: &pb::MergeSegments) -> Applied {
+        let Some(stream) = self.streams.get_mut(&command.stream) else {
+            return Applied::NoStream;
+        };
+        let Some(object) = &command.object else {
+            return Applied::Invalid("a segment without an object");
+        };
+        let offsets = Offset(command.base_offset)..Offset(command.end_offset);
+        let found = stream.segments_of(Incarnation(command.incarnation), offsets, command.segments);
+        let Some(range) = found else {
+            return Applied::Stale;
+        };
+        let Some(merged) = Segment::of(&stream.segments[range.clone()], object) else {
+            return Applied::Invalid("a merge of no segments");
+        };
+        let replaced = stream.segments.splice(range, [merged]);
+        stream.garbage.extend(replaced.map(|s| s.place.object.key));
+        Applied::Done
+    }
+
+    /// Moves the oldest references into a manifest.
+    pub fn fold(&mut self, command: &pb::FoldSegments) -> Applied {
+        let Some(stream) = self.streams.get_mut(&command.stream) else {
+            return Applied::NoStream;
+        };
+        let Some(object) = &command.object else {
+            return Applied::Invalid("a manifest without an object");
+        };
+        let offsets = Offset(command.base_offset)..Offset(command.end_offset);
+        let found = stream.segments_of(Incarnation(command.incarnation), offsets, command.segments);
+        let Some(range) = found.filter(|range| range.start == 0) else {
+            return Applied::Stale;
+        };
+        let object = ObjectRef::from_pb(object.clone());
+        let Some(manifest) = ManifestRef::of(&stream.segments[range.clone()], object) else {
+            return Applied::Invalid("a manifest of no segments");
+        };
+        stream.segments.drain(range);
+        stream.manifests.push(manifest);
+        Applied::Done
+    }
+
+    /// Forgets the events before an offset. What a manifest lists is deleted before the manifest is forgotten; whole
+    /// segments behind the manifests become garbage.
     pub fn trim(&mut self, command: &pb::TrimStream) -> Applied {
         let Some(stream) = self.streams.get_mut(&command.stream) else {
             return Applied::NoStream;
         };
-        let gone = stream
-            .segments
-            .partition_point(|s| s.place.end.0 <= command.offset);
-        if let Some(last) = stream.segments.drain(..gone).next_back() {
-            stream.trimmed = last.place.end;
+        if command.incarnation != 0 && command.incarnation != stream.incarnation.0 {
+            return Applied::Stale;
         }
-        Applied::Trimmed
+        let offset = Offset(command.offset);
+        if let Some(last) = stream.manifests.last() {
+            stream.trimmed = stream.trimmed.max(offset.min(last.end));
+        }
+        let gone = stream.segments.partition_point(|s| s.place.end <= offset);
+        for segment in stream.segments.drain(..gone) {
+            stream.trimmed = segment.place.end;
+            stream.garbage.push(segment.place.object.key);
+        }
+        Applied::Done
+    }
+
+    /// Forgets garbage that was deleted, and manifests that were deleted with all that they list.
+    pub fn forget(&mut self, command: &pb::ForgetObjects) -> Applied {
+        let Some(stream) = self.streams.get_mut(&command.stream) else {
+            return Applied::NoStream;
+        };
+        let deleted = |key: &String| command.keys.contains(key);
+        let trimmed = stream.trimmed;
+        stream.garbage.retain(|key| !deleted(key));
+        stream
+            .manifests
+            .retain(|manifest| manifest.end > trimmed || !deleted(&manifest.object.key));
+        Applied::Done
     }
 
     pub fn drop_stream(&mut self, command: &pb::DropStream) -> Applied {
         match self.streams.remove(&command.stream) {
-            Some(_) => Applied::Dropped,
+            Some(stream) => {
+                self.dropped
+                    .insert(command.stream.clone(), stream.incarnation);
+                Applied::Done
+            }
             None => Applied::NoStream,
         }
     }
@@ -227,17 +323,16 @@ impl Stream {
                 Err(_) => return Applied::Invalid("a schema that this build does not know"),
             }
         }
-        let position_after = command
-            .position_after
-            .as_ref()
-            .and_then(SourcePosition::from_pb);
+        let Ok(position_after) = SourcePosition::from_field(command.position_after.as_ref()) else {
+            return UNKNOWN_POSITION;
+        };
         let mut blocks = Vec::with_capacity(command.blocks.len());
         let mut base = self.next;
         for block in command.blocks {
             let payload = match block.payload {
                 Some(pb::block_payload::Payload::Inline(frame)) => UnsealedPayload::Inline(frame),
                 Some(pb::block_payload::Payload::Object(object)) => {
-                    UnsealedPayload::Object(object_ref(&object))
+                    UnsealedPayload::Object(ObjectRef::from_pb(object))
                 }
                 None => return Applied::Invalid("a block without a payload"),
             };
@@ -320,19 +415,45 @@ impl Stream {
         }
     }
 
+    /// The references between two offsets, if there are just so many.
+    fn segments_of(
+        &self,
+        incarnation: Incarnation,
+        offsets: Range<Offset>,
+        segments: u32,
+    ) -> Option<Range<usize>> {
+        let start = self
+            .segments
+            .partition_point(|s| s.place.base < offsets.start);
+        let range = start..start.checked_add(segments as usize)?;
+        let (first, last) = {
+            let found = self.segments.get(range.clone())?;
+            found.first().zip(found.last())?
+        };
+        let fits = incarnation == self.incarnation
+            && first.place.base == offsets.start
+            && last.place.end == offsets.end;
+        fits.then_some(range)
+    }
+
+    /// The manifest that lists the segment of an offset.
+    #[must_use]
+    pub fn manifest_of(&self, offset: Offset) -> Option<&ManifestRef> {
+        let at = self.manifests.partition_point(|m| m.end <= offset);
+        self.manifests.get(at)
+    }
+
     /// The inline blocks that come next into a segment.
     pub fn inline_prefix(&self) -> impl Iterator<Item = &Unsealed> {
-        let inline = |block: &&Unsealed| matches!(block.payload, UnsealedPayload::Inline(_));
-        self.unsealed.iter().take_while(inline)
+        self.unsealed
+            .iter()
+            .take_while(|block| block.inline().is_some())
     }
 
     #[must_use]
     pub fn unsealed_bytes(&self) -> u64 {
-        let len = |block: &Unsealed| match &block.payload {
-            UnsealedPayload::Inline(frame) => frame.len() as u64,
-            UnsealedPayload::Object(_) => 0,
-        };
-        self.unsealed.iter().map(len).sum()
+        let frames = self.unsealed.iter().filter_map(Unsealed::inline);
+        frames.map(|frame| frame.len() as u64).sum()
     }
 
     /// The state as everyone else sees it.
@@ -350,14 +471,5 @@ impl Stream {
             schemas: Arc::clone(&self.schemas),
             chunks: Arc::clone(&self.chunks),
         }
-    }
-}
-
-fn object_ref(object: &pb::ObjectRef) -> ObjectRef {
-    ObjectRef {
-        key: object.key.clone(),
-        len: object.len,
-        crc: object.crc,
-        footer_offset: object.footer_offset,
     }
 }

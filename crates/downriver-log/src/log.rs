@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use downriver_api::cluster::v1 as pb;
 use downriver_event::{
     EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
 };
@@ -76,14 +77,37 @@ pub struct ChunkDone {
     pub last: bool,
 }
 
-/// A whole segment object in the store.
+/// A whole object in the store: a segment, or a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectRef {
     pub key: String,
     pub len: u64,
     /// crc32c of the whole object.
     pub crc: u32,
+    /// Where a segment's footer starts.
     pub footer_offset: u64,
+}
+
+impl ObjectRef {
+    #[must_use]
+    pub fn to_pb(&self) -> pb::ObjectRef {
+        pb::ObjectRef {
+            key: self.key.clone(),
+            len: self.len,
+            crc: self.crc,
+            footer_offset: self.footer_offset,
+        }
+    }
+
+    #[must_use]
+    pub fn from_pb(object: pb::ObjectRef) -> Self {
+        Self {
+            key: object.key,
+            len: object.len,
+            crc: object.crc,
+            footer_offset: object.footer_offset,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +199,7 @@ pub enum ReadError {
 }
 
 /// One block as it was appended. `frame` passed its checksum.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredBlock {
     pub base: Offset,
     pub events: u32,

@@ -1,20 +1,21 @@
 //! Reads a stream: unsealed blocks from memory, everything else from segments.
 
-use bytes::Bytes;
+use downriver_event::Offset;
 use downriver_event::block::Block;
-use downriver_event::{Epoch, Offset, SourcePosition};
 
 use crate::journal::{Stream, UnsealedPayload};
 use crate::log::{ReadError, StoredBlock};
-use crate::segment::{SegmentPlace, SegmentReader};
+use crate::segment::{ManifestRef, SegmentPlace, SegmentReader};
 
 /// What has to be done to read from an offset; taken from the state at one moment.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum ReadPlan {
     /// At the tail.
     Nothing,
     Memory(Vec<StoredBlock>),
     Segment(SegmentPlace),
+    /// In a segment that this manifest lists.
+    Manifest(ManifestRef),
 }
 
 /// # Errors
@@ -35,6 +36,9 @@ pub fn plan(stream: &Stream, from: Offset, bytes_max: usize) -> Result<ReadPlan,
     if from == stream.next {
         return Ok(ReadPlan::Nothing);
     }
+    if let Some(manifest) = stream.manifest_of(from) {
+        return Ok(ReadPlan::Manifest(manifest.clone()));
+    }
     if from < stream.sealed {
         let at = stream
             .segments
@@ -51,13 +55,7 @@ pub fn plan(stream: &Stream, from: Offset, bytes_max: usize) -> Result<ReadPlan,
                     break;
                 }
                 len += frame.len();
-                blocks.push(stored(
-                    block.base,
-                    block.events,
-                    block.epoch,
-                    frame,
-                    block.position_after.as_ref(),
-                ));
+                blocks.push(block.stored(frame));
             }
             UnsealedPayload::Object(object) if blocks.is_empty() => {
                 return Ok(ReadPlan::Segment(SegmentPlace {
@@ -74,36 +72,25 @@ pub fn plan(stream: &Stream, from: Offset, bytes_max: usize) -> Result<ReadPlan,
     Ok(ReadPlan::Memory(blocks))
 }
 
-fn stored(
-    base: Offset,
-    events: u64,
-    epoch: Epoch,
-    frame: &Bytes,
-    position_after: Option<&SourcePosition>,
-) -> StoredBlock {
-    StoredBlock {
-        base,
-        events: u32::try_from(events).expect("an inline block's events fit its message"),
-        epoch,
-        frame: frame.clone(),
-        position_after: position_after.cloned(),
-    }
-}
-
 /// Carries out a plan.
 ///
 /// # Errors
 /// The store's, or damaged bytes.
 pub async fn execute(
-    plan: ReadPlan,
+    plan: &ReadPlan,
     segments: &SegmentReader,
     from: Offset,
     bytes_max: usize,
 ) -> Result<Vec<StoredBlock>, ReadError> {
     match plan {
         ReadPlan::Nothing => Ok(Vec::new()),
-        ReadPlan::Memory(blocks) => Ok(blocks),
-        ReadPlan::Segment(place) => segments.blocks(&place, from, bytes_max).await,
+        ReadPlan::Memory(blocks) => Ok(blocks.clone()),
+        ReadPlan::Segment(place) => segments.blocks(place, from, bytes_max).await,
+        ReadPlan::Manifest(manifest) => {
+            let listed = segments.manifest(manifest).await?;
+            let at = listed.partition_point(|segment| segment.place.end <= from);
+            segments.blocks(&listed[at].place, from, bytes_max).await
+        }
     }
 }
 

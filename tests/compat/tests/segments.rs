@@ -12,7 +12,7 @@ use downriver_event::{
 };
 use downriver_log::segment::{SegmentPlace, SegmentReader, SegmentWriter, read_footer};
 use downriver_log::store::LocalStore;
-use downriver_log::{ObjectRef, ObjectStore as _, Payload};
+use downriver_log::{ObjectRef, ObjectStore as _, Payload, StoredBlock};
 use downriver_testkit::fixture;
 use prost::Message as _;
 
@@ -63,8 +63,15 @@ async fn write() -> Vec<u8> {
         SegmentWriter::create(folder.path(), "shop", Incarnation(2), Epoch(7)).unwrap();
     let [first, second] = blocks();
     let times = (first.time_min_us, first.time_max_us);
+    let appended = StoredBlock {
+        base: Offset(0),
+        events: 5,
+        epoch: Epoch(0),
+        frame: first.frame,
+        position_after: Some(lsn(8)),
+    };
     segment
-        .write_frame(&first.frame, 5, times, vec![16_400], Some(&lsn(8)))
+        .write_appended(&appended, times, vec![16_400])
         .unwrap();
     segment.write(&second).unwrap();
     let Payload::Object { object, .. } = segment.put(&store, &[schema()]).await.unwrap() else {
@@ -102,6 +109,7 @@ async fn a_segment_of_format_1_reads_as_it_was_written() {
         time_max_us: block.time_max_us,
         table_ids: vec![16_400],
         position_after,
+        epoch: 0,
     };
     let [first, second] = blocks();
     // What zstd makes of the blocks is not ours to fix: their lengths are the fixture's.
@@ -153,6 +161,7 @@ async fn a_segment_of_format_1_reads_as_it_was_written() {
     {
         assert_eq!((read.base, read.events), (Offset(base), written.events));
         assert_eq!(read.position_after, Some(lsn(position)));
+        assert_eq!(read.epoch, Epoch(7));
         assert_eq!(
             events(&read.frame, read.base),
             events(&written.frame, read.base)

@@ -6,6 +6,7 @@ use prost::Message as _;
 use super::builder::{OldImage, RowOp};
 use super::frame::{FrameError, decode_frame};
 use crate::pb;
+use crate::position::{SourcePosition, UnknownPosition};
 use crate::presence::Presence;
 use crate::schema::TableId;
 
@@ -19,6 +20,8 @@ pub enum BlockError {
     Message(String),
     #[error("block has an unknown {what} code {code}")]
     UnknownCode { what: &'static str, code: u8 },
+    #[error("block has {0}")]
+    Position(#[from] UnknownPosition),
     #[error("block does not fit together: {0}")]
     Shape(&'static str),
 }
@@ -137,6 +140,7 @@ impl Block {
             if transaction.first_event != next {
                 return Err(BlockError::Shape("transactions leave a gap"));
             }
+            SourcePosition::from_field(transaction.position.as_ref())?;
             next = next
                 .checked_add(transaction.events)
                 .ok_or(BlockError::Shape("transactions have too many events"))?;

@@ -10,10 +10,20 @@
 //! segment's base, its time range and tables. Offsets are relative, so a segment is written before its base
 //! offset is known.
 
+//!
+//! Small segments are merged at the same offsets (`merge`). The oldest references of a stream live in manifest
+//! objects (`manifest`).
+
+mod manifest;
+mod merge;
+mod place;
 mod read;
 mod write;
 
-pub use read::{SegmentPlace, SegmentReader, read_footer};
+pub use manifest::{ManifestRef, put_manifest, read_manifest};
+pub use merge::{MergeError, merge, worth_merging};
+pub use place::{Segment, SegmentPlace};
+pub use read::{SegmentReader, read_footer};
 pub use write::SegmentWriter;
 
 const MAGIC: &[u8; 4] = b"DRS1";

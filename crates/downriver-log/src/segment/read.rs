@@ -9,31 +9,55 @@ use downriver_event::block::check_frame;
 use downriver_event::{Epoch, Offset, SourcePosition};
 use prost::Message as _;
 
+use super::manifest::{ManifestRef, read_manifest};
+use super::place::{Segment, SegmentPlace};
 use super::{FOOTER_BYTES_MAX, FOOTER_FORMAT, MAGIC, TRAILER_BYTES};
-use crate::log::{ObjectRef, ReadError, StoredBlock};
+use crate::log::{ReadError, StoredBlock};
 use crate::store::ObjectStore;
 
 /// Footers kept in memory.
 const FOOTERS_MAX: usize = 64;
 
-/// Where a segment lies in its stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentPlace {
-    pub base: Offset,
-    pub end: Offset,
-    pub epoch: Epoch,
-    pub object: ObjectRef,
-    /// Where the append of its last block moved the stream to.
-    pub position_after: Option<SourcePosition>,
+/// Manifests kept in memory.
+const MANIFESTS_MAX: usize = 4;
+
+/// What was read last, by object key.
+#[derive(Debug)]
+struct Recent<T> {
+    max: usize,
+    read: Mutex<VecDeque<(String, Arc<T>)>>,
 }
 
-/// Recently used footers, by object key.
-type Footers = VecDeque<(String, Arc<pb::SegmentFooter>)>;
+impl<T> Recent<T> {
+    fn new(max: usize) -> Self {
+        Self {
+            max,
+            read: Mutex::default(),
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<Arc<T>> {
+        let read = self.read.lock().expect("no holder panics");
+        let found = read.iter().find(|(k, _)| k == key);
+        found.map(|(_, item)| Arc::clone(item))
+    }
+
+    fn put(&self, key: &str, item: T) -> Arc<T> {
+        let item = Arc::new(item);
+        let mut read = self.read.lock().expect("no holder panics");
+        if read.len() == self.max {
+            read.pop_front();
+        }
+        read.push_back((key.to_owned(), Arc::clone(&item)));
+        item
+    }
+}
 
 #[derive(Debug)]
 pub struct SegmentReader {
     store: Arc<dyn ObjectStore>,
-    footers: Mutex<Footers>,
+    footers: Recent<pb::SegmentFooter>,
+    manifests: Recent<Vec<Segment>>,
 }
 
 impl SegmentReader {
@@ -41,7 +65,8 @@ impl SegmentReader {
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
-            footers: Mutex::default(),
+            footers: Recent::new(FOOTERS_MAX),
+            manifests: Recent::new(MANIFESTS_MAX),
         }
     }
 
@@ -87,14 +112,19 @@ impl SegmentReader {
             let frame = bytes.slice(at..at + entry.len as usize);
             check_frame(&frame)
                 .map_err(|error| damaged(place, entry.position, base, &error.to_string()))?;
-            let position = entry
-                .position_after
-                .as_ref()
-                .and_then(SourcePosition::from_pb);
+            let position =
+                SourcePosition::from_field(entry.position_after.as_ref()).map_err(|unknown| {
+                    let footer = place.object.footer_offset;
+                    damaged(place, footer, base, &format!("its index has {unknown}"))
+                })?;
             blocks.push(StoredBlock {
                 base,
                 events: entry.events,
-                epoch: place.epoch,
+                epoch: if entry.epoch == 0 {
+                    place.epoch
+                } else {
+                    Epoch(entry.epoch)
+                },
                 frame,
                 position_after: position.or_else(|| place.position_after.clone()),
             });
@@ -108,15 +138,8 @@ impl SegmentReader {
     /// The store's, or damaged bytes.
     pub async fn footer(&self, place: &SegmentPlace) -> Result<Arc<pb::SegmentFooter>, ReadError> {
         let key = &place.object.key;
-        let known = {
-            let footers = self.footers.lock().expect("no holder panics");
-            footers
-                .iter()
-                .find(|(k, _)| k == key)
-                .map(|(_, footer)| Arc::clone(footer))
-        };
-        if let Some(footer) = known {
-            return Ok(footer);
+        if let Some(known) = self.footers.get(key) {
+            return Ok(known);
         }
         let range = place.object.footer_offset..place.object.len;
         let len = range.end.saturating_sub(range.start);
@@ -125,7 +148,7 @@ impl SegmentReader {
             return Err(wrong("the footer's length is impossible"));
         }
         let bytes = self.store.get_range(key, range).await?;
-        let footer = Arc::new(read_footer(bytes).map_err(|reason| wrong(&reason))?);
+        let footer = read_footer(bytes).map_err(|reason| wrong(&reason))?;
         let events: u64 = footer
             .blocks
             .iter()
@@ -134,12 +157,20 @@ impl SegmentReader {
         if events != place.end.0 - place.base.0 {
             return Err(wrong("the footer's events are not the segment's"));
         }
-        let mut footers = self.footers.lock().expect("no holder panics");
-        if footers.len() == FOOTERS_MAX {
-            footers.pop_front();
+        Ok(self.footers.put(key, footer))
+    }
+
+    /// The segments that a manifest lists.
+    ///
+    /// # Errors
+    /// The store's, or damaged bytes.
+    pub async fn manifest(&self, manifest: &ManifestRef) -> Result<Arc<Vec<Segment>>, ReadError> {
+        let key = &manifest.object.key;
+        if let Some(known) = self.manifests.get(key) {
+            return Ok(known);
         }
-        footers.push_back((key.clone(), Arc::clone(&footer)));
-        Ok(footer)
+        let segments = read_manifest(&*self.store, manifest).await?;
+        Ok(self.manifests.put(key, segments))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Writes a segment to a local file, block by block, and puts it into the store.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use downriver_event::{EncodedBlock, Epoch, Incarnation, SourcePosition, TableSch
 use prost::Message as _;
 
 use super::{FOOTER_FORMAT, MAGIC};
-use crate::log::{ObjectRef, Payload};
+use crate::log::{ObjectRef, Payload, StoredBlock};
 use crate::store::{ObjectStore, StoreError};
 
 /// A segment being written. Dropping it removes its file.
@@ -52,39 +53,60 @@ impl SegmentWriter {
         })
     }
 
+    /// Writes a block that is not appended yet.
+    ///
     /// # Errors
     /// The file cannot be written; the segment is of no use any more.
     pub fn write(&mut self, block: &EncodedBlock) -> std::io::Result<()> {
-        let tables = block.tables.iter().map(|table| table.0).collect();
-        let times = (block.time_min_us, block.time_max_us);
-        self.write_frame(&block.frame, block.events, times, tables, None)
+        self.write_frame(
+            &block.frame,
+            pb::IndexEntry {
+                events: block.events,
+                time_min_us: block.time_min_us,
+                time_max_us: block.time_max_us,
+                table_ids: block.tables.iter().map(|table| table.0).collect(),
+                ..pb::IndexEntry::default()
+            },
+        )
     }
 
-    /// Writes a block that was appended before, with the position that its append moved the stream to.
+    /// Writes a block that was appended before, with what its append gave it.
     ///
     /// # Errors
     /// As [`SegmentWriter::write`].
-    pub fn write_frame(
+    pub fn write_appended(
         &mut self,
-        frame: &[u8],
-        events: u32,
+        block: &StoredBlock,
         (time_min_us, time_max_us): (i64, i64),
         table_ids: Vec<u32>,
-        position_after: Option<&SourcePosition>,
     ) -> std::io::Result<()> {
+        self.write_frame(
+            &block.frame,
+            pb::IndexEntry {
+                events: block.events,
+                time_min_us,
+                time_max_us,
+                table_ids,
+                position_after: block.position_after.as_ref().map(SourcePosition::to_pb),
+                epoch: block.epoch.0,
+                ..pb::IndexEntry::default()
+            },
+        )
+    }
+
+    /// `entry` says everything but the place.
+    fn write_frame(&mut self, frame: &[u8], entry: pb::IndexEntry) -> std::io::Result<()> {
+        let position = self.len;
         self.append(frame)?;
         self.chain.update(frame);
+        let first_event = self.events;
+        self.events += u64::from(entry.events);
         self.footer.blocks.push(pb::IndexEntry {
-            first_event: self.events,
-            events,
-            position: self.len - frame.len() as u64,
+            first_event,
+            position,
             len: u32::try_from(frame.len()).expect("a frame is under 4 GiB"),
-            time_min_us,
-            time_max_us,
-            table_ids,
-            position_after: position_after.map(SourcePosition::to_pb),
+            ..entry
         });
-        self.events += u64::from(events);
         Ok(())
     }
 
@@ -106,7 +128,7 @@ impl SegmentWriter {
         self.events
     }
 
-    /// Finishes the segment and stores it under a key of its own.
+    /// Finishes the segment and stores it under a key of its own. Of the schemas it keeps those of its tables.
     ///
     /// # Errors
     /// The file cannot be finished (`Unavailable`), or the store's.
@@ -149,7 +171,10 @@ impl SegmentWriter {
 
     fn finish(&mut self, schemas: &[Arc<TableSchema>]) -> std::io::Result<u64> {
         let footer_offset = self.len;
-        self.footer.schemas = schemas.iter().map(|schema| schema.to_pb()).collect();
+        let entries = self.footer.blocks.iter();
+        let tables: BTreeSet<u32> = entries.flat_map(|e| e.table_ids.iter().copied()).collect();
+        let used = schemas.iter().filter(|s| tables.contains(&s.id.0));
+        self.footer.schemas = used.map(|schema| schema.to_pb()).collect();
         self.footer.chain_to = self.chain.finalize().as_bytes().to_vec().into();
         let mut footer = self.footer.encode_to_vec();
         let crc = crc32c::crc32c(&footer);

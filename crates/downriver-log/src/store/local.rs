@@ -191,7 +191,12 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, u64)>) -> std::io::
         } else if !entry.file_name().to_string_lossy().starts_with('.')
             && let Ok(key) = path.strip_prefix(root)
         {
-            found.push((key.to_string_lossy().into_owned(), entry.metadata()?.len()));
+            match entry.metadata() {
+                Ok(file) => found.push((key.to_string_lossy().into_owned(), file.len())),
+                // Deleted since the folder was read.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())

@@ -1,0 +1,184 @@
+//! Commands on a stream's segments are taken only if the references are those that they were made from.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use downriver_api::cluster::v1 as pb;
+use downriver_event::{Incarnation, Lsn, Offset, SourcePosition, pb as event};
+use downriver_log::journal::{Applied, Journal, Stream};
+
+fn position(lsn: u64) -> Option<event::SourcePosition> {
+    Some(SourcePosition::Postgres(Lsn(lsn)).to_pb())
+}
+
+fn object(key: &str) -> Option<pb::ObjectRef> {
+    Some(pb::ObjectRef {
+        key: key.into(),
+        len: 10,
+        crc: 1,
+        footer_offset: 5,
+    })
+}
+
+/// A stream "s" of one segment an offset.
+fn journal(segments: u64) -> Journal {
+    let mut journal = Journal::default();
+    let open = pb::OpenStream {
+        stream: "s".into(),
+        start: position(0),
+        ..pb::OpenStream::default()
+    };
+    assert_eq!(journal.open(&open), Applied::Done);
+    for base in 0..segments {
+        let block = pb::BlockPayload {
+            events: 1,
+            payload: Some(pb::block_payload::Payload::Inline(Bytes::from_static(b"x"))),
+            ..pb::BlockPayload::default()
+        };
+        let append = pb::AppendBlocks {
+            stream: "s".into(),
+            incarnation: 1,
+            epoch: 1,
+            base_offset: base,
+            position_before: position(base),
+            position_after: position(base + 1),
+            blocks: vec![block],
+            ..pb::AppendBlocks::default()
+        };
+        let next = Offset(base + 1);
+        assert_eq!(journal.append(append, base), Applied::Appended { next });
+        let seal = pb::SealSegment {
+            stream: "s".into(),
+            incarnation: 1,
+            base_offset: base,
+            end_offset: base + 1,
+            object: object(&base.to_string()),
+            time_min_us: base as i64,
+            time_max_us: base as i64,
+            ..pb::SealSegment::default()
+        };
+        assert_eq!(journal.seal(&seal), Applied::Done);
+    }
+    journal
+}
+
+fn merge(base_offset: u64, end_offset: u64, segments: u32) -> pb::MergeSegments {
+    pb::MergeSegments {
+        stream: "s".into(),
+        incarnation: 1,
+        base_offset,
+        end_offset,
+        segments,
+        object: object(&format!("{base_offset}-{end_offset}")),
+        ..pb::MergeSegments::default()
+    }
+}
+
+fn fold(base_offset: u64, end_offset: u64, segments: u32) -> pb::FoldSegments {
+    pb::FoldSegments {
+        stream: "s".into(),
+        incarnation: 1,
+        base_offset,
+        end_offset,
+        segments,
+        object: object("manifest"),
+        ..pb::FoldSegments::default()
+    }
+}
+
+fn keys(stream: &Stream) -> Vec<&str> {
+    let keys = stream.segments.iter().map(|s| s.place.object.key.as_str());
+    keys.collect()
+}
+
+#[test]
+fn a_merge_puts_one_segment_in_the_place_of_those_it_was_made_from() {
+    let mut journal = journal(6);
+    assert_eq!(journal.merge(&merge(1, 4, 3)), Applied::Done);
+    let stream = &journal.streams["s"];
+    assert_eq!(keys(stream), ["0", "1-4", "4", "5"]);
+    assert_eq!(stream.garbage, ["1", "2", "3"]);
+    let merged = &stream.segments[1];
+    let place = &merged.place;
+    assert_eq!((place.base, place.end), (Offset(1), Offset(4)));
+    assert_eq!((merged.time_min_us, merged.time_max_us), (1, 3));
+    let after = SourcePosition::Postgres(Lsn(4));
+    assert_eq!(place.position_after, Some(after));
+}
+
+#[test]
+fn a_command_made_from_other_references_changes_nothing() {
+    let mut journal = journal(6);
+    assert_eq!(journal.merge(&merge(1, 4, 3)), Applied::Done);
+    // Made before that merge; twice; of another life; of no offsets.
+    let mut other_life = merge(4, 6, 2);
+    other_life.incarnation = 2;
+    for stale in [
+        merge(0, 4, 4),
+        merge(1, 4, 3),
+        merge(2, 5, 3),
+        other_life,
+        merge(4, 7, 3),
+        merge(1, 1, 0),
+    ] {
+        assert_eq!(journal.merge(&stale), Applied::Stale, "{stale:?}");
+    }
+    // A manifest lists the oldest.
+    for stale in [fold(0, 4, 4), fold(1, 4, 1), fold(0, 3, 2)] {
+        assert_eq!(journal.fold(&stale), Applied::Stale, "{stale:?}");
+    }
+    assert_eq!(keys(&journal.streams["s"]), ["0", "1-4", "4", "5"]);
+    assert_eq!(journal.fold(&fold(0, 4, 2)), Applied::Done);
+    assert_eq!(journal.merge(&merge(0, 4, 2)), Applied::Stale);
+    assert_eq!(keys(&journal.streams["s"]), ["4", "5"]);
+}
+
+#[test]
+fn a_manifest_is_forgotten_after_all_that_it_lists() {
+    let mut journal = journal(6);
+    assert_eq!(journal.fold(&fold(0, 4, 4)), Applied::Done);
+    let trim = |offset| pb::TrimStream {
+        stream: "s".into(),
+        offset,
+        incarnation: 1,
+        ..pb::TrimStream::default()
+    };
+    let forget = pb::ForgetObjects {
+        stream: "s".into(),
+        keys: vec!["manifest".into(), "4".into()],
+        ..pb::ForgetObjects::default()
+    };
+    assert_eq!(journal.trim(&trim(3)), Applied::Done);
+    assert_eq!(journal.streams["s"].trimmed, Offset(3));
+    journal.forget(&forget);
+    assert_eq!(journal.streams["s"].manifests.len(), 1, "offset 3 is in it");
+    assert_eq!(journal.trim(&trim(5)), Applied::Done);
+    let stream = &journal.streams["s"];
+    assert_eq!((stream.trimmed, keys(stream)), (Offset(5), vec!["5"]));
+    assert_eq!(stream.garbage, ["4"]);
+    journal.forget(&forget);
+    let stream = &journal.streams["s"];
+    assert!(stream.manifests.is_empty() && stream.garbage.is_empty());
+}
+
+#[test]
+fn a_stream_that_is_made_again_has_another_incarnation() {
+    let mut journal = journal(2);
+    let drop = pb::DropStream {
+        stream: "s".into(),
+        ..pb::DropStream::default()
+    };
+    assert_eq!(journal.drop_stream(&drop), Applied::Done);
+    let open = pb::OpenStream {
+        stream: "s".into(),
+        ..pb::OpenStream::default()
+    };
+    assert_eq!(journal.open(&open), Applied::Done);
+    assert_eq!(journal.streams["s"].incarnation, Incarnation(2));
+    let trim = pb::TrimStream {
+        stream: "s".into(),
+        offset: 1,
+        incarnation: 1,
+        ..pb::TrimStream::default()
+    };
+    assert_eq!(journal.trim(&trim), Applied::Stale);
+}
