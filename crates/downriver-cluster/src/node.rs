@@ -34,11 +34,15 @@ const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
 /// How long a node that starts alone may take to lead.
 const LEAD_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long segments are kept: until one of the limits is passed, and every protected reader has read them.
+/// How long segments are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    pub max_age: Option<Duration>,
+    /// After every protected reader has read them, by their events' commit times.
+    pub max_age: Duration,
+    /// Of a stream, when every protected reader has read them.
     pub max_bytes: Option<u64>,
+    /// For protected readers: one that has not read them then has a gap, and stops.
+    pub protected_max_age: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -73,8 +77,9 @@ impl NodeConfig {
             seal_bytes: 32 << 20,
             unsealed_bytes_max: 128 << 20,
             retention: Retention {
-                max_age: Some(Duration::from_secs(7 * 86_400)),
+                max_age: Duration::from_secs(7 * 86_400),
                 max_bytes: None,
+                protected_max_age: Duration::from_secs(30 * 86_400),
             },
             tidy_interval: Duration::from_secs(60),
             segment_bytes_max: 64 << 20,

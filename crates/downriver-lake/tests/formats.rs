@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::Memory;
-use downriver_event::{Column, Epoch, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema};
+use downriver_event::{
+    Column, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema,
+};
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{LakeError, TableConfig, TableWriter, Warehouse};
 use downriver_log::store::LocalStore;
@@ -47,6 +49,7 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             name: name.clone(),
             pipeline: "p".into(),
             stream: "shop/1".into(),
+            incarnation: Incarnation(1),
             epoch: Epoch(epoch),
             start: Offset(0),
             committed: None,

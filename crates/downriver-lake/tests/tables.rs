@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, Epoch, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    BlockBuilder, Column, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
     SourcePosition, TableId, TableSchema, pb,
 };
 use downriver_lake::catalog::{
@@ -308,6 +308,7 @@ impl Lake {
             name: self.name.clone(),
             pipeline: "p".into(),
             stream: "shop/1".into(),
+            incarnation: Incarnation(1),
             epoch: Epoch(epoch),
             start: Offset(0),
             committed: None,
@@ -593,6 +594,11 @@ async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<(
         ..lake.config(1)
     };
     ensure!(code(lake.open_as(other).await)? == "DR-3018");
+    let restored = TableConfig {
+        incarnation: Incarnation(2),
+        ..lake.config(1)
+    };
+    ensure!(code(lake.open_as(restored).await)? == "DR-3024");
     Ok(())
 }
 

@@ -179,7 +179,7 @@ impl Tidied<'_> {
         }
     }
 
-    /// Forgets what is older or more than wanted, as far as every protected reader has it.
+    /// Forgets what is older or more than wanted, as far as every protected reader has it or was waited for.
     async fn trim(&self) -> Result<(), TidyError> {
         let Some(protected) = self.node.protected() else {
             return Ok(());
@@ -302,23 +302,25 @@ struct Rule {
 impl Rule {
     /// How far these segments go, `to` if none does, and whether all of them do.
     fn pass(&mut self, segments: &[Segment], mut to: Offset) -> (Offset, bool) {
-        let old_us = self
-            .retention
-            .max_age
-            .map(|age| self.now_us.saturating_sub(micros(age)));
         for segment in segments {
-            let end = segment.place.end;
-            if end > self.trimmed {
-                let old = old_us.is_some_and(|limit| segment.time_max_us < limit);
-                let much = self.retention.max_bytes.is_some_and(|max| self.bytes > max);
-                if !(old || much) || end > self.keep_from {
+            if segment.place.end > self.trimmed {
+                if !self.takes(segment) {
                     return (to, false);
                 }
-                to = end;
+                to = segment.place.end;
             }
             self.bytes -= segment.place.object.len;
         }
         (to, true)
+    }
+
+    fn takes(&self, segment: &Segment) -> bool {
+        let older_than = |age| segment.time_max_us < self.now_us.saturating_sub(micros(age));
+        if segment.place.end > self.keep_from {
+            return older_than(self.retention.protected_max_age);
+        }
+        let much = self.retention.max_bytes.is_some_and(|max| self.bytes > max);
+        much || older_than(self.retention.max_age)
     }
 }
 

@@ -25,6 +25,12 @@ use rand::{Rng as _, SeedableRng as _};
 use super::*;
 use crate::NodeConfig;
 
+/// The events are of 1970.
+const KEPT: crate::Retention = crate::Retention {
+    max_age: Duration::from_secs(1_000 * 365 * 86_400),
+    max_bytes: None,
+    protected_max_age: Duration::from_secs(1_000 * 365 * 86_400),
+};
 /// Microseconds of commit time an event.
 const STEP_US: i64 = 1_000;
 
@@ -316,8 +322,8 @@ async fn start(
     config.merge_segments_min = 4;
     config.segment_refs_max = 8;
     config.retention = crate::Retention {
-        max_age: None,
         max_bytes: Some(60_000),
+        ..KEPT
     };
     let node = Node::start(config).await.unwrap();
     node.open("s", Some(position(0)), Bytes::new())
@@ -409,6 +415,57 @@ async fn a_tidied_stream_reads_as_it_was_appended() {
 #[tokio::test]
 async fn a_tidied_stream_reads_as_it_was_appended_through_restarts() {
     run(seed(), true).await;
+}
+
+/// A node whose retention has nothing to do with bytes, with a stream of ten segments.
+async fn aged(retention: crate::Retention) -> World {
+    let mut world = World::start(seed()).await;
+    world.store.trouble.store(false, Ordering::Relaxed);
+    let mut config = world.node.config().clone();
+    world.node.shutdown().await;
+    config.retention = retention;
+    config.merge_segments_min = usize::MAX;
+    world.node = Node::start(config).await.unwrap();
+    world.node.open("s", None, Bytes::new()).await.unwrap();
+    for _ in 0..10 {
+        world.append().await;
+        world.node.seal_now("s").await.unwrap();
+    }
+    world
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_as_far_as_it_was_read() {
+    let world = aged(crate::Retention {
+        max_age: Duration::from_secs(3600),
+        ..KEPT
+    })
+    .await;
+    let read = world.stream(|s| s.segments[4].place.base);
+    world.node.protect(move |_| Some(read.plus(1)));
+    while world.stream(|s| s.trimmed) != read {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.wanted.store(read.0, Ordering::Relaxed);
+    world.check_from(0).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_was_waited_for_long_enough_has_a_gap() {
+    let world = aged(crate::Retention {
+        protected_max_age: Duration::from_secs(3600),
+        ..KEPT
+    })
+    .await;
+    world.node.protect(|_| Some(Offset(0)));
+    let next = world.node.state("s").unwrap().next;
+    while world.stream(|s| s.trimmed) != next {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let read = world.node.read("s", Offset(0), 1).await;
+    assert!(matches!(read, Err(ReadError::Trimmed { .. })), "{read:?}");
+    world.node.shutdown().await;
 }
 
 #[tokio::test]

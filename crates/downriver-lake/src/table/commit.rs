@@ -23,9 +23,9 @@ use roaring::RoaringBitmap;
 use super::local::{FORMAT, Garbage, LocalState, Version};
 use super::spill::hash_keys;
 use super::{
-    DATA_SNAPSHOT_SUMMARY, EPOCH_PROPERTY, FROM_SUMMARY, KEY_PROPERTY, OFFSET_PROPERTY,
-    PIPELINE_PROPERTY, Pending, STREAM_PROPERTY, TABLE_PROPERTY, TO_SUMMARY, TableWriter,
-    key_property,
+    DATA_SNAPSHOT_SUMMARY, EPOCH_PROPERTY, FROM_SUMMARY, INCARNATION_PROPERTY, KEY_PROPERTY,
+    OFFSET_PROPERTY, PIPELINE_PROPERTY, Pending, STREAM_PROPERTY, TABLE_PROPERTY, TO_SUMMARY,
+    TableWriter, key_property,
 };
 use crate::LakeError;
 use crate::catalog::CatalogError;
@@ -353,9 +353,11 @@ impl TableWriter {
     }
 
     fn own_summary(&self, to: Offset, data_snapshot: i64) -> HashMap<String, String> {
+        let incarnation = self.config.incarnation.0.to_string();
         HashMap::from([
             (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
             (STREAM_PROPERTY.to_owned(), self.config.stream.clone()),
+            (INCARNATION_PROPERTY.to_owned(), incarnation),
             (EPOCH_PROPERTY.to_owned(), self.config.epoch.to_string()),
             (FROM_SUMMARY.to_owned(), self.committed.to_string()),
             (TO_SUMMARY.to_owned(), to.to_string()),
@@ -466,10 +468,12 @@ impl TableWriter {
         } else {
             data_snapshot
         };
+        let incarnation = self.config.incarnation.0.to_string();
         let mut properties = HashMap::from([
             (OFFSET_PROPERTY.to_owned(), to.to_string()),
             (EPOCH_PROPERTY.to_owned(), self.config.epoch.to_string()),
             (STREAM_PROPERTY.to_owned(), self.config.stream.clone()),
+            (INCARNATION_PROPERTY.to_owned(), incarnation),
             (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
             (TABLE_PROPERTY.to_owned(), self.source.id.0.to_string()),
             (KEY_PROPERTY.to_owned(), key_property(&self.source)),

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use downriver_event::block::{Block, RowGroup};
-use downriver_event::{Epoch, Offset, TableId, TableSchema, pb};
+use downriver_event::{Epoch, Incarnation, Offset, TableId, TableSchema, pb};
 use iceberg::spec::{DataFile, TableMetadata};
 use roaring::RoaringBitmap;
 
@@ -43,6 +43,8 @@ const FORMAT: &str = "1";
 pub(crate) const OFFSET_PROPERTY: &str = "downriver.offset";
 pub(crate) const EPOCH_PROPERTY: &str = "downriver.epoch";
 pub(crate) const STREAM_PROPERTY: &str = "downriver.stream";
+/// Of the log that the offset is of.
+pub(crate) const INCARNATION_PROPERTY: &str = "downriver.incarnation";
 pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
 /// Of the source's table: one lake table is never of two.
 const TABLE_PROPERTY: &str = "downriver.table";
@@ -100,6 +102,8 @@ pub struct TableConfig {
     pub pipeline: String,
     /// Names the stream and which of its lives this is.
     pub stream: String,
+    /// Of the stream's log.
+    pub incarnation: Incarnation,
     pub epoch: Epoch,
     /// Where the stream starts for a table that is made now, or that another stream filled.
     pub start: Offset,
@@ -240,6 +244,10 @@ impl TableWriter {
             (OFFSET_PROPERTY.to_owned(), config.start.to_string()),
             (EPOCH_PROPERTY.to_owned(), "0".to_owned()),
             (STREAM_PROPERTY.to_owned(), config.stream.clone()),
+            (
+                INCARNATION_PROPERTY.to_owned(),
+                config.incarnation.0.to_string(),
+            ),
             (PIPELINE_PROPERTY.to_owned(), config.pipeline.clone()),
             ("write.delete.granularity".to_owned(), "file".to_owned()),
         ]);
@@ -323,6 +331,7 @@ impl TableWriter {
             self.committed = self.config.start;
             return Ok(());
         }
+        self.check_incarnation()?;
         let offset = number(self.property(OFFSET_PROPERTY));
         let foreign = |what: String| {
             LakeError::stopped(
@@ -357,6 +366,22 @@ impl TableWriter {
             .property(SNAPSHOT_PROPERTY)
             .and_then(|text| text.parse().ok());
         Ok(())
+    }
+
+    /// The table's offset is one of the log as it is now.
+    fn check_incarnation(&self) -> Result<(), LakeError> {
+        let ours = self.config.incarnation.0.to_string();
+        match self.property(INCARNATION_PROPERTY) {
+            Some(theirs) if theirs != ours => Err(LakeError::stopped(
+                "DR-3024",
+                format!(
+                    "table {} was filled from incarnation {theirs} of the log, which is at {ours} now: what lies between is lost",
+                    self.config.name
+                ),
+                "delete the pipeline and the source and apply them again: the new snapshot repairs the tables",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The lake's table is of this table of the source, with the key that its rows are known by.

@@ -12,7 +12,9 @@ use crate::log::ReadError;
 
 /// Bytes of blocks in memory while they are copied.
 const PIECE_BYTES: usize = 4 << 20;
-/// Segments of one merge, so that a reference's footer stays small.
+/// Of the footers of one merge: a reader has the merged one in memory.
+const FOOTER_BYTES_MAX: u64 = 4 << 20;
+/// Segments of one merge.
 const RUN_MAX: usize = 256;
 
 /// The first run of adjacent segments that is worth one segment of at most `bytes_max`: at least `run_min` of them,
@@ -20,12 +22,13 @@ const RUN_MAX: usize = 256;
 #[must_use]
 pub fn worth_merging(segments: &[Segment], run_min: usize, bytes_max: u64) -> Option<Range<usize>> {
     (0..segments.len()).find_map(|start| {
-        let (mut sum, mut largest, mut found) = (0, 0, None);
+        let (mut sum, mut footers, mut largest, mut found) = (0, 0, 0, None);
         for (at, segment) in segments.iter().enumerate().skip(start).take(RUN_MAX) {
-            let len = segment.place.object.len;
-            sum += len;
-            largest = largest.max(len);
-            if sum > bytes_max {
+            let object = &segment.place.object;
+            sum += object.len;
+            footers += object.len.saturating_sub(object.footer_offset);
+            largest = largest.max(object.len);
+            if sum > bytes_max || footers > FOOTER_BYTES_MAX {
                 break;
             }
             if at + 1 - start >= run_min && largest * 2 <= sum {

@@ -15,40 +15,41 @@ use super::{FOOTER_BYTES_MAX, FOOTER_FORMAT, MAGIC, TRAILER_BYTES};
 use crate::log::{ReadError, StoredBlock};
 use crate::store::ObjectStore;
 
-/// Footers kept in memory.
-const FOOTERS_MAX: usize = 64;
-
-/// Manifests kept in memory.
-const MANIFESTS_MAX: usize = 4;
+/// Stored bytes of the footers that are kept in memory, and of the manifests; opened they take a few times as much.
+const FOOTERS_BYTES_MAX: u64 = 8 << 20;
+const MANIFESTS_BYTES_MAX: u64 = 2 << 20;
 
 /// What was read last, by object key.
 #[derive(Debug)]
 struct Recent<T> {
-    max: usize,
-    read: Mutex<VecDeque<(String, Arc<T>)>>,
+    bytes_max: u64,
+    /// With the stored bytes of each.
+    read: Mutex<VecDeque<(String, u64, Arc<T>)>>,
 }
 
 impl<T> Recent<T> {
-    fn new(max: usize) -> Self {
+    fn new(bytes_max: u64) -> Self {
         Self {
-            max,
+            bytes_max,
             read: Mutex::default(),
         }
     }
 
     fn get(&self, key: &str) -> Option<Arc<T>> {
         let read = self.read.lock().expect("no holder panics");
-        let found = read.iter().find(|(k, _)| k == key);
-        found.map(|(_, item)| Arc::clone(item))
+        let found = read.iter().find(|(k, ..)| k == key);
+        found.map(|(.., item)| Arc::clone(item))
     }
 
-    fn put(&self, key: &str, item: T) -> Arc<T> {
+    /// Keeps it, and forgets the oldest that no longer fit beside it.
+    fn put(&self, key: &str, bytes: u64, item: T) -> Arc<T> {
         let item = Arc::new(item);
         let mut read = self.read.lock().expect("no holder panics");
-        if read.len() == self.max {
-            read.pop_front();
+        read.push_back((key.to_owned(), bytes, Arc::clone(&item)));
+        let mut total: u64 = read.iter().map(|(_, bytes, _)| bytes).sum();
+        while total > self.bytes_max && read.len() > 1 {
+            total -= read.pop_front().map_or(0, |(_, bytes, _)| bytes);
         }
-        read.push_back((key.to_owned(), Arc::clone(&item)));
         item
     }
 }
@@ -65,8 +66,8 @@ impl SegmentReader {
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
-            footers: Recent::new(FOOTERS_MAX),
-            manifests: Recent::new(MANIFESTS_MAX),
+            footers: Recent::new(FOOTERS_BYTES_MAX),
+            manifests: Recent::new(MANIFESTS_BYTES_MAX),
         }
     }
 
@@ -157,7 +158,7 @@ impl SegmentReader {
         if events != place.end.0 - place.base.0 {
             return Err(wrong("the footer's events are not the segment's"));
         }
-        Ok(self.footers.put(key, footer))
+        Ok(self.footers.put(key, len, footer))
     }
 
     /// The segments that a manifest lists.
@@ -170,7 +171,7 @@ impl SegmentReader {
             return Ok(known);
         }
         let segments = read_manifest(&*self.store, manifest).await?;
-        Ok(self.manifests.put(key, segments))
+        Ok(self.manifests.put(key, manifest.object.len, segments))
     }
 }
 

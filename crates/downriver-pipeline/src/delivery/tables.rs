@@ -155,6 +155,7 @@ impl<'a> Tables<'a> {
             name: target,
             pipeline: config.pipeline.clone(),
             stream: config.stream_id.clone(),
+            incarnation: state.incarnation,
             epoch: stored.epoch,
             start: first,
             committed: known,

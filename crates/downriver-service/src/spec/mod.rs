@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use pipeline::{Mode, Pipeline, parse_duration};
+pub use pipeline::{Mode, Pipeline, parse_bytes, parse_duration};
 pub use sink::{CatalogSpec, Iceberg, RestSpec, S3Spec, Sink};
 pub use source::{CaFile, Postgres, Snapshot, SnapshotMode, SnapshotOptions, Source, Tls};
 

@@ -63,7 +63,7 @@ impl Pipeline {
                     "freshness {:?} is not a time of at least 1s",
                     pipeline.freshness.unwrap_or_default()
                 ),
-                "write a whole number with ms, s or m: 10s",
+                "write a whole number with ms, s, m, h or d: 10s",
             );
             return Err(at("freshness", problem));
         }
@@ -116,18 +116,38 @@ fn is_namespace(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAMESPACE_BYTES_MAX && text.chars().all(plain)
 }
 
-/// A whole number with its unit: ms, s or m.
+/// A whole number with its unit: ms, s, m, h or d.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs),
-        _ => None,
-    }
+    let seconds = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
+/// A whole number of bytes with its unit: B, KiB, MiB, GiB or TiB.
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let bytes = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(bytes)
 }
 
 #[cfg(test)]

@@ -13,11 +13,14 @@ mod verify;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use downriver_api::admin::v1 as pb;
+use downriver_cluster::Retention;
 use downriver_event::problem::Problem;
 use downriver_log::store::S3Options;
+use downriver_service::spec::{parse_bytes, parse_duration};
 
 use crate::server;
 use client::{Client, Failure};
@@ -126,6 +129,23 @@ struct Dev {
     grpc: SocketAddr,
     #[arg(long, default_value = "127.0.0.1:7071")]
     http: SocketAddr,
+    /// How long the log is kept after every pipeline has read it.
+    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = age)]
+    retention: Duration,
+    /// How large a source's log may grow after every pipeline has read it, such as 100GiB. Default: no limit.
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    retention_bytes: Option<u64>,
+    /// How long the log is kept for a pipeline that does not read it.
+    #[arg(long, value_name = "AGE", default_value = "30d", value_parser = age)]
+    retention_max: Duration,
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "write a whole number with s, m, h or d: 7d".into())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| "write a whole number with MiB, GiB or TiB: 100GiB".into())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -206,6 +226,11 @@ async fn run_dev(dev: Dev) -> Result<(), Failure> {
         },
         grpc: dev.grpc,
         http: dev.http,
+        retention: Retention {
+            max_age: dev.retention,
+            max_bytes: dev.retention_bytes,
+            protected_max_age: dev.retention_max,
+        },
     };
     server::dev(options)
         .await

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use downriver_cluster::{Node, NodeConfig};
+use downriver_cluster::{Node, NodeConfig, Retention};
 use downriver_log::Log;
 use downriver_log::store::{self, S3Options};
 use tokio::net::TcpListener;
@@ -28,6 +28,7 @@ pub(crate) struct DevOptions {
     pub(crate) s3: S3Options,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) retention: Retention,
 }
 
 /// Runs one node with everything embedded until it is told to stop.
@@ -56,7 +57,11 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
         http: http.local_addr()?,
     };
 
-    let node = Node::start(NodeConfig::new(data.join("node"), objects)).await?;
+    let node = Node::start(NodeConfig {
+        retention: options.retention,
+        ..NodeConfig::new(data.join("node"), objects)
+    })
+    .await?;
     engine::check_stored(&node)?;
     let stop = CancellationToken::new();
     let engine = NodeEngine::new(Arc::clone(&node), data.clone(), addresses);
