@@ -37,7 +37,7 @@ const LEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long segments are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// After every protected reader has read them, by their events' commit times.
+    /// After every protected reader has read them, since they were stored.
     pub max_age: Duration,
     /// Of a stream, when every protected reader has read them.
     pub max_bytes: Option<u64>,

@@ -86,6 +86,9 @@ pub struct ObjectRef {
     pub crc: u32,
     /// Where a segment's footer starts.
     pub footer_offset: u64,
+    /// When it was written, microseconds since 1970 by the writer's clock; of a merged segment, when the last of its
+    /// parts was. 0: not known. Retention counts from it.
+    pub stored_us: i64,
 }
 
 impl ObjectRef {
@@ -96,6 +99,7 @@ impl ObjectRef {
             len: self.len,
             crc: self.crc,
             footer_offset: self.footer_offset,
+            stored_us: self.stored_us,
         }
     }
 
@@ -106,6 +110,7 @@ impl ObjectRef {
             len: object.len,
             crc: object.crc,
             footer_offset: object.footer_offset,
+            stored_us: object.stored_us,
         }
     }
 }

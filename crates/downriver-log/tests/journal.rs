@@ -16,6 +16,7 @@ fn object(key: &str) -> Option<pb::ObjectRef> {
         len: 10,
         crc: 1,
         footer_offset: 5,
+        stored_us: key.parse().unwrap_or(100),
     })
 }
 
@@ -101,6 +102,7 @@ fn a_merge_puts_one_segment_in_the_place_of_those_it_was_made_from() {
     let place = &merged.place;
     assert_eq!((place.base, place.end), (Offset(1), Offset(4)));
     assert_eq!((merged.time_min_us, merged.time_max_us), (1, 3));
+    assert_eq!(place.object.stored_us, 3, "the age is not begun again");
     let after = SourcePosition::Postgres(Lsn(4));
     assert_eq!(place.position_after, Some(after));
 }

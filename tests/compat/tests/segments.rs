@@ -143,6 +143,7 @@ async fn a_segment_of_format_1_reads_as_it_was_written() {
             len: segment.len() as u64,
             crc: crc32c::crc32c(&segment),
             footer_offset: footer_offset as u64,
+            stored_us: 0,
         },
         position_after: Some(lsn(9)),
     };

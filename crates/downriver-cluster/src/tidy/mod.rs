@@ -315,7 +315,12 @@ impl Rule {
     }
 
     fn takes(&self, segment: &Segment) -> bool {
-        let older_than = |age| segment.time_max_us < self.now_us.saturating_sub(micros(age));
+        // What was committed long ago may have come a moment ago. Only segments of older builds do not say when.
+        let stored_us = match segment.place.object.stored_us {
+            0 => segment.time_max_us,
+            stored_us => stored_us,
+        };
+        let older_than = |age| stored_us < self.now_us.saturating_sub(micros(age));
         if segment.place.end > self.keep_from {
             return older_than(self.retention.protected_max_age);
         }

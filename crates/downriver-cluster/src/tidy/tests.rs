@@ -25,11 +25,11 @@ use rand::{Rng as _, SeedableRng as _};
 use super::*;
 use crate::NodeConfig;
 
-/// The events are of 1970.
+/// The events are of 1970, and stored a moment ago: they are young.
 const KEPT: crate::Retention = crate::Retention {
-    max_age: Duration::from_secs(1_000 * 365 * 86_400),
+    max_age: Duration::from_secs(86_400),
     max_bytes: None,
-    protected_max_age: Duration::from_secs(1_000 * 365 * 86_400),
+    protected_max_age: Duration::from_secs(86_400),
 };
 /// Microseconds of commit time an event.
 const STEP_US: i64 = 1_000;
@@ -437,7 +437,7 @@ async fn aged(retention: crate::Retention) -> World {
 #[tokio::test]
 async fn what_is_old_is_forgotten_as_far_as_it_was_read() {
     let world = aged(crate::Retention {
-        max_age: Duration::from_secs(3600),
+        max_age: Duration::from_millis(1),
         ..KEPT
     })
     .await;
@@ -454,7 +454,7 @@ async fn what_is_old_is_forgotten_as_far_as_it_was_read() {
 #[tokio::test]
 async fn a_reader_that_was_waited_for_long_enough_has_a_gap() {
     let world = aged(crate::Retention {
-        protected_max_age: Duration::from_secs(3600),
+        protected_max_age: Duration::from_millis(1),
         ..KEPT
     })
     .await;

@@ -8,8 +8,8 @@ use downriver_api::cluster::v1 as pb;
 use downriver_event::{Incarnation, Offset};
 use prost::Message as _;
 
-use super::Segment;
 use super::place::times;
+use super::{Segment, now_us};
 use crate::log::{ObjectRef, ReadError};
 use crate::store::{ObjectStore, StoreError};
 
@@ -93,6 +93,7 @@ pub async fn put_manifest(
         len: bytes.len() as u64,
         crc: crc32c::crc32c(&bytes),
         footer_offset: 0,
+        stored_us: now_us(),
     };
     store.put(&object.key, bytes).await?;
     Ok(object)

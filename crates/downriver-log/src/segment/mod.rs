@@ -27,6 +27,14 @@ pub use read::{SegmentReader, read_footer};
 pub use write::SegmentWriter;
 
 const MAGIC: &[u8; 4] = b"DRS1";
+/// Microseconds since 1970.
+fn now_us() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    })
+}
+
 const TRAILER_BYTES: u64 = 12;
 const FOOTER_FORMAT: u32 = 1;
 /// Largest footer that a reader allocates.

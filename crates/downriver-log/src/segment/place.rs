@@ -31,10 +31,14 @@ impl Segment {
     pub(crate) fn of(merged: &[Self], object: &pb::ObjectRef) -> Option<Self> {
         let (first, last) = merged.first().zip(merged.last())?;
         let (time_min_us, time_max_us) = times(merged);
+        let stored = merged.iter().map(|part| part.place.object.stored_us).max();
         Some(Self {
             place: SegmentPlace {
                 base: first.place.base,
-                object: ObjectRef::from_pb(object.clone()),
+                object: ObjectRef {
+                    stored_us: stored.unwrap_or_default(),
+                    ..ObjectRef::from_pb(object.clone())
+                },
                 ..last.place.clone()
             },
             time_min_us,

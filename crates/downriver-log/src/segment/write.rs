@@ -10,7 +10,7 @@ use downriver_api::cluster::v1 as pb;
 use downriver_event::{EncodedBlock, Epoch, Incarnation, SourcePosition, TableSchema};
 use prost::Message as _;
 
-use super::{FOOTER_FORMAT, MAGIC};
+use super::{FOOTER_FORMAT, MAGIC, now_us};
 use crate::log::{ObjectRef, Payload, StoredBlock};
 use crate::store::{ObjectStore, StoreError};
 
@@ -154,6 +154,7 @@ impl SegmentWriter {
                 len: self.len,
                 crc: self.crc,
                 footer_offset,
+                stored_us: now_us(),
             },
             events: self.events,
             time_min_us: blocks
