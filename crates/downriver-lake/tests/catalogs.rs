@@ -184,7 +184,6 @@ async fn the_rest_catalog_keeps_the_contract_at_our_own_server() -> Result<()> {
 #[tokio::test]
 async fn the_rest_catalog_keeps_the_contract_at_seaweedfs() -> Result<()> {
     let server = Seaweed::start().await?;
-    until_there_is_a_warehouse(&server).await?;
     let options = RestOptions {
         warehouse: Some(seaweed::WAREHOUSE.to_owned()),
         credential: Some((
@@ -217,27 +216,6 @@ async fn the_rest_catalog_keeps_the_contract_at_seaweedfs() -> Result<()> {
         "{refused:?}"
     );
     Ok(())
-}
-
-/// SeaweedFS makes its warehouse a moment after it has begun to answer.
-async fn until_there_is_a_warehouse(server: &Seaweed) -> Result<()> {
-    let http = reqwest::Client::new();
-    let uri = server.catalog_uri();
-    host::until("a warehouse", Duration::from_secs(60), async || {
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", seaweed::ACCESS_KEY),
-            ("client_secret", seaweed::SECRET_KEY),
-            ("scope", "catalog"),
-        ];
-        let asked = http.post(format!("{uri}/v1/oauth/tokens")).form(&form);
-        let token: serde_json::Value = asked.send().await?.json().await?;
-        let token = token["access_token"].as_str().context("a token")?;
-        let url = format!("{uri}/v1/{}/namespaces", seaweed::WAREHOUSE);
-        let listed = http.get(url).bearer_auth(token).send().await?;
-        Ok(listed.status().is_success())
-    })
-    .await
 }
 
 // --- Races and lost answers ------------------------------------------------------------------------------

@@ -19,6 +19,25 @@ pub const BUCKET: &str = "lake";
 /// The warehouse of SeaweedFS' own catalog.
 pub const WAREHOUSE: &str = "warehouse";
 
+/// Whether the catalog has its warehouse: it is made a moment after the catalog begins to answer.
+async fn has_warehouse(http: &reqwest::Client, catalog: &str) -> Result<bool> {
+    let form = [
+        ("grant_type", "client_credentials"),
+        ("client_id", ACCESS_KEY),
+        ("client_secret", SECRET_KEY),
+        ("scope", "catalog"),
+    ];
+    let asked = http
+        .post(format!("{catalog}/v1/oauth/tokens"))
+        .form(&form)
+        .send();
+    let token: serde_json::Value = asked.await?.json().await?;
+    let token = token["access_token"].as_str().context("a token")?;
+    let namespaces = http.get(format!("{catalog}/v1/{WAREHOUSE}/namespaces"));
+    let listed = namespaces.bearer_auth(token).send().await?;
+    Ok(listed.status().is_success())
+}
+
 pub struct Seaweed {
     folder: tempfile::TempDir,
     s3: Port,
@@ -84,6 +103,7 @@ impl Seaweed {
     async fn wait_until_ready(&mut self) -> Result<()> {
         let log = self.log();
         let ports = [self.s3.number(), self.iceberg.number()];
+        let (catalog, http) = (self.catalog_uri(), reqwest::Client::new());
         host::until("SeaweedFS to listen", Duration::from_secs(60), async || {
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait()?
@@ -101,7 +121,7 @@ impl Seaweed {
                     return Ok(false);
                 }
             }
-            Ok(true)
+            has_warehouse(&http, &catalog).await
         })
         .await
     }
