@@ -24,8 +24,9 @@ use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::cut::DatabaseCut;
 use downriver_source::postgres::snapshot::BinaryRow;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
+use crate::capture::CaptureControl;
 use crate::delivery::Control;
 use crate::status::{Board, SourceStatus, TableState};
 
@@ -56,7 +57,7 @@ pub struct Running {
     pub log: Arc<dyn Log>,
     pub source: Board<SourceStatus>,
     /// Asks the source where it is.
-    pub nudge: Arc<Notify>,
+    pub capture: Arc<CaptureControl>,
     pub control: Arc<Control>,
 }
 
@@ -205,7 +206,7 @@ async fn passed(running: &Running, position: Lsn) -> Result<Offset, Problem> {
                     return Err(problem.clone());
                 }
             }
-            running.nudge.notify_one();
+            running.capture.nudge.notify_one();
             let _ = tokio::time::timeout(Duration::from_millis(200), status.changed()).await;
         }
     };

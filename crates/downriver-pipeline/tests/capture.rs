@@ -220,7 +220,7 @@ async fn the_log_folds_to_the_source_after_kills_during_snapshot_and_stream() {
         let lag = postgres
             .number("select (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint from pg_replication_slots")
             .await?;
-        capture.nudge.notify_one();
+        capture.control.nudge.notify_one();
         Ok(lag < 100_000)
     })
     .await

@@ -105,6 +105,14 @@ pub trait Engine: Send + Sync + 'static {
     /// Without tables: the whole pipeline, and every table of it that was paused alone.
     async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
 
+    /// Takes the snapshot of tables again, without tables of all: the generation that each will have. Returns when
+    /// that outlasts a crash.
+    async fn resnapshot(
+        &self,
+        pipeline: &str,
+        tables: &[String],
+    ) -> Result<Vec<(TableName, u64)>, Problem>;
+
     /// Returns when everything committed at the source before the call is delivered.
     async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem>;
 
@@ -360,6 +368,26 @@ impl AdminService for Admin {
         let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
         resumed.map_err(|problem| refused(&problem))?;
         Ok(Response::new(pb::ResumeResponse {}))
+    }
+
+    async fn resnapshot(
+        &self,
+        request: Request<pb::ResnapshotRequest>,
+    ) -> Result<Response<pb::ResnapshotResponse>, Status> {
+        let request = request.into_inner();
+        self.known_pipeline(&request.pipeline)?;
+        let asked = self
+            .engine
+            .resnapshot(&request.pipeline, &request.tables)
+            .await;
+        let tables = asked.map_err(|problem| refused(&problem))?.into_iter();
+        let tables = tables.map(|(table, generation)| pb::TableGeneration {
+            table: table.to_string(),
+            generation,
+        });
+        Ok(Response::new(pb::ResnapshotResponse {
+            tables: tables.collect(),
+        }))
     }
 
     async fn check(

@@ -490,6 +490,14 @@ mod tests {
             panic!("a plan resumes nothing")
         }
 
+        async fn resnapshot(
+            &self,
+            _: &str,
+            _: &[String],
+        ) -> Result<Vec<(TableName, u64)>, Problem> {
+            panic!("a plan reads nothing again")
+        }
+
         async fn wait(&self, _: &str, _: std::time::Duration) -> Result<Reached, Problem> {
             panic!("a plan does not wait")
         }

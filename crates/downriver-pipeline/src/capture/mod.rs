@@ -15,6 +15,7 @@ pub(crate) mod merge;
 mod outbox;
 mod progress;
 mod registry;
+mod request;
 mod snapshot;
 mod stream;
 
@@ -27,6 +28,8 @@ use downriver_log::{AppendError, Log, LogError, StoreError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use tokio_util::sync::CancellationToken;
+
+pub use request::{CaptureControl, NotRequested, Requested};
 
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
@@ -73,6 +76,8 @@ pub enum CaptureError {
     Behind(u64),
     #[error("table {0} was made since the capture began: starting again to take it in")]
     NewTable(String),
+    #[error("{0} to be read again: starting with the snapshot")]
+    Reread(String),
     #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
     SchemaMoved(String),
     #[error("stopped: {}", .0.reason)]
@@ -92,6 +97,8 @@ impl From<OutboxError> for CaptureError {
 
 /// What to do about an error.
 enum Act {
+    /// Start again at once: it was asked for, and has come further.
+    Again,
     /// Start again from the log's position.
     Retry(Problem),
     Stop(Problem),
@@ -105,13 +112,13 @@ pub async fn run(
     config: CaptureConfig,
     log: Arc<dyn Log>,
     status: Board<SourceStatus>,
-    nudge: Arc<tokio::sync::Notify>,
+    control: Arc<CaptureControl>,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new();
     loop {
         let began = tokio::time::Instant::now();
-        let running = stream::run(&config, &log, &status, &nudge);
+        let running = stream::run(&config, &log, &status, &control);
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -122,6 +129,10 @@ pub async fn run(
             backoff.reset();
         }
         match act_on(&error) {
+            Act::Again => {
+                tracing::info!(source = config.name, "{error}");
+                continue;
+            }
             Act::Retry(problem) => {
                 tracing::warn!(source = config.name, error = %chain(&error), "capture failed; it will be tried again");
                 status.update(|s| s.problem = Some(problem));
@@ -153,6 +164,7 @@ fn act_on(error: &CaptureError) -> Act {
             (false, problem) => Act::Stop(problem),
         },
         CaptureError::Fenced(_) => Act::Leave,
+        CaptureError::Reread(_) => Act::Again,
         CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => {
             Act::Retry(Problem::new(
                 "DR-1102",

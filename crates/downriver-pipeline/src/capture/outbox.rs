@@ -12,7 +12,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use downriver_event::{EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableSchema};
+use downriver_event::{
+    EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
+};
 use downriver_log::segment::SegmentWriter;
 use downriver_log::{Append, AppendError, Appended, ChunkDone, Log, Payload, StoreError};
 use tokio::task::JoinHandle;
@@ -107,6 +109,9 @@ impl Pile {
     }
 }
 
+/// Table and generation of each snapshot that an append moved on.
+pub(crate) type Progress = Vec<(TableId, u64)>;
+
 pub(crate) struct Outbox {
     log: Arc<dyn Log>,
     folder: PathBuf,
@@ -115,6 +120,9 @@ pub(crate) struct Outbox {
     ready: Pile,
     /// Where the newest ready transaction ends.
     ready_position: Option<SourcePosition>,
+    /// Ready when what is open is.
+    open_schemas: Vec<Arc<TableSchema>>,
+    open_chunks: Vec<ChunkDone>,
     schemas: Vec<Arc<TableSchema>>,
     chunks_done: Vec<ChunkDone>,
     under_way: Option<UnderWay>,
@@ -122,6 +130,7 @@ pub(crate) struct Outbox {
 
 struct UnderWay {
     append: JoinHandle<Result<Appended, OutboxError>>,
+    progress: Progress,
     position_after: Option<SourcePosition>,
 }
 
@@ -134,6 +143,8 @@ impl Outbox {
             open: Pile::default(),
             ready: Pile::default(),
             ready_position: None,
+            open_schemas: Vec::new(),
+            open_chunks: Vec::new(),
             schemas: Vec::new(),
             chunks_done: Vec::new(),
             under_way: None,
@@ -170,19 +181,27 @@ impl Outbox {
         if self.ready.memory_bytes > MEMORY_BYTES_MAX {
             self.ready.spill(&self.tip, &self.folder)?;
         }
+        self.schemas.append(&mut self.open_schemas);
+        self.chunks_done.append(&mut self.open_chunks);
         if position.is_some() {
             self.ready_position = position;
         }
         Ok(())
     }
 
-    /// Registered with the next append.
+    /// Registers a schema with what is open: not before the event that announces it.
     pub(crate) fn register(&mut self, schema: Arc<TableSchema>) {
-        self.schemas.push(schema);
+        self.open_schemas.push(schema);
     }
 
+    /// Stores a snapshot's progress with the next append.
     pub(crate) fn chunk_done(&mut self, chunk: ChunkDone) {
         self.chunks_done.push(chunk);
+    }
+
+    /// Stores a snapshot's progress with what is open.
+    pub(crate) fn chunk_done_with_open(&mut self, chunk: ChunkDone) {
+        self.open_chunks.push(chunk);
     }
 
     /// Whether an append of what is ready can begin now.
@@ -203,6 +222,8 @@ impl Outbox {
             && self.open.is_empty()
             && self.chunks_done.is_empty()
             && self.schemas.is_empty()
+            && self.open_chunks.is_empty()
+            && self.open_schemas.is_empty()
     }
 
     pub(crate) fn tip(&self) -> &Tip {
@@ -224,6 +245,8 @@ impl Outbox {
     fn begin(&mut self, position: Option<SourcePosition>) {
         let ready = std::mem::take(&mut self.ready);
         let position_after = position.or_else(|| self.tip.position.clone());
+        let progress = self.chunks_done.iter().map(|c| (c.table, c.generation));
+        let progress = progress.collect();
         let append = Append {
             stream: self.tip.stream.clone(),
             incarnation: self.tip.incarnation,
@@ -239,12 +262,13 @@ impl Outbox {
         let append = tokio::spawn(send(log, tip, folder, ready, append));
         self.under_way = Some(UnderWay {
             append,
+            progress,
             position_after,
         });
     }
 
     /// Waits for the append under way; for ever if there is none. Dropping the future loses nothing.
-    pub(crate) async fn appended(&mut self) -> Result<(), OutboxError> {
+    pub(crate) async fn appended(&mut self) -> Result<Progress, OutboxError> {
         let Some(under_way) = &mut self.under_way else {
             return std::future::pending().await;
         };
@@ -254,7 +278,7 @@ impl Outbox {
             result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         self.tip.next = appended.next;
         self.tip.position = under_way.position_after;
-        Ok(())
+        Ok(under_way.progress)
     }
 }
 

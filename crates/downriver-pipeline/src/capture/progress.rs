@@ -2,17 +2,23 @@
 //! chunk starts and which rows have to be read again because they moved.
 //!
 //! ```text
-//! format u8 = 1 | exhausted u8 | next: len u32, bytes | moved: count u32, (len u32, bytes)*
+//! format u8 = 2 | flags u8: 1 exhausted, 2 requested | next: len u32, bytes | moved: count u32, (len u32, bytes)*
 //! ```
+//! Format 1 had no flag but the first.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::merge::Key;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+const OLDEST_FORMAT: u8 = 1;
+const EXHAUSTED: u8 = 1;
+const REQUESTED: u8 = 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resume {
+    /// This generation is to be read, and its start is not in the log yet.
+    pub(crate) requested: bool,
     /// The last chunk was read; only moved rows are left.
     pub(crate) exhausted: bool,
     /// `None`: from the table's start (or nothing, when exhausted).
@@ -28,7 +34,8 @@ impl Resume {
             out.extend_from_slice(bytes);
         };
         out.put_u8(FORMAT);
-        out.put_u8(u8::from(self.exhausted));
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        out.put_u8(flag(self.exhausted, EXHAUSTED) | flag(self.requested, REQUESTED));
         put(&mut out, self.next.as_deref().unwrap_or_default());
         out.put_u32_le(u32::try_from(self.moved.len()).expect("moved rows fit the memory"));
         for key in &self.moved {
@@ -42,10 +49,13 @@ impl Resume {
         if bytes.is_empty() {
             return Some(Self::default());
         }
-        if bytes.try_get_u8().ok()? != FORMAT {
+        if !(OLDEST_FORMAT..=FORMAT).contains(&bytes.try_get_u8().ok()?) {
             return None;
         }
-        let exhausted = bytes.try_get_u8().ok()? != 0;
+        let flags = bytes.try_get_u8().ok()?;
+        if flags & !(EXHAUSTED | REQUESTED) != 0 {
+            return None;
+        }
         let take = |bytes: &mut Bytes| {
             let len = bytes.try_get_u32_le().ok()? as usize;
             (bytes.len() >= len).then(|| bytes.split_to(len))
@@ -57,7 +67,8 @@ impl Resume {
             moved.push(take(&mut bytes)?.to_vec().into_boxed_slice());
         }
         Some(Self {
-            exhausted,
+            requested: flags & REQUESTED != 0,
+            exhausted: flags & EXHAUSTED != 0,
             next: (!next.is_empty()).then_some(next),
             moved,
         })
@@ -73,6 +84,7 @@ mod tests {
     #[test]
     fn what_was_stored_is_read_back_and_anything_cut_is_refused() {
         let resume = Resume {
+            requested: true,
             exhausted: true,
             next: Some(Bytes::from_static(b"next")),
             moved: vec![b"a".to_vec().into(), Vec::new().into()],
@@ -86,8 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn progress_of_format_1_is_read_as_it_was_stored_and_of_a_newer_one_refused() {
-        let resume = Resume {
+    fn progress_of_every_format_is_read_as_it_was_stored_and_of_a_newer_one_refused() {
+        let resume = |requested| Resume {
+            requested,
             exhausted: true,
             next: Some(Bytes::from_static("Zo\u{eb}".as_bytes())),
             moved: vec![
@@ -96,10 +109,13 @@ mod tests {
                 vec![0xff; 300].into(),
             ],
         };
-        let write = || resume.encode().to_vec();
-        let mut stored = fixture::bytes("snapshot-progress-v1.bin", write).expect("it is kept");
-        assert_eq!(Resume::decode(stored.clone().into()), Some(resume));
-        stored[0] = 2;
+        let lost = || unreachable!("no build writes format 1 any more");
+        let stored = fixture::bytes("snapshot-progress-v1.bin", lost).expect("it is kept");
+        assert_eq!(Resume::decode(stored.into()), Some(resume(false)));
+        let write = || resume(true).encode().to_vec();
+        let mut stored = fixture::bytes("snapshot-progress-v2.bin", write).expect("it is kept");
+        assert_eq!(Resume::decode(stored.clone().into()), Some(resume(true)));
+        stored[0] = 3;
         assert_eq!(Resume::decode(stored.into()), None);
     }
 }

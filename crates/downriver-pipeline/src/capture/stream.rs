@@ -13,7 +13,7 @@ use downriver_log::{ChunkDone, Log, LogError};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::replication::{Acknowledger, Message, ReplicationStream};
 use downriver_source::postgres::setup;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -21,6 +21,7 @@ use super::merge::RecentChanges;
 use super::outbox::{Outbox, Tip};
 use super::progress::Resume;
 use super::registry::{Registered, Registry};
+use super::request::{CaptureControl, Request, Reread};
 use super::snapshot::{self, Begun, FromWorker, HeldChunk, TableTask};
 use super::{CaptureConfig, CaptureError};
 use crate::status::{Board, SnapshotProgress, SourceStatus, TableState, TableStatus};
@@ -62,6 +63,7 @@ struct Run<'a> {
     held: Vec<HeldChunk>,
     /// Tables whose chunks are being read: of the others, changes that a chunk's snapshot saw are forgotten.
     begun: Begun,
+    reread: Reread,
     /// Every commit up to here was received and decoded.
     received: Lsn,
     /// The position of the newest whole transaction in the builder.
@@ -79,7 +81,7 @@ pub(super) async fn run(
     config: &CaptureConfig,
     log: &Arc<dyn Log>,
     status: &Board<SourceStatus>,
-    nudge: &Notify,
+    control: &CaptureControl,
 ) -> Result<Infallible, CaptureError> {
     let catalog = Catalog::connect(&config.postgres).await?;
     let identity = catalog.identity().await?;
@@ -139,6 +141,7 @@ pub(super) async fn run(
         snapshots: HashMap::new(),
         held: Vec::new(),
         begun: Begun::default(),
+        reread: Reread::default(),
         received: from,
         committed: None,
         received_at_append: from,
@@ -152,7 +155,7 @@ pub(super) async fn run(
     });
     let tasks = run.take_tables(prepared.tables, &state)?;
     let stream = ReplicationStream::start(&config.postgres, from).await?;
-    run.run(stream, tasks, nudge).await
+    run.run(stream, tasks, control).await
 }
 
 impl Run<'_> {
@@ -191,17 +194,21 @@ impl Run<'_> {
                 state: TableState::Streaming,
                 ..TableStatus::default()
             };
-            if self.config.snapshot.initial && !chunks.is_some_and(|chunks| chunks.done) {
+            let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
+                !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
+            });
+            if wanted {
                 let resume = chunks.map_or_else(
                     || Some(Resume::default()),
                     |chunks| Resume::decode(chunks.resume_after.clone()),
                 );
-                let resume = resume.ok_or_else(|| {
+                let mut resume = resume.ok_or_else(|| {
                     CaptureError::Log(LogError::Unavailable(format!(
                         "the progress of the snapshot of {name} was written by a newer version"
                     )))
                 })?;
                 let generation = chunks.map_or(1, |chunks| chunks.generation);
+                let starts = std::mem::take(&mut resume.requested) || chunks.is_none();
                 let rows = chunks.map_or(0, |chunks| chunks.rows);
                 table_status.state = TableState::Snapshotting;
                 table_status.snapshot = Some(SnapshotProgress {
@@ -210,7 +217,7 @@ impl Run<'_> {
                     ..SnapshotProgress::default()
                 });
                 self.recent.track(id);
-                if chunks.is_none() {
+                if starts {
                     self.start_snapshot(id, generation, &resume);
                 }
                 tasks.push(TableTask {
@@ -262,8 +269,9 @@ impl Run<'_> {
         mut self,
         mut stream: ReplicationStream,
         tasks: Vec<TableTask>,
-        nudge: &Notify,
+        control: &CaptureControl,
     ) -> Result<Infallible, CaptureError> {
+        let mut requests = control.requests.lock().await;
         let acknowledger = stream.acknowledger();
         let mut changes = self.log.changes();
         let mut ticks = tokio::time::interval(TICK);
@@ -286,8 +294,11 @@ impl Run<'_> {
             tokio::select! {
                 biased;
                 result = self.outbox.appended() => {
-                    result?;
+                    let progress = result?;
                     self.appended();
+                    if self.reread.is_logged(&progress) {
+                        return Err(CaptureError::Reread(self.reread.done()));
+                    }
                 }
                 filled = stream.fill(), if !full => {
                     filled?;
@@ -311,8 +322,9 @@ impl Run<'_> {
                         std::panic::resume_unwind(panic.into_panic());
                     }
                 }
+                Some(request) = requests.recv() => self.requested(request)?,
                 _ = changes.changed() => self.acknowledge(&acknowledger),
-                () = nudge.notified() => acknowledger.request_reply(),
+                () = control.nudge.notified() => acknowledger.request_reply(),
                 _ = ticks.tick() => {
                     // The end of a backlog: what was gathered for a larger block waits for nothing more.
                     if !self.builder.in_transaction() {
@@ -405,11 +417,69 @@ impl Run<'_> {
             .catalog
             .schema_of(relation, self.registry.newest(table).map(|s| &**s))
             .await?;
+        let before = self.registry.newest(table).cloned();
         let registered = self.registry.register(schema);
         self.announce(&registered);
+        if let Some(before) = before
+            && self.config.snapshot.initial
+            && self
+                .catalog
+                .fills_rows(&before, registered.schema())
+                .await?
+        {
+            self.read_again(table);
+        }
         self.decoder
             .set_schema(relation.id, Some(Arc::clone(registered.schema())));
         Ok(())
+    }
+
+    /// Asks for a new snapshot of tables.
+    fn requested(&mut self, request: Request) -> Result<(), CaptureError> {
+        if request.answer.is_closed() {
+            return Ok(());
+        }
+        let tables = request.tables.into_iter();
+        let requested: Vec<_> = tables
+            .filter_map(|table| Some((table, self.read_again(table)?)))
+            .collect();
+        if requested.is_empty() {
+            let _ = request.answer.send(requested);
+            return Ok(());
+        }
+        self.reread.answer(request.answer, requested);
+        if !self.builder.in_transaction() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Wants a table's next generation, once what is open has ended: it is stored with it. `None`: the table is not
+    /// captured.
+    fn read_again(&mut self, table: TableId) -> Option<u64> {
+        let name = self.registry.newest(table)?.qualified_name();
+        if self.captured.get(&table) != Some(&true) {
+            return None;
+        }
+        let state = self.log.state(&self.config.name);
+        let logged = state.and_then(|state| Some(state.chunks.get(&table)?.generation));
+        let generation = logged.unwrap_or(1) + 1;
+        // What is under way of the last one must not be stored after this.
+        self.recent.forget(table);
+        self.snapshots.remove(&table);
+        let resume = Resume {
+            requested: true,
+            ..Resume::default()
+        };
+        self.outbox.chunk_done_with_open(ChunkDone {
+            table,
+            generation,
+            resume_after: resume.encode(),
+            rows: 0,
+            last: false,
+        });
+        self.reread.wait_for(table, generation, name);
+        Some(generation)
     }
 
     /// Puts a new version's announcement into the log, before its first row.

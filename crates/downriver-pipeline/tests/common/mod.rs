@@ -9,14 +9,13 @@ use downriver_cluster::{Node, NodeConfig};
 use downriver_event::{Lsn, Offset};
 use downriver_log::Log;
 use downriver_log::store::LocalStore;
-use downriver_pipeline::capture::{self, CaptureConfig, SnapshotConfig};
+use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_testkit::host;
 use downriver_testkit::postgres::{CDC_PASSWORD, Postgres};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Capture {
     pub(crate) status: Board<SourceStatus>,
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) control: Arc<CaptureControl>,
     task: JoinHandle<()>,
 }
 
@@ -50,19 +49,19 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
 impl Capture {
     pub(crate) fn start(config: &CaptureConfig, node: &Arc<Node>) -> Self {
         let status = Board::default();
-        let nudge = Arc::new(Notify::new());
+        let control = Arc::new(CaptureControl::default());
         let log: Arc<dyn Log> = node.clone();
         let run = capture::run(
             config.clone(),
             log,
             status.clone(),
-            Arc::clone(&nudge),
+            Arc::clone(&control),
             CancellationToken::new(),
         );
         Capture {
             task: tokio::spawn(run),
             status,
-            nudge,
+            control,
         }
     }
 
@@ -71,7 +70,7 @@ impl Capture {
         let catalog = Catalog::connect(&config.postgres).await.unwrap();
         let position: Lsn = catalog.current_position().await.unwrap();
         host::until("the capture to catch up", PATIENCE, async || {
-            self.nudge.notify_one();
+            self.control.nudge.notify_one();
             let status = self.status.get();
             assert_ne!(status.state, TableState::Stopped, "{:?}", status.problem);
             for (name, table) in &status.tables {

@@ -9,12 +9,10 @@ use downriver_event::problem::Problem;
 use downriver_event::{Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
 use tokio_postgres::Client;
 
+use super::columns::{self, Known};
 use super::config::PostgresConfig;
 use super::sql;
 use crate::error::SourceError;
-
-/// Column ids of columns that the catalog no longer has start here, above every attnum.
-const FORGOTTEN_COLUMN_IDS: u32 = 1 << 16;
 
 /// A table that the patterns select.
 #[derive(Clone, Debug)]
@@ -206,8 +204,88 @@ impl Catalog {
         Ok(rows.iter().map(column).collect())
     }
 
-    /// The schema of a relation as the stream describes it. Columns are matched by name with the previous
-    /// version's, then with today's catalog.
+    async fn numbers(
+        &self,
+        relation: &Relation,
+        previous: Option<&TableSchema>,
+        today: &[CatalogColumn],
+    ) -> Result<Vec<u32>, SourceError> {
+        let last = self
+            .client
+            .query_one(
+                "select coalesce(max(attnum), 0)::int4 from pg_attribute where attrelid = $1",
+                &[&relation.id],
+            )
+            .await?;
+        let last = u32::try_from(last.get::<_, i32>(0)).unwrap_or_default();
+        let logical = |oid, modifier| self.logical(oid, modifier);
+        let types = relation.columns.iter();
+        let types: Vec<_> = types
+            .map(|c| logical(c.type_oid, c.type_modifier))
+            .collect();
+        let names = relation.columns.iter().map(|c| c.name.as_str());
+        let described: Vec<_> = names.zip(&types).collect();
+        let before = previous.iter().flat_map(|previous| &previous.columns);
+        let before: Vec<_> = before
+            .map(|column| Known {
+                number: column.id,
+                name: &column.name,
+                ty: &column.ty,
+            })
+            .collect();
+        let types = today.iter();
+        let types: Vec<_> = types
+            .map(|c| logical(c.type_oid, c.type_modifier))
+            .collect();
+        let today: Vec<_> = today
+            .iter()
+            .zip(&types)
+            .map(|(column, ty)| Known {
+                number: column.number,
+                name: &column.name,
+                ty,
+            })
+            .collect();
+        Ok(columns::numbers(&described, &before, &today, last))
+    }
+
+    /// Whether rows from before a change of a table may have values in columns that it added: a default, or what
+    /// today's catalog does not tell any more because a later change is in it already. Also where a column was
+    /// dropped and added under the same name: the stream does not tell at which row.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn fills_rows(
+        &self,
+        before: &TableSchema,
+        after: &TableSchema,
+    ) -> Result<bool, SourceError> {
+        let known = |id: u32| before.columns.iter().any(|column| column.id == id);
+        let added: Vec<_> = after.columns.iter().filter(|c| !known(c.id)).collect();
+        if added.is_empty() {
+            return Ok(false);
+        }
+        let named = |name: &str| before.columns.iter().any(|column| column.name == name);
+        if added.iter().any(|column| named(&column.name)) {
+            return Ok(true);
+        }
+        let (numbers, names): (Vec<i64>, Vec<&str>) = added
+            .iter()
+            .map(|c| (i64::from(c.id), c.name.as_str()))
+            .unzip();
+        let empty = self
+            .client
+            .query_one(
+                "select count(*) from pg_attribute a, unnest($2::int8[], $3::text[]) added(number, name)
+                  where a.attrelid = $1 and a.attnum = added.number and a.attname::text = added.name
+                    and not (atthasdef or atthasmissing or attidentity <> '' or attgenerated <> '')",
+                &[&after.id.0, &numbers, &names],
+            )
+            .await?;
+        Ok(empty.get::<_, i64>(0) != i64::try_from(added.len()).unwrap_or_default())
+    }
+
+    /// The schema of a relation as the stream describes it, its columns numbered as they are in the catalog.
     ///
     /// # Errors
     /// A query failed.
@@ -218,18 +296,17 @@ impl Catalog {
     ) -> Result<TableSchema, SourceError> {
         let today = self.columns(&[relation.id]).await?;
         let types = relation.columns.iter().map(|column| column.type_oid);
+        let types = types.chain(today.iter().map(|column| column.type_oid));
         self.load_types(types.collect()).await?;
+        let numbers = self.numbers(relation, previous, &today).await?;
         let mut columns = Vec::with_capacity(relation.columns.len());
-        for (place, column) in relation.columns.iter().enumerate() {
-            let before = previous.and_then(|p| p.columns.iter().find(|c| c.name == column.name));
-            let now = today.iter().find(|c| c.name == column.name);
+        for (number, column) in numbers.into_iter().zip(&relation.columns) {
+            let mut known = previous.iter().flat_map(|previous| &previous.columns);
+            let before = known.find(|c| c.id == number);
+            let now = today.iter().find(|c| c.number == number);
             let ty = self.logical(column.type_oid, column.type_modifier);
-            let forgotten = || FORGOTTEN_COLUMN_IDS + u32::try_from(place).unwrap_or(u32::MAX >> 1);
             columns.push(Column {
-                id: before
-                    .map(|c| c.id)
-                    .or(now.map(|c| c.number))
-                    .unwrap_or_else(forgotten),
+                id: number,
                 name: column.name.clone(),
                 nullable: before
                     .map(|c| c.nullable)

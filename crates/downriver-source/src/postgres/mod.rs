@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod check;
+mod columns;
 pub mod config;
 pub mod cut;
 pub mod replication;

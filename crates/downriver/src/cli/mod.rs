@@ -91,7 +91,7 @@ enum Command {
     Pause(pipelines::Selection),
     /// Go on delivering.
     Resume(pipelines::Selection),
-    /// Take the snapshot again.
+    /// Take the snapshot again, while changes flow on; rows that are gone at the source go at its end.
     Resnapshot(pipelines::Selection),
     /// Return when everything committed at the source before the call is delivered.
     Wait(pipelines::Wait),
@@ -187,7 +187,6 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Dev(dev) => run_dev(dev).await,
         Command::Server { config } => Err(no_server(&config)),
-        Command::Resnapshot(selection) => Err(pipelines::resnapshot(&selection)),
         command => match Client::connect(&arguments.addr).await {
             Ok(client) => run_client(command, client).await,
             Err(failure) => Err(failure),
@@ -239,7 +238,7 @@ async fn run_dev(dev: Dev) -> Result<(), Failure> {
 
 async fn run_client(command: Command, client: Client) -> Result<(), Failure> {
     match command {
-        Command::Dev(_) | Command::Server { .. } | Command::Resnapshot(_) => {
+        Command::Dev(_) | Command::Server { .. } => {
             unreachable!("they need no client")
         }
         Command::Apply {
@@ -259,6 +258,7 @@ async fn run_client(command: Command, client: Client) -> Result<(), Failure> {
         } => resources::delete(client, kind, &name, yes, output).await,
         Command::Pause(selection) => pipelines::pause(client, selection).await,
         Command::Resume(selection) => pipelines::resume(client, selection).await,
+        Command::Resnapshot(selection) => pipelines::resnapshot(client, selection).await,
         Command::Wait(wait) => pipelines::wait(client, wait).await,
         Command::Verify(selection) => verify::run(client, selection).await,
         Command::Tail(tail) => tail::run(client, tail).await,

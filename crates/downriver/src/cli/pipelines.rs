@@ -3,7 +3,6 @@
 use std::io::Write as _;
 
 use downriver_api::admin::v1 as pb;
-use downriver_event::problem::Problem;
 use downriver_service::spec::parse_duration;
 use serde_json::json;
 
@@ -75,16 +74,28 @@ fn say(done: &str, selection: &Selection) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn resnapshot(selection: &Selection) -> Failure {
-    Problem::new(
-        "DR-2053",
-        "resnapshot is not built yet",
-        format!(
-            "delete pipeline {} and its source, and apply them again: the snapshot is then taken anew",
-            selection.pipeline
-        ),
-    )
-    .into()
+pub(super) async fn resnapshot(mut client: Client, selection: Selection) -> Result<(), Failure> {
+    let request = pb::ResnapshotRequest {
+        pipeline: selection.pipeline.clone(),
+        tables: selection.tables.clone(),
+    };
+    let tables = client.admin.resnapshot(request).await?.into_inner().tables;
+    let pipeline = &selection.pipeline;
+    if selection.output != Output::Table {
+        let tables: Vec<_> = tables
+            .iter()
+            .map(|t| json!({ "table": t.table, "generation": t.generation }))
+            .collect();
+        let value = json!({ "pipeline": pipeline, "action": "resnapshot", "tables": tables });
+        return print_value(&value, selection.output);
+    }
+    let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+    writeln!(
+        std::io::stdout(),
+        "{} of pipeline {pipeline} to be read again: downriver status --watch shows how far it is",
+        names.join(", ")
+    )?;
+    Ok(())
 }
 
 pub(super) async fn wait(mut client: Client, wait: Wait) -> Result<(), Failure> {

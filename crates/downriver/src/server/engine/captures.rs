@@ -6,7 +6,7 @@ use std::sync::Arc;
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
-use downriver_pipeline::capture::{self, CaptureConfig, SnapshotConfig};
+use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_service::spec::{SnapshotMode, Source, Spec};
@@ -16,7 +16,6 @@ use downriver_source::postgres::check::{Severity, check};
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::setup;
 use serde_json::Value;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +26,7 @@ use super::{NodeEngine, locked, unavailable};
 pub(super) struct RunningCapture {
     revision: u64,
     pub(super) status: Board<SourceStatus>,
-    /// Makes it ask the server where it is.
-    pub(super) nudge: Arc<Notify>,
+    pub(super) control: Arc<CaptureControl>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -97,18 +95,18 @@ impl NodeEngine {
         let status = Board::default();
         let stop = CancellationToken::new();
         let log: Arc<dyn Log> = self.node.clone();
-        let nudge = Arc::new(Notify::new());
+        let control = Arc::new(CaptureControl::default());
         let task = tokio::spawn(capture::run(
             config,
             log,
             status.clone(),
-            Arc::clone(&nudge),
+            Arc::clone(&control),
             stop.clone(),
         ));
         let running = RunningCapture {
             revision: stored.revision,
             status,
-            nudge,
+            control,
             stop,
             task,
         };

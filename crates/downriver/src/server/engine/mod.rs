@@ -16,6 +16,7 @@ mod paused;
 mod pipelines;
 mod rates;
 mod replicated;
+mod resnapshot;
 mod stored;
 mod verify;
 mod wait;
@@ -342,6 +343,14 @@ impl Engine for NodeEngine {
 
     async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem> {
         self.resume_tables(pipeline, tables).await
+    }
+
+    async fn resnapshot(
+        &self,
+        pipeline: &str,
+        tables: &[String],
+    ) -> Result<Vec<(TableName, u64)>, Problem> {
+        self.resnapshot_tables(pipeline, tables).await
     }
 
     async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem> {

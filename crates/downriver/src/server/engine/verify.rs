@@ -84,7 +84,7 @@ impl NodeEngine {
         Ok(Running {
             log,
             source: capture.status.clone(),
-            nudge: Arc::clone(&capture.nudge),
+            capture: Arc::clone(&capture.control),
             control: Arc::clone(&delivery.control),
         })
     }

@@ -85,7 +85,7 @@ impl NodeEngine {
 
     fn hurry(&self, name: &str, source: &str) {
         if let Some(capture) = locked(&self.captures).get(source) {
-            capture.nudge.notify_one();
+            capture.control.nudge.notify_one();
         }
         if let Some(delivery) = locked(&self.deliveries).get(name) {
             delivery.control.flush.notify_one();
@@ -148,9 +148,7 @@ impl NodeEngine {
         source: &Source,
         capture: Option<&SourceStatus>,
     ) -> bool {
-        if source.snapshot().mode == SnapshotMode::None {
-            return true;
-        }
+        let none_is_wanted = source.snapshot().mode == SnapshotMode::None;
         let (Some(capture), Some(log)) = (capture, self.node.state(&pipeline.source)) else {
             return false;
         };
@@ -169,8 +167,12 @@ impl NodeEngine {
             captured.is_some_and(|table| table.state == TableState::Streaming)
                 && pipeline.delivers(&table.schema, &table.table)
         });
-        !still_read
-            && of_capture.all(|(id, _)| log.chunks.get(&id).is_some_and(|chunks| chunks.done))
+        let is_logged = |table| {
+            log.chunks
+                .get(&table)
+                .map_or(none_is_wanted, |chunks| chunks.done)
+        };
+        !still_read && of_capture.all(|(id, _)| is_logged(id))
     }
 }
 

@@ -1,0 +1,91 @@
+//! What a running capture is asked from outside: where the server is, and to read tables again.
+
+use downriver_event::TableId;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+
+use super::outbox::Progress;
+
+/// Tables whose snapshot is to be taken again, and the answer when that is durable.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) tables: Vec<TableId>,
+    pub(super) answer: oneshot::Sender<Requested>,
+}
+
+/// Tables that are to be read again, until the log knows of it; then the capture starts again.
+#[derive(Debug, Default)]
+pub(super) struct Reread {
+    /// For people.
+    names: Vec<String>,
+    waiting: Vec<(TableId, u64)>,
+    answers: Vec<(oneshot::Sender<Requested>, Requested)>,
+}
+
+impl Reread {
+    pub(super) fn wait_for(&mut self, table: TableId, generation: u64, name: String) {
+        self.names.push(name);
+        self.waiting.push((table, generation));
+    }
+
+    pub(super) fn answer(&mut self, answer: oneshot::Sender<Requested>, requested: Requested) {
+        self.answers.push((answer, requested));
+    }
+
+    /// Whether something is asked for, and all of it is in the log now.
+    pub(super) fn is_logged(&mut self, appended: &Progress) -> bool {
+        self.waiting.retain(|asked| !appended.contains(asked));
+        !self.names.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Tells who asked, and names the tables.
+    pub(super) fn done(self) -> String {
+        for (answer, requested) in self.answers {
+            // Whoever asked may have given up.
+            let _ = answer.send(requested);
+        }
+        self.names.join(", ")
+    }
+}
+
+/// The generation that each table will have; a table that the capture does not have is left out.
+pub type Requested = Vec<(TableId, u64)>;
+
+/// The capture ended before it had taken the request in: nothing was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the capture does not take requests now")]
+pub struct NotRequested;
+
+/// Held by the capture and by whoever asks it something.
+#[derive(Debug)]
+pub struct CaptureControl {
+    /// Asks the server where it is.
+    pub nudge: Notify,
+    sender: mpsc::Sender<Request>,
+    /// Each run of the capture takes it up where the last one left it.
+    pub(super) requests: Mutex<mpsc::Receiver<Request>>,
+}
+
+impl Default for CaptureControl {
+    fn default() -> Self {
+        let (sender, requests) = mpsc::channel(1);
+        Self {
+            nudge: Notify::new(),
+            sender,
+            requests: Mutex::new(requests),
+        }
+    }
+}
+
+impl CaptureControl {
+    /// Asks for a new snapshot of tables, and returns when the log knows of it. Dropping the future before takes the
+    /// request back, unless it is on its way into the log.
+    ///
+    /// # Errors
+    /// The capture failed meanwhile; asking again is safe.
+    pub async fn resnapshot(&self, tables: Vec<TableId>) -> Result<Requested, NotRequested> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request { tables, answer };
+        self.sender.send(request).await.map_err(|_| NotRequested)?;
+        answered.await.map_err(|_| NotRequested)
+    }
+}
