@@ -71,9 +71,7 @@ pub fn postgres_programs() -> Result<PathBuf> {
 
 /// The folder of one of the PostgreSQL servers that `scripts/setup.sh` installs for tests: `bin`, `lib`, `share`.
 pub(crate) fn postgres_of(major: u32) -> Result<PathBuf> {
-    let path = cache_dir().join(format!(
-        "postgres/node_modules/postgres-{major}/native"
-    ));
+    let path = cache_dir().join(format!("postgres/node_modules/postgres-{major}/native"));
     if !path.exists() {
         bail!("{} is missing: run scripts/setup.sh test", path.display());
     }

@@ -155,12 +155,13 @@ impl Postgres {
         for line in settings {
             writeln!(configuration, "{line}")?;
         }
-        // The administrator comes in without a password, everybody else with one.
+        // The administrator comes in without a password, everybody else with one; md5 stands for whatever the
+        // server keeps of a password: an MD5 hash up to version 13, a SCRAM secret since.
         fs::write(
             self.data.join("pg_hba.conf"),
             format!(
                 "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust\n\
-                 {others} all all 127.0.0.1/32 scram-sha-256\n{others} replication all 127.0.0.1/32 scram-sha-256\n"
+                 {others} all all 127.0.0.1/32 md5\n{others} replication all 127.0.0.1/32 md5\n"
             ),
         )?;
         Ok(())
