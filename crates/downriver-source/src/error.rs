@@ -4,6 +4,10 @@ use downriver_decode::postgres::ValueError;
 use downriver_decode::postgres::decoder::DecodeError;
 use downriver_event::problem::Problem;
 
+pub(crate) const PUBLICATION_GONE: &str = "DR-1025";
+/// What mends a hole.
+pub(crate) const START_ANEW: &str = "delete the source with its pipelines and apply them again: the new snapshot repairs the tables";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Trying again may help.

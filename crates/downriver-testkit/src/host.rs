@@ -69,6 +69,15 @@ pub fn postgres_programs() -> Result<PathBuf> {
     Ok(programs)
 }
 
+/// The folder of one of the PostgreSQL servers that `scripts/setup.sh` installs for tests: `bin`, `lib`, `share`.
+pub(crate) fn postgres_of(major: u32) -> Result<PathBuf> {
+    let path = cache_dir().join(format!("postgres/node_modules/postgres-{major}/native"));
+    if !path.exists() {
+        bail!("{} is missing: run scripts/setup.sh test", path.display());
+    }
+    Ok(path)
+}
+
 pub fn is_root() -> bool {
     id_number(&["-u"]).is_ok_and(|id| id == 0)
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use tokio_postgres::{Client, NoTls};
 
 use crate::certificates::ServerCertificate;
+use crate::fixture::copy_folder;
 use crate::host;
 use crate::port::Port;
 
@@ -18,9 +19,20 @@ use crate::port::Port;
 pub const CDC_USER: &str = "cdc";
 pub const CDC_PASSWORD: &str = "river";
 
+/// Whose server is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// The newest that the system has.
+    #[default]
+    System,
+    /// One of the major versions that `scripts/setup.sh test` installs beside it.
+    Major(u32),
+}
+
 /// What differs from a plain test server with `wal_level = logical`.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    pub version: Version,
     /// Lines of postgresql.conf, behind ours and so stronger.
     pub settings: Vec<String>,
     /// Where the data lives; a temporary folder unless given.
@@ -28,7 +40,10 @@ pub struct Options {
 }
 
 pub struct Postgres {
+    /// Of the server: `initdb` and `postgres`.
     programs: PathBuf,
+    /// Of the system, which talk to every version.
+    client_programs: PathBuf,
     data: PathBuf,
     log: PathBuf,
     port: Port,
@@ -53,7 +68,7 @@ impl Postgres {
     }
 
     async fn start_as(options: &Options, tls: Option<&ServerCertificate>) -> Result<Self> {
-        let programs = host::postgres_programs()?;
+        let client_programs = host::postgres_programs()?;
         let (folder, base) = match &options.data {
             Some(path) => (None, path.clone()),
             None => {
@@ -74,8 +89,19 @@ impl Postgres {
                 std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
             }
         }
+        let programs = match options.version {
+            Version::System => client_programs.clone(),
+            Version::Major(major) if server_user.is_some() => {
+                // Root's folders are closed to the user that the server runs as.
+                let copy = base.join("server");
+                copy_folder(&host::postgres_of(major)?, &copy)?;
+                copy.join("bin")
+            }
+            Version::Major(major) => host::postgres_of(major)?.join("bin"),
+        };
         let mut server = Self {
             programs,
+            client_programs,
             log: base.join("server.log"),
             data,
             port: Port::reserve()?,
@@ -129,12 +155,13 @@ impl Postgres {
         for line in settings {
             writeln!(configuration, "{line}")?;
         }
-        // The administrator comes in without a password, everybody else with one.
+        // The administrator comes in without a password, everybody else with one; md5 stands for whatever the
+        // server keeps of a password: an MD5 hash up to version 13, a SCRAM secret since.
         fs::write(
             self.data.join("pg_hba.conf"),
             format!(
                 "host all postgres 127.0.0.1/32 trust\nhost replication postgres 127.0.0.1/32 trust\n\
-                 {others} all all 127.0.0.1/32 scram-sha-256\n{others} replication all 127.0.0.1/32 scram-sha-256\n"
+                 {others} all all 127.0.0.1/32 md5\n{others} replication all 127.0.0.1/32 md5\n"
             ),
         )?;
         Ok(())
@@ -233,8 +260,9 @@ impl Postgres {
         )
     }
 
+    /// A client's program: `psql`, `pg_recvlogical`.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
+        self.client_programs.join(name)
     }
 
     /// A connection to `shop` as its administrator.
@@ -309,7 +337,7 @@ impl Postgres {
 
     /// Runs SQL from a file through psql, for loads that no single statement can carry.
     pub fn load(&self, file: &Path) -> Result<()> {
-        let output = Command::new(self.programs.join("psql"))
+        let output = Command::new(self.program("psql"))
             .args([
                 "-X",
                 "-q",

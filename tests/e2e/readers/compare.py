@@ -30,10 +30,12 @@ import pyarrow.compute as pc
 NULL = "\x00"
 MASK = (1 << 128) - 1
 
+# Generated columns are not in the stream.
 COLUMNS_SQL = """
 select a.attname, t.typname, t.typcategory, coalesce(e.typname, '')
 from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
-where a.attrelid = '{table}'::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum
+where a.attrelid = '{table}'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+order by a.attnum
 """
 
 

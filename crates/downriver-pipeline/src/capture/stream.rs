@@ -51,7 +51,7 @@ struct Run<'a> {
     config: &'a CaptureConfig,
     log: &'a Arc<dyn Log>,
     status: &'a Board<SourceStatus>,
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     /// Relations by id that this source captures; `false`: seen, and not captured.
     captured: HashMap<TableId, bool>,
     registry: Registry,
@@ -131,7 +131,7 @@ pub(super) async fn run(
         config,
         log,
         status,
-        catalog,
+        catalog: Arc::new(catalog),
         captured: HashMap::new(),
         registry: Registry::new(&state),
         decoder: PgDecoder::new(state.position.is_some().then_some(from)),
@@ -155,7 +155,12 @@ pub(super) async fn run(
     });
     let tasks = run.take_tables(prepared.tables, &state)?;
     let stream = ReplicationStream::start(&config.postgres, from).await?;
-    run.run(stream, tasks, control).await
+    let catalog = Arc::clone(&run.catalog);
+    let lost = setup::publication_lost(catalog, &config.postgres, prepared.publication);
+    tokio::select! {
+        result = run.run(stream, tasks, control) => result,
+        lost = lost => Err(lost.into()),
+    }
 }
 
 impl Run<'_> {

@@ -28,6 +28,7 @@ pub struct SourceTable {
 /// A session that reads the catalog.
 pub struct Catalog {
     client: Client,
+    publication: String,
     types: Mutex<HashMap<u32, TypeRow>>,
 }
 
@@ -57,6 +58,7 @@ impl Catalog {
     pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         Ok(Self {
             client: sql::connect(config).await?,
+            publication: config.publication.clone(),
             types: Mutex::default(),
         })
     }
@@ -180,16 +182,22 @@ impl Catalog {
         Ok(tables)
     }
 
+    /// The columns that are streamed: a generated one is if the publication says so, which it can from version 18 on.
     async fn columns(&self, tables: &[u32]) -> Result<Vec<CatalogColumn>, SourceError> {
         let rows = self
             .client
             .query(
+                // The view has no attnames before version 15.
                 "select attrelid, attnum::int4, attname::text, atttypid, atttypmod, not attnotnull,
                         format_type(atttypid, atttypmod)
-                   from pg_attribute
-                  where attrelid = any($1) and attnum > 0 and not attisdropped and attgenerated = ''
+                   from pg_attribute join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
+                  where attrelid = any($1) and attnum > 0 and not attisdropped
+                    and (attgenerated = '' or (nspname, relname, attname) in
+                         (select schemaname, tablename,
+                                 jsonb_array_elements_text(coalesce(to_jsonb(p) -> 'attnames', '[]'))::name
+                            from pg_publication_tables p where pubname = $2))
                   order by attrelid, attnum",
-                &[&tables],
+                &[&tables, &self.publication],
             )
             .await?;
         let column = |row: &tokio_postgres::Row| CatalogColumn {

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use super::config::PostgresConfig;
 use super::sql::{self, APPLICATION, PINNED, UNLIMITED};
 use super::transport::{self, Stream};
-use crate::error::{SourceError, from_server};
+use crate::error::{PUBLICATION_GONE, START_ANEW, SourceError, from_server};
 
 /// Largest message that is accepted: PostgreSQL's own limit.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
@@ -37,6 +37,7 @@ const GATHER_FOR: Duration = Duration::from_millis(2);
 const STATUS_EVERY_MAX: Duration = Duration::from_secs(10);
 /// How long an acknowledgement may wait for others.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(500);
+const UNDEFINED_OBJECT: &str = "42704";
 /// Microseconds from 1970 to 2000.
 const EPOCH_US: u64 = 946_684_800_000_000;
 
@@ -280,6 +281,11 @@ fn error_response(body: &[u8]) -> SourceError {
             b'M' => message = text,
             _ => {}
         }
+    }
+    if state == UNDEFINED_OBJECT {
+        // All that a stream names is its slot, which it holds, and its publication.
+        let reason = format!("the database ended the stream: {message}");
+        return SourceError::definite(PUBLICATION_GONE, reason, START_ANEW);
     }
     from_server(state, message, None)
 }

@@ -3,6 +3,7 @@
 //! The publication comes first: a slot that is older than its publication decodes with a catalog that does not
 //! know it. What we make carries our mark, so that deleting a source drops only that.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::Lsn;
@@ -10,7 +11,7 @@ use downriver_event::Lsn;
 use super::catalog::{Catalog, SourceTable, parse_lsn};
 use super::config::PostgresConfig;
 use super::sql::{APPLICATION, identifier, literal, qualified};
-use crate::error::SourceError;
+use crate::error::{PUBLICATION_GONE, START_ANEW, SourceError};
 
 /// The comment on a publication that we made.
 const MARK: &str = "made by downriver";
@@ -18,11 +19,17 @@ const MARK: &str = "made by downriver";
 const SLOT_ASK_AFTER: Duration = Duration::from_secs(2);
 const SLOT_FREE_WITHIN: Duration = Duration::from_secs(15);
 const SLOT_LOOK_EVERY: Duration = Duration::from_millis(50);
+const PUBLICATION_LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Tells a publication from another that was made later under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicationId(u32);
 
 #[derive(Debug)]
 pub struct Prepared {
     /// Where the slot stands: streaming can start at it or later.
     pub position: Lsn,
+    pub publication: PublicationId,
     pub tables: Vec<SourceTable>,
 }
 
@@ -37,9 +44,60 @@ pub async fn prepare(
     let catalog = Catalog::connect(config).await?;
     check_wal_level(&catalog).await?;
     let tables = catalog.list_tables(config).await?;
+    // What changed while there was none is not in the stream: only the first one is made.
+    if position.is_some() {
+        publication_id(&catalog, config).await?;
+    }
     prepare_publication(&catalog, config, &tables).await?;
+    let publication = publication_id(&catalog, config).await?;
     let position = prepare_slot(&catalog, config, position).await?;
-    Ok(Prepared { position, tables })
+    Ok(Prepared {
+        position,
+        publication,
+        tables,
+    })
+}
+
+/// Returns when the publication of a running stream is gone or was made anew, or the database does not answer. From
+/// version 18 on the server leaves out what it cannot find a publication for, and only its own log says so.
+pub async fn publication_lost(
+    catalog: Arc<Catalog>,
+    config: &PostgresConfig,
+    publication: PublicationId,
+) -> SourceError {
+    loop {
+        tokio::time::sleep(PUBLICATION_LOOK_EVERY).await;
+        match publication_id(&catalog, config).await {
+            Ok(found) if found == publication => {}
+            Ok(_) => return publication_gone("was made anew", config),
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn publication_id(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+) -> Result<PublicationId, SourceError> {
+    let query = "select oid from pg_publication where pubname = $1";
+    let found = catalog
+        .client()
+        .query_opt(query, &[&config.publication])
+        .await?;
+    found
+        .map(|row| PublicationId(row.get(0)))
+        .ok_or_else(|| publication_gone("is missing", config))
+}
+
+fn publication_gone(what: &str, config: &PostgresConfig) -> SourceError {
+    SourceError::definite(
+        PUBLICATION_GONE,
+        format!(
+            "publication {:?} {what}: changes since it was dropped are not in the stream",
+            config.publication
+        ),
+        START_ANEW,
+    )
 }
 
 pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError> {
@@ -144,7 +202,7 @@ async fn prepare_slot(
                 "replication slot {:?} {what}: changes from {from} to {until} are not to be had",
                 config.slot
             ),
-            "delete the source with its pipelines and apply them again: the new snapshot repairs the tables",
+            START_ANEW,
         )
     };
     let found = client

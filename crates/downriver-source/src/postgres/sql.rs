@@ -10,12 +10,13 @@ use crate::error::SourceError;
 pub(super) const APPLICATION: &str = "downriver";
 
 /// Settings that decide how values print, the same in every session of ours.
-pub(super) const PINNED: [(&str, &str); 6] = [
+pub(super) const PINNED: [(&str, &str); 7] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("bytea_output", "hex"),
     ("extra_float_digits", "3"),
     ("TimeZone", "UTC"),
+    ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
 ];
 
