@@ -131,6 +131,9 @@ pub(crate) fn array(
                         out.append_value(interval.to_string());
                     }
                     Some(Known::Cell(column, at)) => out.append_value(text(column, at)?),
+                    Some(Known::Special(word)) if *ty == LogicalType::Interval => {
+                        out.append_value(word.to_lowercase());
+                    }
                     Some(Known::Special(word)) => out.append_value(word),
                     None => out.append_null(),
                 }

@@ -81,23 +81,23 @@ impl SourceError {
                 format!("the connection to the database failed: {cause}"),
                 "make the database reachable; capture goes on by itself",
             ),
+            Self::Value { error, .. } | Self::Decode(DecodeError::Value { error, .. }) => {
+                let (code, fix) = match error {
+                    ValueError::TooLarge(_) => (
+                        "DR-1041",
+                        "exclude the table from the source, or make the value smaller",
+                    ),
+                    ValueError::TooLate | ValueError::NotUtf8 => {
+                        ("DR-1043", "correct the value, or exclude the table from the source")
+                    }
+                    ValueError::Invalid(_) => ("DR-1040", "report it with the column's type"),
+                };
+                Problem::new(code, self.to_string(), fix)
+            }
             Self::Decode(error) => Problem::new(
                 "DR-1040",
                 error.to_string(),
                 "report it with the position; the slot keeps everything from there on",
-            ),
-            Self::Value {
-                error: ValueError::TooLarge(_),
-                ..
-            } => Problem::new(
-                "DR-1041",
-                self.to_string(),
-                "exclude the table from the source, or make the value smaller",
-            ),
-            Self::Value { .. } => Problem::new(
-                "DR-1040",
-                self.to_string(),
-                "report it with the column's type",
             ),
         }
     }
@@ -144,6 +144,12 @@ pub(crate) fn from_server(
             Class::Definite,
             "DR-1011",
             "raise max_replication_slots or max_wal_senders and restart the server, or drop a slot that nobody uses",
+        ),
+        // Text of a SQL_ASCII database is whatever bytes its clients wrote.
+        "22021" | "22P05" => (
+            Class::Definite,
+            "DR-1043",
+            "make the text at the source UTF-8, or exclude the table",
         ),
         // Connection trouble, resources, operator intervention, system errors, conflicts.
         _ if ["08", "53", "57", "58", "40"]

@@ -19,6 +19,7 @@ pub mod readers;
 pub mod resources;
 pub mod seaweed;
 pub mod shop;
+pub mod types;
 pub mod workload;
 
 pub use daemon::Daemon;

@@ -51,8 +51,15 @@ pub fn push(ty: &LogicalType, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(
             [1] => out.push_bool(true),
             _ => return Err(ValueError::Invalid("boolean")),
         },
-        LogicalType::Float32 => out.push_f32(f32::from_be_bytes(fixed(bytes, "real")?)),
-        LogicalType::Float64 => out.push_f64(f64::from_be_bytes(fixed(bytes, "double precision")?)),
+        // The text form knows one NaN; computed ones may have a sign.
+        LogicalType::Float32 => {
+            let value = f32::from_be_bytes(fixed(bytes, "real")?);
+            out.push_f32(if value.is_nan() { f32::NAN } else { value });
+        }
+        LogicalType::Float64 => {
+            let value = f64::from_be_bytes(fixed(bytes, "double precision")?);
+            out.push_f64(if value.is_nan() { f64::NAN } else { value });
+        }
         LogicalType::Bytes => {
             if bytes.len() > VALUE_BYTES_MAX {
                 return Err(ValueError::TooLarge(bytes.len()));
@@ -68,13 +75,16 @@ pub fn push(ty: &LogicalType, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(
                 out.push_i32(days.ok_or(ValueError::Invalid("date"))?);
             }
         },
-        LogicalType::Time => out.push_i64(i64::from_be_bytes(fixed(bytes, "time")?)),
+        LogicalType::Time => match i64::from_be_bytes(fixed(bytes, "time")?) {
+            micros @ 0..=86_400_000_000 => out.push_i64(micros),
+            _ => return Err(ValueError::Invalid("time")),
+        },
         LogicalType::Interval => {
             let bytes: [u8; 16] = fixed(bytes, "interval")?;
             let micros = i64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"));
             let days = i32::from_be_bytes(bytes[8..12].try_into().expect("four bytes"));
             let months = i32::from_be_bytes(bytes[12..].try_into().expect("four bytes"));
-            out.push_interval(months, days, micros);
+            super::push_interval(months, days, micros, out);
         }
         LogicalType::Array(element) => {
             let list = array(element, bytes)

@@ -6,6 +6,18 @@ pub mod decoder;
 pub mod message;
 pub mod text;
 
+use downriver_event::Presence;
+use downriver_event::block::ColumnBuilder;
+
+/// From PostgreSQL 17 on, the interval of the largest or smallest fields is infinite.
+fn push_interval(months: i32, days: i32, micros: i64, out: &mut ColumnBuilder) {
+    match (months, days, micros) {
+        (i32::MAX, i32::MAX, i64::MAX) => out.push_presence(Presence::PositiveInfinity),
+        (i32::MIN, i32::MIN, i64::MIN) => out.push_presence(Presence::NegativeInfinity),
+        _ => out.push_interval(months, days, micros),
+    }
+}
+
 /// A value that is not what its type allows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {

@@ -1,5 +1,6 @@
 //! Values as PostgreSQL prints them, with the settings that every session of ours pins: DateStyle ISO,
-//! IntervalStyle postgres, bytea_output hex, extra_float_digits 3, TimeZone UTC, client_encoding UTF8.
+//! IntervalStyle postgres, bytea_output hex, extra_float_digits 3, TimeZone UTC, client_encoding UTF8,
+//! lc_monetary C.
 
 use downriver_event::block::{ColumnBuilder, VALUE_BYTES_MAX};
 use downriver_event::{LogicalType, Presence, pb};
@@ -30,6 +31,11 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
             b"NaN" => out.push_presence(Presence::NaN),
             b"Infinity" => out.push_presence(Presence::PositiveInfinity),
             b"-Infinity" => out.push_presence(Presence::NegativeInfinity),
+            [b'$', ..] | [b'-', b'$', ..] => {
+                let digits = money(text);
+                decimal(&digits)?;
+                out.push_bytes(&digits);
+            }
             _ => {
                 decimal(text)?;
                 out.push_bytes(text);
@@ -51,8 +57,12 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
         },
         LogicalType::Time => out.push_i64(time(text).ok_or(ValueError::Invalid("time"))?),
         LogicalType::Interval => {
-            let (months, days, micros) = interval(text)?;
-            out.push_interval(months, days, micros);
+            let (months, days, micros) = match text {
+                b"infinity" => (i32::MAX, i32::MAX, i64::MAX),
+                b"-infinity" => (i32::MIN, i32::MIN, i64::MIN),
+                _ => interval(text)?,
+            };
+            super::push_interval(months, days, micros, out);
         }
         LogicalType::Array(element) => {
             let list = array(element, utf8(text)?)?.encode_to_vec();
@@ -130,6 +140,12 @@ fn decimal(text: &[u8]) -> Result<(), ValueError> {
         return Err(ValueError::Invalid("numeric"));
     }
     Ok(())
+}
+
+/// `-$1,234.50` as numeric would print it.
+fn money(text: &[u8]) -> Vec<u8> {
+    let kept = text.iter().filter(|byte| !matches!(byte, b'$' | b','));
+    kept.copied().collect()
 }
 
 fn bytea(text: &[u8]) -> Result<Vec<u8>, ValueError> {

@@ -14,6 +14,10 @@ use super::config::PostgresConfig;
 use super::sql;
 use crate::error::SourceError;
 
+const MONEY: u32 = 790;
+/// money is a count of a currency's smallest unit: this many digits make the main one.
+const MONEY_SCALE: i32 = 2;
+
 /// A table that the patterns select.
 #[derive(Clone, Debug)]
 pub struct SourceTable {
@@ -27,8 +31,8 @@ pub struct SourceTable {
 
 /// A session that reads the catalog.
 pub struct Catalog {
+    config: PostgresConfig,
     client: Client,
-    publication: String,
     types: Mutex<HashMap<u32, TypeRow>>,
 }
 
@@ -57,8 +61,8 @@ impl Catalog {
     /// The server cannot be reached, or refuses.
     pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         Ok(Self {
+            config: config.clone(),
             client: sql::connect(config).await?,
-            publication: config.publication.clone(),
             types: Mutex::default(),
         })
     }
@@ -160,7 +164,11 @@ impl Catalog {
         let columns = self.columns(&oids).await?;
         self.load_types(columns.iter().map(|column| column.type_oid).collect())
             .await?;
+        let mut with_money = HashSet::new();
         for column in columns {
+            if self.is_money(column.type_oid) {
+                with_money.insert(column.table);
+            }
             let Some(table) = tables
                 .iter_mut()
                 .find(|table| table.schema.id.0 == column.table)
@@ -177,6 +185,9 @@ impl Catalog {
         }
         for table in &mut tables {
             table.problem = refusal(&table.schema);
+            if table.problem.is_none() && with_money.contains(&table.schema.id.0) {
+                table.problem = self.refuse_currency(&table.schema.qualified_name()).await?;
+            }
         }
         refuse_collisions(&mut tables);
         Ok(tables)
@@ -197,7 +208,7 @@ impl Catalog {
                                  jsonb_array_elements_text(coalesce(to_jsonb(p) -> 'attnames', '[]'))::name
                             from pg_publication_tables p where pubname = $2))
                   order by attrelid, attnum",
-                &[&tables, &self.publication],
+                &[&tables, &self.config.publication],
             )
             .await?;
         let column = |row: &tokio_postgres::Row| CatalogColumn {
@@ -336,6 +347,16 @@ impl Catalog {
                 ty,
             });
         }
+        if relation.columns.iter().any(|c| self.is_money(c.type_oid)) {
+            let name = format!("{}.{}", relation.namespace, relation.name);
+            if let Some(problem) = self.refuse_currency(&name).await? {
+                return Err(SourceError::definite(
+                    problem.code,
+                    problem.reason,
+                    problem.fix,
+                ));
+            }
+        }
         let identity = replica_identity(relation.replica_identity);
         Ok(TableSchema {
             id: TableId(relation.id),
@@ -409,9 +430,14 @@ impl Catalog {
         let mut missing: Vec<u32> = {
             let known = self.types.lock().expect("no holder panics");
             // Labels of an enum grow: it is read again.
-            let stale = |oid: &u32| known.get(oid).is_none_or(|ty| ty.kind != 'b');
+            let stale = |oid: &u32| {
+                known
+                    .get(oid)
+                    .is_none_or(|ty| ty.kind != 'b' || ty.element != 0)
+            };
             wanted.into_iter().filter(stale).collect()
         };
+        let mut read = HashSet::new();
         while !missing.is_empty() {
             let rows = self
                 .client
@@ -434,15 +460,40 @@ impl Catalog {
                     element: row.get(4),
                     labels: row.get(5),
                 };
+                read.insert(row.get::<_, u32>(0));
                 missing.extend(
                     [ty.base, ty.element]
                         .into_iter()
-                        .filter(|oid| *oid != 0 && !known.contains_key(oid)),
+                        .filter(|oid| *oid != 0 && !read.contains(oid)),
                 );
                 known.insert(row.get(0), ty);
             }
         }
         Ok(())
+    }
+
+    /// Whether a loaded type is made of money.
+    fn is_money(&self, oid: u32) -> bool {
+        fn is_money(known: &HashMap<u32, TypeRow>, oid: u32) -> bool {
+            let made_of = |ty: &TypeRow| is_money(known, ty.base) || is_money(known, ty.element);
+            oid == MONEY || known.get(&oid).is_some_and(made_of)
+        }
+        is_money(&self.types.lock().expect("no holder panics"), oid)
+    }
+
+    /// Under the pinned lc_monetary money prints two digits after the point: in a database whose currency has more or
+    /// fewer that is another amount.
+    async fn refuse_currency(&self, table: &str) -> Result<Option<Problem>, SourceError> {
+        let digits = sql::currency_digits(&self.config).await?;
+        Ok((digits != MONEY_SCALE).then(|| {
+            Problem::new(
+                "DR-1035",
+                format!(
+                    "table {table} has a column of type money, and the database's currency has {digits} digits after the point, not {MONEY_SCALE}"
+                ),
+                "make the column numeric, or exclude the table",
+            )
+        }))
     }
 
     /// The canonical type of a loaded type.
@@ -461,7 +512,14 @@ fn logical(known: &HashMap<u32, TypeRow>, oid: u32, modifier: i32) -> LogicalTyp
         700 => LogicalType::Float32,
         701 => LogicalType::Float64,
         1700 => decimal(modifier),
-        25 | 1042 | 1043 => LogicalType::Text,
+        // Under the pinned lc_monetary; see `refuse_currency`.
+        MONEY => LogicalType::Decimal {
+            precision: 19,
+            scale: MONEY_SCALE,
+        },
+        // oid has no sign, so it takes the next larger integer.
+        26 => LogicalType::Int64,
+        19 | 25 | 1042 | 1043 => LogicalType::Text,
         17 => LogicalType::Bytes,
         2950 => LogicalType::Uuid,
         114 | 3802 => LogicalType::Json,

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use downriver_decode::postgres::binary;
 use downriver_event::block::RowColumns;
-use downriver_event::{LogicalType, Lsn, Presence, TableSchema};
+use downriver_event::{LogicalType, Lsn, Presence, TableId, TableSchema};
 use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
 
@@ -120,6 +120,8 @@ fn malformed(what: &str) -> SourceError {
 
 pub struct SnapshotSession {
     catalog: Catalog,
+    /// The table that was read last, and the types that its key's columns are compared as.
+    key_types: Option<(TableId, Vec<String>)>,
 }
 
 impl SnapshotSession {
@@ -128,6 +130,7 @@ impl SnapshotSession {
     pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         Ok(Self {
             catalog: Catalog::connect(config).await?,
+            key_types: None,
         })
     }
 
@@ -175,6 +178,10 @@ impl SnapshotSession {
         request: ChunkRequest,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<Chunk, SourceError> {
+        if !matches!(&self.key_types, Some((table, _)) if *table == schema.id) {
+            self.find_operators(schema.id).await?;
+            self.key_types = Some((schema.id, self.read_key_types(schema).await?));
+        }
         self.client()
             .batch_execute("begin isolation level repeatable read read only")
             .await?;
@@ -190,6 +197,54 @@ impl SnapshotSession {
         })
     }
 
+    /// Puts the schemas of the key's operators at the end of the search path. Without them `>` on a key of an
+    /// extension's type may be another type's, such as text's for citext, and chunks in another order leave rows out.
+    async fn find_operators(&self, table: TableId) -> Result<(), SourceError> {
+        self.client()
+            .query_opt(
+                "select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), schemas), false)
+                   from (select string_agg(distinct quote_ident(n.nspname), ', ') schemas
+                           from pg_index i
+                                join pg_opclass c on c.oid = any(i.indclass::oid[])
+                                join pg_amop a on a.amopfamily = c.opcfamily
+                                              and a.amoplefttype = c.opcintype and a.amoprighttype = c.opcintype
+                                join pg_operator o on o.oid = a.amopopr
+                                join pg_namespace n on n.oid = o.oprnamespace
+                          where i.indrelid = $1 and i.indisprimary and n.nspname <> all(current_schemas(true))) missing
+                  where schemas is not null",
+                &[&table.0],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// The types of the key's columns without domains, which hide an enum's operators, and without modifiers.
+    async fn read_key_types(&self, schema: &TableSchema) -> Result<Vec<String>, SourceError> {
+        let rows = self
+            .client()
+            .query(
+                "with recursive key as (
+                     select k.place, a.atttypid ty
+                       from pg_index i cross join unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+                            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+                      where i.indrelid = $1 and i.indisprimary
+                     union all
+                     select key.place, t.typbasetype from key join pg_type t on t.oid = key.ty where t.typtype = 'd')
+                 select format_type(t.oid, -1) from key join pg_type t on t.oid = key.ty
+                  where t.typtype <> 'd' order by key.place",
+                &[&schema.id.0],
+            )
+            .await?;
+        if rows.len() != schema.key.len() {
+            return Err(SourceError::transient(
+                "DR-1044",
+                format!("the primary key of {} changed while it was read", schema.qualified_name()),
+                "capture goes on by itself",
+            ));
+        }
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     async fn read_in_transaction(
         &self,
         schema: &TableSchema,
@@ -198,14 +253,14 @@ impl SnapshotSession {
     ) -> Result<(PgSnapshot, Option<Bytes>), SourceError> {
         let snapshot = self.current_snapshot().await?;
         let table = format!("only {}", qualified(&schema.namespace, &schema.name));
-        let key = KeyColumns::of(schema);
+        let key = KeyColumns::of(schema, self.key_types.as_ref().map_or(&[], |(_, types)| types));
         if let Some(keys) = request.keys {
             if !keys.is_empty() {
                 let rows: Vec<String> = keys
                     .iter()
                     .map(|bytes| key.row_of(bytes))
                     .collect::<Result<_, _>>()?;
-                let filter = format!("({}) in ({})", key.names(), rows.join(", "));
+                let filter = format!("({}) in ({})", key.compared(), rows.join(", "));
                 self.copy(schema, &table, &filter, row).await?;
             }
             return Ok((snapshot, None));
@@ -214,7 +269,7 @@ impl SnapshotSession {
         if let Some(after) = &request.after {
             filters.push(format!(
                 "({}) > {}",
-                key.names(),
+                key.compared(),
                 key.row(&decode_bound(after)?)
             ));
         }
@@ -232,13 +287,15 @@ impl SnapshotSession {
                 &[],
             )
             .await?;
-        let next = last.map(|last| {
-            (0..key.0.len())
-                .map(|at| last.get(at))
-                .collect::<Vec<String>>()
-        });
+        let next = last
+            .map(|last| {
+                (0..key.0.len())
+                    .map(|at| last.try_get(at))
+                    .collect::<Result<Vec<String>, _>>()
+            })
+            .transpose()?;
         if let Some(bound) = &next {
-            filters.push(format!("({}) <= {}", key.names(), key.row(bound)));
+            filters.push(format!("({}) <= {}", key.compared(), key.row(bound)));
         }
         self.copy(schema, &table, &filters.join(" and "), row)
             .await?;
@@ -334,14 +391,33 @@ fn where_(filters: &[String]) -> String {
     }
 }
 
-/// Types that are not interpreted come as their output function prints them, as they do in the stream. A
-/// cast to text may differ: `inet '::1'::text` is `::1/128`.
+/// A column in the form that `binary` reads as its type.
 fn select_column(column: &downriver_event::Column) -> String {
     let name = identifier(&column.name);
-    if column.ty == LogicalType::Other {
-        format!("case when {name} is null then null else format('%s', {name}) end")
-    } else {
-        name
+    match &column.ty {
+        // Not interpreted: as its output function prints it, as in the stream. A cast to text may differ:
+        // `inet '::1'::text` is `::1/128`. And `is null` holds for a composite value of nulls.
+        LogicalType::Other => {
+            format!("case when {name} is distinct from null then format('%s', {name}) end")
+        }
+        LogicalType::Array(element) => match wider(element) {
+            Some(ty) => format!("{name}::{ty}[]"),
+            None => name,
+        },
+        ty => match wider(ty) {
+            Some(ty) => format!("{name}::{ty}"),
+            None => name,
+        },
+    }
+}
+
+/// The one type whose binary form stands for all that are read as this one (money as numeric, oid as bigint); the cast
+/// costs nothing for the type itself.
+fn wider(ty: &LogicalType) -> Option<&'static str> {
+    match ty {
+        LogicalType::Decimal { .. } => Some("pg_catalog.numeric"),
+        LogicalType::Int64 => Some("pg_catalog.int8"),
+        _ => None,
     }
 }
 
@@ -393,36 +469,35 @@ fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
     Ok(Split::Row(&start[..start.len() - rest.len()], rest))
 }
 
-/// The primary key's columns, in key order.
-struct KeyColumns<'a>(Vec<&'a downriver_event::Column>);
+/// The primary key's columns in key order, each with the type that it is compared as.
+struct KeyColumns<'a>(Vec<(&'a downriver_event::Column, &'a str)>);
 
 impl<'a> KeyColumns<'a> {
-    fn of(schema: &'a TableSchema) -> Self {
-        Self(
-            schema
-                .key_indexes()
-                .into_iter()
-                .map(|index| &schema.columns[index])
-                .collect(),
-        )
+    fn of(schema: &'a TableSchema, types: &'a [String]) -> Self {
+        let columns = schema.key_indexes().into_iter();
+        let columns = columns.map(|index| &schema.columns[index]);
+        Self(columns.zip(types.iter().map(String::as_str)).collect())
+    }
+
+    fn each(&self, sql: impl Fn(&str, &str) -> String) -> String {
+        let each: Vec<String> = self
+            .0
+            .iter()
+            .map(|(column, ty)| sql(&identifier(&column.name), ty))
+            .collect();
+        each.join(", ")
     }
 
     fn names(&self) -> String {
-        let names: Vec<String> = self
-            .0
-            .iter()
-            .map(|column| identifier(&column.name))
-            .collect();
-        names.join(", ")
+        self.each(|name, _| name.to_owned())
+    }
+
+    fn compared(&self) -> String {
+        self.each(|name, ty| format!("{name}::{ty}"))
     }
 
     fn texts(&self) -> String {
-        let texts: Vec<String> = self
-            .0
-            .iter()
-            .map(|column| format!("{}::text", identifier(&column.name)))
-            .collect();
-        texts.join(", ")
+        self.each(|name, _| format!("{name}::text"))
     }
 
     /// A row of values printed as text.
@@ -430,7 +505,7 @@ impl<'a> KeyColumns<'a> {
         let values: Vec<String> = values
             .iter()
             .zip(&self.0)
-            .map(|(value, column)| format!("{}::{}", literal(value), column.source_type))
+            .map(|(value, (_, ty))| format!("{}::{ty}", literal(value)))
             .collect();
         format!("({})", values.join(", "))
     }
@@ -439,7 +514,7 @@ impl<'a> KeyColumns<'a> {
     fn row_of(&self, key: &[u8]) -> Result<String, SourceError> {
         let mut rest = key;
         let mut values = Vec::with_capacity(self.0.len());
-        for column in &self.0 {
+        for (column, ty) in &self.0 {
             let value = key_value(&column.ty, &mut rest).ok_or_else(|| {
                 SourceError::definite(
                     "DR-1042",
@@ -450,7 +525,7 @@ impl<'a> KeyColumns<'a> {
                     "report it; excluding the table lets the others go on",
                 )
             })?;
-            values.push(format!("{value}::{}", column.source_type));
+            values.push(format!("{value}::{ty}"));
         }
         Ok(format!("({})", values.join(", ")))
     }
@@ -460,35 +535,45 @@ impl<'a> KeyColumns<'a> {
 fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
     let (presence, after) = rest.split_first()?;
     *rest = after;
-    if *presence != Presence::Value.code() {
-        return None;
+    match Presence::from_code(*presence)? {
+        Presence::Value => {}
+        Presence::NaN => return Some("'NaN'".into()),
+        Presence::PositiveInfinity => return Some("'Infinity'".into()),
+        Presence::NegativeInfinity => return Some("'-Infinity'".into()),
+        _ => return None,
     }
     let mut take = |len: usize| {
         let (taken, after) = rest.split_at_checked(len)?;
         *rest = after;
         Some(taken)
     };
-    match ty {
-        LogicalType::Bool => Some(if take(1)? == [0] {
-            "false".into()
-        } else {
-            "true".into()
-        }),
-        LogicalType::Int16 | LogicalType::Int32 => Some(format!(
-            "({})",
-            i32::from_le_bytes(take(4)?.try_into().ok()?)
-        )),
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    Some(match ty {
+        LogicalType::Bool => format!("'{}'", take(1)? != [0]),
+        LogicalType::Int16 | LogicalType::Int32 => {
+            format!("({})", i32::from_le_bytes(take(4)?.try_into().ok()?))
+        }
         LogicalType::Date => {
             let days = i32::from_le_bytes(take(4)?.try_into().ok()?);
-            Some(format!("(date '1970-01-01' + ({days}))"))
+            format!("(date '1970-01-01' + ({days}))")
         }
-        LogicalType::Int64 => Some(format!(
-            "({})",
-            i64::from_le_bytes(take(8)?.try_into().ok()?)
-        )),
+        LogicalType::Int64 => format!("({})", i64::from_le_bytes(take(8)?.try_into().ok()?)),
+        LogicalType::Float32 => {
+            format!("'{}'", f32::from_le_bytes(take(4)?.try_into().ok()?))
+        }
+        LogicalType::Float64 => {
+            format!("'{}'", f64::from_le_bytes(take(8)?.try_into().ok()?))
+        }
         LogicalType::Time => {
+            // Not as midnight and an interval: that makes 24:00:00 to 00:00:00.
             let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
-            Some(format!("(time '00:00' + interval '{micros} microseconds')"))
+            let (minutes, micros) = (micros / 60_000_000, micros % 60_000_000);
+            let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+            format!(
+                "'{:02}:{:02}:{seconds:02}.{micros:06}'",
+                minutes / 60,
+                minutes % 60
+            )
         }
         LogicalType::Timestamp | LogicalType::TimestampTz => {
             let micros = i64::from_le_bytes(take(8)?.try_into().ok()?);
@@ -497,19 +582,19 @@ fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
             } else {
                 "timestamp '1970-01-01'"
             };
-            Some(format!("({zone} + interval '{micros} microseconds')"))
+            format!("({zone} + interval '{micros} microseconds')")
         }
-        LogicalType::Uuid => {
-            let hex: String = take(16)?.iter().map(|byte| format!("{byte:02x}")).collect();
-            Some(format!("'{hex}'"))
+        LogicalType::Interval => {
+            let bytes = take(8 + 16)?.split_at(8).1;
+            let months = i32::from_le_bytes(bytes[..4].try_into().ok()?);
+            let days = i32::from_le_bytes(bytes[4..8].try_into().ok()?);
+            let micros = i64::from_le_bytes(bytes[8..].try_into().ok()?);
+            format!("'{months} mons {days} days {micros} microseconds'")
         }
+        LogicalType::Uuid => format!("'{}'", hex(take(8 + 16)?.split_at(8).1)),
         LogicalType::Bytes => {
             let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
-            let hex: String = take(len)?
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            Some(format!("E'\\\\x{hex}'"))
+            format!("E'\\\\x{}'", hex(take(len)?))
         }
         LogicalType::Text
         | LogicalType::Decimal { .. }
@@ -517,13 +602,10 @@ fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
         | LogicalType::Other
         | LogicalType::Json => {
             let len = usize::try_from(u64::from_le_bytes(take(8)?.try_into().ok()?)).ok()?;
-            Some(literal(std::str::from_utf8(take(len)?).ok()?))
+            literal(std::str::from_utf8(take(len)?).ok()?)
         }
-        LogicalType::Float32
-        | LogicalType::Float64
-        | LogicalType::Interval
-        | LogicalType::Array(_) => None,
-    }
+        LogicalType::Array(_) => return None,
+    })
 }
 
 /// Length and text of each of the bound's values.

@@ -18,6 +18,7 @@ pub(super) const PINNED: [(&str, &str); 7] = [
     ("TimeZone", "UTC"),
     ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
+    ("lc_monetary", "C"),
 ];
 
 /// Limits that a database or a role may set for its users, and that would end our sessions at their work.
@@ -29,8 +30,12 @@ pub(super) const UNLIMITED: [(&str, &str); 3] = [
 
 /// Opens a session with the pinned settings. It ends when the client is dropped.
 pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceError> {
+    open(config, &PINNED).await
+}
+
+async fn open(config: &PostgresConfig, pinned: &[(&str, &str)]) -> Result<Client, SourceError> {
     let stream = transport::connect(config).await?;
-    let options: Vec<String> = PINNED
+    let options: Vec<String> = pinned
         .iter()
         .chain(&UNLIMITED)
         .chain(&[("row_security", "off")])
@@ -68,6 +73,15 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceErr
         let _ = connection.await;
     });
     Ok(client)
+}
+
+/// How many digits make a unit of the database's own currency: what `money` means without the pinned lc_monetary.
+pub(super) async fn currency_digits(config: &PostgresConfig) -> Result<i32, SourceError> {
+    let unpinned = open(config, &[]).await?;
+    let row = unpinned
+        .query_one("select scale('1'::money::numeric)", &[])
+        .await?;
+    Ok(row.get(0))
 }
 
 /// A quoted identifier.
