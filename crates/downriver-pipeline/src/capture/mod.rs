@@ -1,6 +1,8 @@
 //! Captures one source into its stream.
 //!
 //! ```text
+//!                           in progress: spool
+//!                                         ▲ ▼ at its commit
 //!             ┌──────── fill ── pop ── decode ─> builder ── cut ─> outbox ─> log
 //!   PostgreSQL│                                    ▲                          │
 //!             │  snapshot workers ── held chunk ───┘ once the stream passed   │
@@ -16,6 +18,7 @@ mod outbox;
 mod progress;
 mod registry;
 mod snapshot;
+mod spool;
 mod stream;
 
 use std::path::PathBuf;
@@ -48,7 +51,7 @@ pub struct CaptureConfig {
     pub name: String,
     pub postgres: PostgresConfig,
     pub snapshot: SnapshotConfig,
-    /// Where transactions larger than memory are written.
+    /// Where transactions in progress, and those larger than memory, are written.
     pub spill: PathBuf,
 }
 
@@ -63,7 +66,7 @@ pub enum CaptureError {
     Log(#[from] LogError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot write to the spill folder {folder:?}")]
+    #[error("cannot use the spill folder {folder:?}")]
     Spill {
         folder: PathBuf,
         source: std::io::Error,
