@@ -253,6 +253,9 @@ impl Session {
                 let content = String::from_utf8_lossy(&message.content);
                 writeln!(self.out, "message {} {content}", message.prefix).unwrap();
             }
+            Decoded::Uncertain { xid } => {
+                writeln!(self.out, "a message of {xid} is uncertain").unwrap();
+            }
             _ => {}
         }
     }

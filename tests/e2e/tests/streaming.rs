@@ -67,13 +67,14 @@ impl<'a> Open<'a> {
 
     /// Inserts [`MANY`] rows from an id on and returns when the server has streamed so much more.
     async fn insert_many(&self, from: i64) -> Result<()> {
-        self.insert_into("ledger (id, what)", from).await
+        self.insert_into("id, what", "", from).await
     }
 
-    async fn insert_into(&self, columns: &str, from: i64) -> Result<()> {
+    /// The same, with further columns and their values.
+    async fn insert_into(&self, columns: &str, more: &str, from: i64) -> Result<()> {
         let before = streamed_bytes(&self.shop.postgres).await?;
         self.execute(&format!(
-            "insert into {columns} select i, repeat('row ' || i || ' ', 60) from generate_series({from}, {}) i",
+            "insert into ledger ({columns}) select i, repeat('row ' || i || ' ', 60){more} from generate_series({from}, {}) i",
             from + MANY - 1
         ))
         .await?;
@@ -137,6 +138,16 @@ fn ensure_nothing_of(events: &[Value], from: i64) -> Result<()> {
 
 fn count_of(events: &[Value], op: &str) -> usize {
     events.iter().filter(|event| event["op"] == op).count()
+}
+
+/// What the messages of the tests say.
+fn messages(events: &[Value]) -> Vec<&str> {
+    let of_app = events
+        .iter()
+        .filter(|event| event["message"]["prefix"] == "app");
+    of_app
+        .filter_map(|event| event["message"]["content"]["text"].as_str())
+        .collect()
 }
 
 async fn ensure_all_equal(shop: &Shop) -> Result<()> {
@@ -208,7 +219,7 @@ async fn an_alter_table_that_is_rolled_back_leaves_rows_of_the_old_shape_and_no_
     open.insert_many(10_000).await?;
     open.execute("savepoint s; alter table ledger add column extra text; alter table ledger drop column what")
         .await?;
-    open.insert_into("ledger (id, extra)", 20_000).await?;
+    open.insert_into("id, extra", "", 20_000).await?;
     open.execute("rollback to s").await?;
     open.insert_many(30_000).await?;
     open.execute("commit").await?;
@@ -216,7 +227,8 @@ async fn an_alter_table_that_is_rolled_back_leaves_rows_of_the_old_shape_and_no_
     let open = Open::begin(&shop).await?;
     open.execute("alter table ledger add column other text")
         .await?;
-    open.insert_into("ledger (id, other)", 40_000).await?;
+    open.insert_into("id, what, other", ", 'other'", 40_000)
+        .await?;
     open.execute("rollback").await?;
     shop.postgres
         .execute("insert into ledger values (1, 'after')")
@@ -246,7 +258,8 @@ async fn an_alter_table_holds_from_its_place_in_the_transaction_on_and_for_those
     open.insert_many(10_000).await?;
     open.execute("alter table ledger add column extra text")
         .await?;
-    open.insert_into("ledger (id, extra)", 20_000).await?;
+    open.insert_into("id, what, extra", ", 'extra ' || i", 20_000)
+        .await?;
     // Others write meanwhile, to a table that only they know the shape of.
     shop.postgres
         .execute("update documents set version = 1 where id = 1; insert into documents values (1001, 1, 'new', null)")
@@ -326,163 +339,20 @@ async fn a_streamed_transaction_brings_truncates_messages_and_unchanged_values()
     open.execute(
         "update documents set version = version + 1; select pg_logical_emit_message(true, 'app', 'inside');
          truncate carts, stock; insert into carts values (1, '{}', now());
-         select pg_logical_emit_message(false, 'app', 'at once');
-         savepoint s; select pg_logical_emit_message(true, 'app', 'rolled back'); update documents set id = id + 1000 where id < 5",
+         select pg_logical_emit_message(false, 'app', 'at once')",
     )
     .await?;
     open.insert_many(20_000).await?;
-    let outside = |events: &[Value]| {
-        let is_it =
-            |e: &&Value| e["message"]["prefix"] == "app" && e["message"]["transactional"] == false;
-        events.iter().filter(is_it).count()
-    };
     host::until("the message outside transactions", CATCH_UP, async || {
-        Ok(outside(&events(&shop).await?) == 1)
+        Ok(messages(&events(&shop).await?) == ["at once"])
     })
     .await?;
-    open.execute("rollback to s").await?;
-    open.insert_many(30_000).await?;
-    open.execute("commit").await?;
-    // The same in a transaction that comes to nothing.
-    let open = Open::begin(&shop).await?;
-    open.execute("alter table ledger add column other text")
-        .await?;
-    open.insert_into("ledger (id, other)", 40_000).await?;
-    open.execute("rollback").await?;
-    shop.postgres
-        .execute("insert into ledger values (1, 'after')")
+    open.execute("update documents set id = id + 1000 where id < 5; commit")
         .await?;
 
     ensure_all_equal(&shop).await?;
     let events = events(&shop).await?;
-    ensure_inserted_once(&events, 10_000)?;
-    ensure_nothing_of(&events, 20_000)?;
-    ensure_inserted_once(&events, 30_000)?;
-    ensure_nothing_of(&events, 40_000)?;
-    ensure!(
-        count_of(&events, "schema_change") == known,
-        "a shape that was rolled back is in the log"
-    );
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_alter_table_holds_from_its_place_in_the_transaction_on_and_for_those_that_follow()
--> Result<()> {
-    let shop = streaming_shop().await?;
-    shop.postgres
-        .execute("insert into ledger values (1, 'before')")
-        .await?;
-    let open = Open::begin(&shop).await?;
-    open.insert_many(10_000).await?;
-    open.execute("alter table ledger add column extra text")
-        .await?;
-    open.insert_into("ledger (id, extra)", 20_000).await?;
-    // Others write meanwhile, to a table that only they know the shape of.
-    shop.postgres
-        .execute("update documents set version = 1 where id = 1; insert into documents values (1001, 1, 'new', null)")
-        .await?;
-    shop.caught_up().await?;
-    ensure_nothing_of(&events(&shop).await?, 10_000)?;
-    open.execute("update ledger set extra = 'set' where id < 10100; alter table documents add column more int; update documents set more = id where id < 20; commit")
-        .await?;
-    shop.postgres
-        .execute("insert into ledger values (2, 'after', 'extra'); insert into documents values (1002, 1, 'new', null, 7)")
-        .await?;
-    ensure_all_equal(&shop).await
-}
-
-// ---- several at once
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn interleaved_transactions_come_whole_in_the_order_of_their_commits() -> Result<()> {
-    let shop = streaming_shop().await?;
-    let first = Open::begin(&shop).await?;
-    let second = Open::begin(&shop).await?;
-    let third = Open::begin(&shop).await?;
-    for chunk in 0..3 {
-        first.insert_many(10_000 + chunk * MANY).await?;
-        second.insert_many(20_000 + chunk * MANY).await?;
-        third.insert_many(30_000 + chunk * MANY).await?;
-        let small = format!("insert into ledger values ({}, 'small')", chunk + 1);
-        shop.postgres.execute(&small).await?;
-    }
-    shop.caught_up().await?;
-    let files = spool_files(&shop)?;
-    ensure!(files > 0, "nothing is spooled");
-    let seen = events(&shop).await?;
-    ensure!(
-        of_ledger(&seen, 1..=3).len() == 3,
-        "small transactions wait for large ones"
-    );
-    ensure!(
-        of_ledger(&seen, 10_000..=40_000).is_empty(),
-        "rows of open transactions"
-    );
-    second.execute("commit").await?;
-    third.execute("rollback").await?;
-    first.execute("commit").await?;
-
-    ensure_all_equal(&shop).await?;
-    let events = events(&shop).await?;
-    ensure_nothing_of(&events, 30_000)?;
-    let offsets = |from: i64| -> Vec<u64> {
-        of_ledger(&events, from..=from + 3 * MANY - 1)
-            .iter()
-            .filter_map(|event| event["offset"].as_u64())
-            .collect()
-    };
-    let (of_first, of_second) = (offsets(10_000), offsets(20_000));
-    ensure!(of_first.len() == 3 * MANY as usize && of_second.len() == of_first.len());
-    ensure!(
-        of_second.last() < of_first.first(),
-        "not in the order of commits"
-    );
-    for offsets in [of_first, of_second] {
-        ensure!(
-            offsets.windows(2).all(|pair| pair[0] + 1 == pair[1]),
-            "rows of others are in between"
-        );
-    }
-    let left = spool_files(&shop)?;
-    ensure!(left == 0, "{left} files are left");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_streamed_transaction_brings_truncates_messages_and_unchanged_values() -> Result<()> {
-    let shop = streaming_shop().await?;
-    let open = Open::begin(&shop).await?;
-    open.insert_many(10_000).await?;
-    open.execute(
-        "update documents set version = version + 1; select pg_logical_emit_message(true, 'app', 'inside');
-         truncate carts, stock; insert into carts values (1, '{}', now());
-         select pg_logical_emit_message(false, 'app', 'at once');
-         savepoint s; select pg_logical_emit_message(true, 'app', 'rolled back'); update documents set id = id + 1000 where id < 5",
-    )
-    .await?;
-    open.insert_many(20_000).await?;
-    let outside = |events: &[Value]| {
-        let is_it =
-            |e: &&Value| e["message"]["prefix"] == "app" && e["message"]["transactional"] == false;
-        events.iter().filter(is_it).count()
-    };
-    ensure!(
-        outside(&events(&shop).await?) == 1,
-        "a message outside transactions waits for one"
-    );
-    open.execute("rollback to s").await?;
-    open.insert_many(30_000).await?;
-    open.execute("update documents set id = id + 2000 where id < 5; commit")
-        .await?;
-
-    ensure_all_equal(&shop).await?;
-    let events = events(&shop).await?;
-    let messages: Vec<&Value> = events
-        .iter()
-        .filter(|event| event["message"]["prefix"] == "app")
-        .map(|event| &event["message"]["content"]["text"])
-        .collect();
+    let messages = messages(&events);
     ensure!(messages == ["at once", "inside"], "{messages:?}");
     ensure!(
         count_of(&events, "truncate") == 1,
@@ -496,6 +366,31 @@ async fn a_streamed_transaction_brings_truncates_messages_and_unchanged_values()
     });
     ensure!(unchanged.count() >= 100, "bodies were sent, or lost");
     Ok(())
+}
+
+/// In a chunk every message has the transaction's own id, so which subtransaction it is of does not come with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_a_rolled_back_savepoint_is_not_taken_for_one_that_was_kept() -> Result<()> {
+    let shop = streaming_shop().await?;
+    let open = Open::begin(&shop).await?;
+    open.execute("select pg_logical_emit_message(true, 'app', 'kept')")
+        .await?;
+    open.insert_many(10_000).await?;
+    open.execute("savepoint s; select pg_logical_emit_message(true, 'app', 'rolled back')")
+        .await?;
+    open.insert_many(20_000).await?;
+    open.execute("rollback to s; select pg_logical_emit_message(true, 'app', 'kept too')")
+        .await?;
+    open.insert_many(30_000).await?;
+    open.execute("commit").await?;
+    ensure_all_equal(&shop).await?;
+
+    let events = events(&shop).await?;
+    let messages = messages(&events);
+    ensure!(messages == ["kept", "kept too"], "{messages:?}");
+    ensure_inserted_once(&events, 10_000)?;
+    ensure_nothing_of(&events, 20_000)?;
+    ensure_inserted_once(&events, 30_000)
 }
 
 // ---- cut

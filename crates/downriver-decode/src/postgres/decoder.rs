@@ -17,6 +17,8 @@
 //! - A piece of a subtransaction that was aborted is passed over. The server sends one Stream Abort for each
 //!   subtransaction that had been streamed, those released into the aborted one included (ReorderBufferAbort is
 //!   called for every child that the abort record lists).
+//! - A logical message has the id of the transaction and not of its subtransaction (ReorderBufferApplyMessage is given
+//!   the former): where a subtransaction was aborted, whether a message was its own is not to be known.
 //! - Relations are those that came in the transaction itself: it alone sees its uncommitted DDL, and the server
 //!   describes every relation again for each streamed transaction, and after each Stream Abort
 //!   (`schema_sent` and `streamed_txns` in pgoutput.c).
@@ -106,6 +108,11 @@ pub enum Decoded {
     StreamCommit {
         xid: u32,
     },
+    /// A message of a streamed transaction some of whose subtransactions were aborted, perhaps its own. Only a session
+    /// without streaming tells: everything since the position is to be read again by one.
+    Uncertain {
+        xid: u32,
+    },
     /// Nothing that changes a row.
     Other,
 }
@@ -152,6 +159,7 @@ type Relations = HashMap<u32, Described>;
 /// A streamed transaction whose commit came.
 #[derive(Debug)]
 struct Replay {
+    xid: u32,
     end_lsn: Lsn,
     aborted: HashSet<u32>,
     relations: Relations,
@@ -378,6 +386,7 @@ impl PgDecoder {
                 };
                 self.begin(xid, commit_lsn, commit_time_us, out);
                 self.replay = Some(Replay {
+                    xid,
                     end_lsn,
                     aborted,
                     relations: Relations::new(),
@@ -440,6 +449,9 @@ impl PgDecoder {
                 })
             }
             State::Inside { .. } => {
+                if let Some(replay) = self.replay.as_ref().filter(|r| !r.aborted.is_empty()) {
+                    return Ok(Decoded::Uncertain { xid: replay.xid });
+                }
                 out.marker(pb::marker::Kind::Message(message));
                 Ok(Decoded::Row)
             }

@@ -24,6 +24,7 @@ mod stream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::Epoch;
 use downriver_event::problem::Problem;
 use downriver_log::{AppendError, Log, LogError, StoreError};
@@ -78,6 +79,10 @@ pub enum CaptureError {
     NewTable(String),
     #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
     SchemaMoved(String),
+    #[error(
+        "transaction {0} has a message that may have been rolled back: starting again without streaming"
+    )]
+    Uncertain(u32),
     #[error("stopped: {}", .0.reason)]
     Problem(Problem),
 }
@@ -112,15 +117,21 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new();
+    let mut streaming = Streaming::On;
     loop {
         let began = tokio::time::Instant::now();
-        let running = stream::run(&config, &log, &status, &nudge);
+        let running = stream::run(&config, &log, &status, &nudge, streaming);
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             result = running => result,
         };
         let Err(error) = result;
+        // For one session: the server then sends what was kept of the transaction, whole.
+        streaming = match error {
+            CaptureError::Uncertain(_) => Streaming::Off,
+            _ => Streaming::On,
+        };
         if began.elapsed() > std::time::Duration::from_secs(60) {
             backoff.reset();
         }
@@ -156,13 +167,14 @@ fn act_on(error: &CaptureError) -> Act {
             (false, problem) => Act::Stop(problem),
         },
         CaptureError::Fenced(_) => Act::Leave,
-        CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => {
-            Act::Retry(Problem::new(
-                "DR-1102",
-                error.to_string(),
-                "nothing: the capture starts again by itself",
-            ))
-        }
+        CaptureError::Behind(_)
+        | CaptureError::NewTable(_)
+        | CaptureError::SchemaMoved(_)
+        | CaptureError::Uncertain(_) => Act::Retry(Problem::new(
+            "DR-1102",
+            error.to_string(),
+            "nothing: the capture starts again by itself",
+        )),
         CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
             "DR-1100",
             chain(error),

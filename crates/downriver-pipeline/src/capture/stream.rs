@@ -90,6 +90,7 @@ pub(super) async fn run(
     log: &Arc<dyn Log>,
     status: &Board<SourceStatus>,
     nudge: &Notify,
+    streaming: Streaming,
 ) -> Result<Infallible, CaptureError> {
     let catalog = Catalog::connect(&config.postgres).await?;
     let identity = catalog.identity().await?;
@@ -161,7 +162,7 @@ pub(super) async fn run(
         s.passed_offset = state.next;
     });
     let tasks = run.take_tables(prepared.tables, &state)?;
-    let stream = ReplicationStream::start(&config.postgres, from).await?;
+    let stream = ReplicationStream::start(&config.postgres, from, streaming).await?;
     let known = state.position.is_some().then_some(from);
     run.decoder = PgDecoder::new(known, stream.streaming());
     run.run(stream, tasks, nudge).await
@@ -383,7 +384,7 @@ impl Run<'_> {
                         break;
                     }
                 }
-                Decoded::Begin { .. } | Decoded::Other => {}
+                _ => {}
             }
         }
         let wanted = !stream.has_backlog() || self.builder.raw_bytes() >= BLOCK_RAW_BYTES;
@@ -415,6 +416,7 @@ impl Run<'_> {
                 Decoded::Row => self.row(message.len())?,
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Message(message) => self.message(message)?,
+                Decoded::Uncertain { xid } => return Err(CaptureError::Uncertain(xid)),
                 _ => {}
             }
         }

@@ -113,25 +113,22 @@ impl Protocol {
         }
     }
 
-    fn streaming(self) -> Streaming {
-        if self.0 >= 2 {
-            Streaming::On
-        } else {
-            Streaming::Off
-        }
+    fn streaming(self, wanted: Streaming) -> Streaming {
+        if self.0 >= 2 { wanted } else { Streaming::Off }
     }
 
     /// `binary` stays off: it holds for all types at once, and of a type that is not interpreted the log keeps the
-    /// text. `two_phase` stays off: a prepared transaction comes whole when it is committed. `parallel` only says in
-    /// each Stream Abort where it happened.
-    fn options(self) -> String {
+    /// text. `two_phase` stays off: a prepared transaction comes whole when it is committed.
+    fn options(self, wanted: Streaming) -> String {
         let mut options = format!("proto_version '{}'", self.0);
         if self.0 >= 2 {
             options.push_str(", messages 'true'");
         }
-        if self.streaming() == Streaming::On {
-            options.push_str(", streaming 'on'");
-        }
+        options.push_str(match self.streaming(wanted) {
+            Streaming::Off => "",
+            Streaming::On => ", streaming 'on'",
+            Streaming::Parallel => ", streaming 'parallel'",
+        });
         options
     }
 }
@@ -143,11 +140,15 @@ impl Drop for ReplicationStream {
 }
 
 impl ReplicationStream {
-    /// Connects and starts the slot at a position.
+    /// Connects and starts the slot at a position, with streaming if it is wanted and the server knows it.
     ///
     /// # Errors
     /// The server cannot be reached, or refuses.
-    pub async fn start(config: &PostgresConfig, from: Lsn) -> Result<Self, SourceError> {
+    pub async fn start(
+        config: &PostgresConfig,
+        from: Lsn,
+        wanted: Streaming,
+    ) -> Result<Self, SourceError> {
         let mut session = Session::connect(config).await?;
         let timeout = session.query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().next().flatten();
@@ -158,7 +159,7 @@ impl ReplicationStream {
             "START_REPLICATION SLOT {} LOGICAL {from} (publication_names {}, {})",
             sql::identifier(&config.slot),
             sql::literal(&sql::identifier(&config.publication)),
-            protocol.options(),
+            protocol.options(wanted),
         );
         session.start_copy(&command).await?;
         let shared = Arc::new(Shared::default());
@@ -171,7 +172,7 @@ impl ReplicationStream {
             buffer: session.buffer,
             popped: 0,
             backlog: false,
-            streaming: protocol.streaming(),
+            streaming: protocol.streaming(wanted),
             shared,
             writer,
         })
@@ -603,17 +604,16 @@ mod tests {
 
     #[test]
     fn a_server_is_asked_only_for_what_its_version_knows() {
-        let options = |version| Protocol::of(Some(version)).map(Protocol::options).ok();
-        let all = |version| format!("proto_version '{version}', messages 'true', streaming 'on'");
-        for (server, expected) in [
-            ("130021", "proto_version '1'".to_owned()),
-            ("140000", all(2)),
-            ("150013", all(3)),
-            ("160009", all(4)),
-            ("180001", all(4)),
-        ] {
-            assert_eq!(options(server), Some(expected), "{server}");
+        let options = |version, wanted| {
+            let protocol = Protocol::of(Some(version)).expect("a version number");
+            protocol.options(wanted)
+        };
+        for (server, version) in [("140000", 2), ("150013", 3), ("160009", 4), ("180001", 4)] {
+            let whole = format!("proto_version '{version}', messages 'true'");
+            assert_eq!(options(server, Streaming::Off), whole);
+            assert_eq!(options(server, Streaming::On), whole + ", streaming 'on'");
         }
+        assert_eq!(options("130021", Streaming::On), "proto_version '1'");
         assert!(Protocol::of(None).is_err());
         assert!(Protocol::of(Some("devel")).is_err());
     }
