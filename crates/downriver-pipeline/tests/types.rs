@@ -262,7 +262,9 @@ async fn assert_keys(config: &CaptureConfig, case: &Case, table: &LoggedTable, r
         })
         .await
         .unwrap_or_else(|error| panic!("{}: {error}", case.ty));
-    let (_, block) = builder.cut_and_read().unwrap_or_else(|| panic!("{}: no row", case.ty));
+    let (_, block) = builder
+        .cut_and_read()
+        .unwrap_or_else(|| panic!("{}: no row", case.ty));
     let mut found = Vec::new();
     for group in &block.groups {
         for cell in 0..group.rows() {
@@ -337,7 +339,9 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
     postgres.execute(&delete).await.unwrap();
     let mut key_rows = BTreeMap::new();
     for (at, _) in CASES.iter().enumerate().filter(|(_, case)| case.key) {
-        let rows = postgres.number(&format!("select count(*) from k{at}")).await;
+        let rows = postgres
+            .number(&format!("select count(*) from k{at}"))
+            .await;
         key_rows.insert(at, usize::try_from(rows.unwrap()).unwrap());
     }
     let to = capture.caught_up(&config).await;

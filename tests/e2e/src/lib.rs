@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: a shop in PostgreSQL and a daemon.
 
+pub mod log;
+
 use std::time::Duration;
 
 use anyhow::Result;

@@ -4,7 +4,7 @@
 //! What forces an order is a gate: a transaction that is open while the capture starts keeps every chunk from
 //! being read, so a test can let the stream bring what it likes first, and then let the chunks come.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use downriver_testkit::certificates::Authority;
 use downriver_testkit::postgres::Options;
 use downriver_testkit::{Postgres, daemon, host, resources, shop};
+use e2e::log::{ensure_equal, events};
 use e2e::{CATCH_UP, Shop};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -164,26 +165,6 @@ async fn until_streaming(shop: &Shop) -> Result<()> {
         .map(|_| ())
 }
 
-/// Every event that the log holds now, in order.
-async fn events(shop: &Shop) -> Result<Vec<Value>> {
-    let text = shop
-        .daemon
-        .ok(&[
-            "tail",
-            resources::SOURCE,
-            "--from",
-            "earliest",
-            "--until",
-            "latest",
-            "-o",
-            "json",
-        ])
-        .await?;
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
-        .collect()
-}
-
 async fn until_logged(shop: &Shop, op: &str, table: &str, id: i64) -> Result<u64> {
     let mut offset = None;
     host::until(
@@ -216,76 +197,8 @@ fn ensure_no_chunk(events: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// What the log says that a table with the key `id` contains.
-fn fold(events: &[Value], table: &str) -> Result<BTreeMap<i64, Value>> {
-    let mut rows: BTreeMap<i64, Value> = BTreeMap::new();
-    for event in events.iter().filter(|event| event["table"] == table) {
-        let op = event["op"].as_str().context("an event without op")?;
-        if op == "truncate" {
-            rows.clear();
-        }
-        if !["insert", "update", "delete", "snapshot"].contains(&op) {
-            continue;
-        }
-        let id = |row: &Value| row["id"].as_i64();
-        let key = id(&event["key"]).context("an event without key")?;
-        let moved_from = (op == "update")
-            .then(|| id(&event["before"]))
-            .flatten()
-            .filter(|old| *old != key);
-        let known = match (op, moved_from) {
-            ("delete", _) => {
-                rows.remove(&key);
-                continue;
-            }
-            ("insert", _) => None,
-            (_, Some(old)) => rows.remove(&old),
-            _ => rows.remove(&key),
-        };
-        let mut row = known.unwrap_or_else(|| serde_json::json!({}));
-        for (column, value) in event["after"].as_object().context("an event without row")? {
-            row[column] = value.clone();
-        }
-        rows.insert(key, row);
-    }
-    Ok(rows)
-}
-
-/// The table as PostgreSQL shows it and as the log says, and the lake as DuckDB and PyIceberg read it.
-async fn ensure_equal(shop: &Shop) -> Result<()> {
-    shop.caught_up().await?;
-    let client = shop.postgres.client().await?;
-    let events = events(shop).await?;
-    for table in [LEDGER, DOCUMENTS] {
-        let rows = client
-            .query(&format!("select id, to_jsonb(t)::text from {table} t"), &[])
-            .await?;
-        let mut logged = fold(&events, table)?;
-        for row in &rows {
-            let (id, text): (i64, String) = (row.get(0), row.get(1));
-            let expected: Value = serde_json::from_str(&text)?;
-            let found = logged.remove(&id);
-            ensure!(
-                found.as_ref() == Some(&expected),
-                "{table} {id} is {} and the log says {}",
-                shortened(Some(&expected)),
-                shortened(found.as_ref())
-            );
-        }
-        ensure!(
-            logged.is_empty(),
-            "{table}: the log has rows that PostgreSQL has not: {:?}",
-            logged.keys()
-        );
-    }
-    shop.ensure_lake_equal().await
-}
-
-fn shortened(row: Option<&Value>) -> String {
-    row.map_or_else(
-        || "nothing".into(),
-        |row| row.to_string().chars().take(120).collect(),
-    )
+async fn ensure_shop_equal(shop: &Shop) -> Result<()> {
+    ensure_equal(shop, &[LEDGER, DOCUMENTS]).await
 }
 
 // ---- logged, and not yet visible
@@ -373,7 +286,7 @@ async fn a_commit_that_is_logged_and_not_yet_visible_wins_over_the_chunks_that_d
     for commit in hanging {
         commit.end().await?;
     }
-    ensure_equal(&shop).await
+    ensure_shop_equal(&shop).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -410,7 +323,7 @@ async fn a_commit_that_was_logged_before_a_restart_and_is_not_yet_visible_keeps_
         .filter(|event| event["op"] == "delete" && event["key"]["id"] == 1001)
         .count();
     ensure!(again == 1, "the commit was streamed {again} times");
-    ensure_equal(&shop).await
+    ensure_shop_equal(&shop).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -468,7 +381,7 @@ async fn what_commits_between_a_chunks_snapshot_and_its_rows_wins_over_the_chunk
             "the old row {id} of {table} follows at {read:?}"
         );
     }
-    ensure_equal(&shop).await
+    ensure_shop_equal(&shop).await
 }
 
 // ---- transactions that are older than the slot
@@ -552,7 +465,7 @@ async fn no_chunk_is_read_while_a_transaction_runs_that_began_before_the_slot_wa
             "{id} was committed before the slot and is streamed at {streamed:?}"
         );
     }
-    ensure_equal(&shop).await
+    ensure_shop_equal(&shop).await
 }
 
 // ---- rows that move, and a crash
@@ -677,7 +590,7 @@ async fn rows_that_move_across_chunk_borders_are_kept_and_a_killed_snapshot_resu
         again <= CHUNK_ROWS,
         "{again} rows were read again after the kill, which is more than a chunk"
     );
-    ensure_equal(&shop).await
+    ensure_shop_equal(&shop).await
 }
 
 // ---- TLS

@@ -1,4 +1,8 @@
-//! One pgoutput message of protocol version 1, borrowed from its bytes.
+//! One pgoutput message of protocol versions 1 to 4, borrowed from its bytes.
+//!
+//! Versions 2 and later send a large transaction before it ends, in chunks between Stream Start and Stream Stop.
+//! Inside a chunk, and only there, every message that belongs to the transaction has the id of its
+//! (sub)transaction behind its tag: [`in_chunk`] reads these, [`parse`] all others.
 //!
 //! Source: PostgreSQL manual, "Logical Replication Message Formats". An unknown tag, tuple byte or a short
 //! message is an error; nothing is skipped.
@@ -11,12 +15,34 @@ pub enum MessageError {
     Truncated(&'static str),
     #[error("message tag {0:#04x} is not known")]
     UnknownTag(u8),
+    #[error(
+        "message {:?} is of a two-phase commit, which was not asked for",
+        char::from(*.0)
+    )]
+    TwoPhase(u8),
+    #[error(
+        "message {:?} is of a transaction in progress, which was not asked for",
+        char::from(*.0)
+    )]
+    Streaming(u8),
     #[error("{what} byte {byte:#04x} is not known")]
     UnknownByte { what: &'static str, byte: u8 },
     #[error("{0} bytes are left over after the message")]
     LeftOver(usize),
     #[error("a name is not UTF-8")]
     NameNotUtf8,
+}
+
+/// How the server was asked to send large transactions: its option `streaming`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Streaming {
+    /// Whole, at their commit.
+    #[default]
+    Off,
+    /// In chunks, before they end.
+    On,
+    /// The same, for several appliers. It is this mode, and not the version, that gives Stream Abort its longer form.
+    Parallel,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -63,6 +89,23 @@ pub enum Message<'a> {
         lsn: Lsn,
         prefix: &'a str,
         content: &'a [u8],
+    },
+    StreamStart {
+        xid: u32,
+        /// Of the transaction's chunks, this is the first.
+        first: bool,
+    },
+    StreamStop,
+    StreamCommit {
+        xid: u32,
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time_us: i64,
+    },
+    /// The whole transaction, if both are the same.
+    StreamAbort {
+        xid: u32,
+        subxid: u32,
     },
 }
 
@@ -172,6 +215,14 @@ impl<'a> Reader<'a> {
         self.array(what).map(|bytes| Lsn(u64::from_be_bytes(bytes)))
     }
 
+    /// The message, if nothing is left over behind it.
+    fn end<T>(&self, message: T) -> Result<T, MessageError> {
+        match self.0.len() {
+            0 => Ok(message),
+            left => Err(MessageError::LeftOver(left)),
+        }
+    }
+
     fn name(&mut self, what: &'static str) -> Result<&'a str, MessageError> {
         let end = self
             .0
@@ -241,37 +292,111 @@ impl<'a> Reader<'a> {
 /// Microseconds from 1970 to PostgreSQL's epoch, 2000-01-01.
 const EPOCH_US: i64 = 946_684_800_000_000;
 
+/// A message outside a chunk.
+///
 /// # Errors
 /// The message is not one that this build knows, whole.
-pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
+pub fn parse(bytes: &[u8], streaming: Streaming) -> Result<Message<'_>, MessageError> {
     let mut reader = Reader(bytes);
-    let message = match reader.u8("tag")? {
+    let tag = reader.u8("tag")?;
+    let message = match tag {
+        b'S' | b'E' | b'c' | b'A' if streaming == Streaming::Off => {
+            return Err(MessageError::Streaming(tag));
+        }
+        b'S' => Message::StreamStart {
+            xid: reader.u32("stream start")?,
+            first: match reader.u8("stream start")? {
+                0 => false,
+                1 => true,
+                byte => {
+                    return Err(MessageError::UnknownByte {
+                        what: "stream start",
+                        byte,
+                    });
+                }
+            },
+        },
+        b'E' => Message::StreamStop,
+        b'c' => {
+            let xid = reader.u32("stream commit")?;
+            let (commit_lsn, end_lsn, commit_time_us) = commit(&mut reader)?;
+            Message::StreamCommit {
+                xid,
+                commit_lsn,
+                end_lsn,
+                commit_time_us,
+            }
+        }
+        b'A' => {
+            let (xid, subxid) = (reader.u32("stream abort")?, reader.u32("stream abort")?);
+            if streaming == Streaming::Parallel {
+                reader.lsn("stream abort")?;
+                reader.i64("stream abort")?;
+            }
+            Message::StreamAbort { xid, subxid }
+        }
         b'B' => Message::Begin {
             final_lsn: reader.lsn("begin")?,
             commit_time_us: reader.i64("begin")?.saturating_add(EPOCH_US),
             xid: reader.u32("begin")?,
         },
         b'C' => {
-            let flags = reader.u8("commit")?;
-            if flags != 0 {
-                return Err(MessageError::UnknownByte {
-                    what: "commit flags",
-                    byte: flags,
-                });
-            }
+            let (commit_lsn, end_lsn, commit_time_us) = commit(&mut reader)?;
             Message::Commit {
-                commit_lsn: reader.lsn("commit")?,
-                end_lsn: reader.lsn("commit")?,
-                commit_time_us: reader.i64("commit")?.saturating_add(EPOCH_US),
+                commit_lsn,
+                end_lsn,
+                commit_time_us,
             }
         }
+        tag => change(tag, &mut reader)?,
+    };
+    reader.end(message)
+}
+
+/// A message inside a chunk, with the (sub)transaction that it belongs to.
+///
+/// # Errors
+/// As [`parse`].
+pub fn in_chunk(bytes: &[u8]) -> Result<(u32, Message<'_>), MessageError> {
+    let mut reader = Reader(bytes);
+    let tag = reader.u8("tag")?;
+    let subxid = reader.u32("transaction id")?;
+    let message = change(tag, &mut reader)?;
+    Ok((subxid, reader.end(message)?))
+}
+
+/// Whether a chunk's message has a transaction id behind its tag. Of what a chunk may hold only Origin and Stream
+/// Stop have none.
+#[must_use]
+pub fn has_transaction_id(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|tag| b"RYIUDTM".contains(tag))
+}
+
+/// The rest of a commit behind its tag and, if it is streamed, its transaction: where it starts, ends, and when.
+fn commit(reader: &mut Reader<'_>) -> Result<(Lsn, Lsn, i64), MessageError> {
+    let flags = reader.u8("commit")?;
+    if flags != 0 {
+        return Err(MessageError::UnknownByte {
+            what: "commit flags",
+            byte: flags,
+        });
+    }
+    let (commit_lsn, end_lsn) = (reader.lsn("commit")?, reader.lsn("commit")?);
+    let commit_time_us = reader.i64("commit")?.saturating_add(EPOCH_US);
+    Ok((commit_lsn, end_lsn, commit_time_us))
+}
+
+/// What may stand inside a transaction, behind its tag.
+#[inline]
+fn change<'a>(tag: u8, reader: &mut Reader<'a>) -> Result<Message<'a>, MessageError> {
+    Ok(match tag {
         b'O' => {
             reader.lsn("origin")?;
             Message::Origin {
                 name: reader.name("origin")?,
             }
         }
-        b'R' => Message::Relation(relation(&mut reader)?),
+        b'R' => Message::Relation(relation(reader)?),
         b'Y' => Message::Type {
             id: reader.u32("type")?,
             namespace: reader.name("type")?,
@@ -331,25 +456,27 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
             }
         }
         b'M' => {
-            let transactional = reader.u8("logical message")? & 1 != 0;
+            let flags = reader.u8("logical message")?;
+            if flags > 1 {
+                return Err(MessageError::UnknownByte {
+                    what: "logical message flags",
+                    byte: flags,
+                });
+            }
             let lsn = reader.lsn("logical message")?;
             let prefix = reader.name("logical message")?;
             let len = reader.u32("logical message")? as usize;
             let content = reader.take(len, "logical message")?;
             Message::Logical {
-                transactional,
+                transactional: flags == 1,
                 lsn,
                 prefix,
                 content,
             }
         }
+        b'b' | b'P' | b'K' | b'r' | b'p' => return Err(MessageError::TwoPhase(tag)),
         tag => return Err(MessageError::UnknownTag(tag)),
-    };
-    if reader.0.is_empty() {
-        Ok(message)
-    } else {
-        Err(MessageError::LeftOver(reader.0.len()))
-    }
+    })
 }
 
 fn relation(reader: &mut Reader<'_>) -> Result<Relation, MessageError> {

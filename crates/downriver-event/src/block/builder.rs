@@ -467,12 +467,15 @@ impl BlockBuilder {
     /// If no transaction is open.
     pub fn marker(&mut self, kind: pb::marker::Kind) {
         assert!(self.open.is_some(), "a marker outside a transaction");
+        self.raw_bytes += match &kind {
+            pb::marker::Kind::Message(message) => 64 + message.content.len(),
+            _ => 64,
+        };
         self.markers.push(pb::Marker {
             event: self.events,
             kind: Some(kind),
         });
         self.events += 1;
-        self.raw_bytes += 64;
     }
 
     /// Ends the open transaction. Returns how many events it had, over all its blocks; one without

@@ -1,6 +1,8 @@
 //! Captures one source into its stream.
 //!
 //! ```text
+//!                           in progress: spool
+//!                                         ▲ ▼ at its commit
 //!             ┌──────── fill ── pop ── decode ─> builder ── cut ─> outbox ─> log
 //!   PostgreSQL│                                    ▲                          │
 //!             │  snapshot workers ── held chunk ───┘ once the stream passed   │
@@ -17,11 +19,13 @@ mod progress;
 mod registry;
 mod request;
 mod snapshot;
+mod spool;
 mod stream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::Epoch;
 use downriver_event::problem::Problem;
 use downriver_log::{AppendError, Log, LogError, StoreError};
@@ -51,7 +55,7 @@ pub struct CaptureConfig {
     pub name: String,
     pub postgres: PostgresConfig,
     pub snapshot: SnapshotConfig,
-    /// Where transactions larger than memory are written.
+    /// Where transactions in progress, and those larger than memory, are written.
     pub spill: PathBuf,
 }
 
@@ -66,7 +70,7 @@ pub enum CaptureError {
     Log(#[from] LogError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot write to the spill folder {folder:?}")]
+    #[error("cannot use the spill folder {folder:?}")]
     Spill {
         folder: PathBuf,
         source: std::io::Error,
@@ -80,6 +84,10 @@ pub enum CaptureError {
     Reread(String),
     #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
     SchemaMoved(String),
+    #[error(
+        "transaction {0} has a message that may have been rolled back: starting again without streaming"
+    )]
+    Uncertain(u32),
     #[error("stopped: {}", .0.reason)]
     Problem(Problem),
 }
@@ -116,15 +124,21 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new();
+    let mut streaming = Streaming::On;
     loop {
         let began = tokio::time::Instant::now();
-        let running = stream::run(&config, &log, &status, &control);
+        let running = stream::run(&config, &log, &status, &control, streaming);
         let result = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             result = running => result,
         };
         let Err(error) = result;
+        // For one session: the server then sends what was kept of the transaction, whole.
+        streaming = match error {
+            CaptureError::Uncertain(_) => Streaming::Off,
+            _ => Streaming::On,
+        };
         if began.elapsed() > std::time::Duration::from_secs(60) {
             backoff.reset();
         }
@@ -165,13 +179,14 @@ fn act_on(error: &CaptureError) -> Act {
         },
         CaptureError::Fenced(_) => Act::Leave,
         CaptureError::Reread(_) => Act::Again,
-        CaptureError::Behind(_) | CaptureError::NewTable(_) | CaptureError::SchemaMoved(_) => {
-            Act::Retry(Problem::new(
-                "DR-1102",
-                error.to_string(),
-                "nothing: the capture starts again by itself",
-            ))
-        }
+        CaptureError::Behind(_)
+        | CaptureError::NewTable(_)
+        | CaptureError::SchemaMoved(_)
+        | CaptureError::Uncertain(_) => Act::Retry(Problem::new(
+            "DR-1102",
+            error.to_string(),
+            "nothing: the capture starts again by itself",
+        )),
         CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
             "DR-1100",
             chain(error),

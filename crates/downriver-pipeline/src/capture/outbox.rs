@@ -36,7 +36,7 @@ pub(crate) enum OutboxError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot write to the spill folder {folder:?}")]
+    #[error("cannot use the spill folder {folder:?}")]
     Spill {
         folder: PathBuf,
         source: std::io::Error,

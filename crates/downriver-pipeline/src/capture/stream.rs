@@ -5,11 +5,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use downriver_decode::postgres::decoder::{Decoded, PgDecoder, Relation};
+use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
 use downriver_event::block::BLOCK_RAW_BYTES_MAX;
 use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, pb};
 use downriver_log::{ChunkDone, Log, LogError};
+use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::replication::{Acknowledger, Message, ReplicationStream};
 use downriver_source::postgres::setup;
@@ -23,6 +24,7 @@ use super::progress::Resume;
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Request, Reread};
 use super::snapshot::{self, Begun, FromWorker, HeldChunk, TableTask};
+use super::spool::{Spool, Spooled};
 use super::{CaptureConfig, CaptureError};
 use crate::status::{Board, SnapshotProgress, SourceStatus, TableState, TableStatus};
 
@@ -30,8 +32,10 @@ use crate::status::{Board, SnapshotProgress, SourceStatus, TableState, TableStat
 const BLOCK_RAW_BYTES: usize = 1 << 20;
 /// An open transaction is cut into blocks of this many raw bytes; the largest row comes on top.
 const OPEN_BLOCK_RAW_BYTES: usize = BLOCK_RAW_BYTES_MAX - (512 << 10);
-/// Rows between two looks at the size of the open block.
-const ROWS_PER_SIZE_CHECK: u32 = 64;
+/// Bytes of rows between two looks at the size of the open block.
+const BYTES_PER_SIZE_CHECK: usize = 16 << 10;
+/// A streamed transaction is decoded in parts of this many bytes, so that everything else goes on meanwhile.
+const REPLAY_BYTES: usize = 1 << 20;
 /// How often an idle source's position is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
 /// How often a source that has just become idle is asked where it is.
@@ -56,7 +60,13 @@ struct Run<'a> {
     captured: HashMap<TableId, bool>,
     registry: Registry,
     decoder: PgDecoder,
+    /// Transactions in progress.
+    spool: Spool,
+    /// What is left of the streamed transaction whose commit came.
+    replay: Option<Spooled>,
     builder: BlockBuilder,
+    /// Bytes of the rows that came since the builder's size was looked at.
+    unmeasured_bytes: usize,
     outbox: Outbox,
     recent: RecentChanges,
     snapshots: HashMap<TableId, TableProgress>,
@@ -82,6 +92,7 @@ pub(super) async fn run(
     log: &Arc<dyn Log>,
     status: &Board<SourceStatus>,
     control: &CaptureControl,
+    streaming: Streaming,
 ) -> Result<Infallible, CaptureError> {
     let catalog = Catalog::connect(&config.postgres).await?;
     let identity = catalog.identity().await?;
@@ -123,10 +134,7 @@ pub(super) async fn run(
         next: state.next,
         position: state.position.clone(),
     };
-    std::fs::create_dir_all(&config.spill).map_err(|source| CaptureError::Spill {
-        folder: config.spill.clone(),
-        source,
-    })?;
+    let spool = Spool::open(&config.spill)?;
     let mut run = Run {
         config,
         log,
@@ -134,8 +142,11 @@ pub(super) async fn run(
         catalog: Arc::new(catalog),
         captured: HashMap::new(),
         registry: Registry::new(&state),
-        decoder: PgDecoder::new(state.position.is_some().then_some(from)),
+        decoder: PgDecoder::new(None, Streaming::Off),
+        spool,
+        replay: None,
         builder: BlockBuilder::new(),
+        unmeasured_bytes: 0,
         outbox: Outbox::new(Arc::clone(log), config.spill.clone(), tip),
         recent: RecentChanges::default(),
         snapshots: HashMap::new(),
@@ -154,7 +165,9 @@ pub(super) async fn run(
         s.passed_offset = state.next;
     });
     let tasks = run.take_tables(prepared.tables, &state)?;
-    let stream = ReplicationStream::start(&config.postgres, from).await?;
+    let stream = ReplicationStream::start(&config.postgres, from, streaming).await?;
+    let known = state.position.is_some().then_some(from);
+    run.decoder = PgDecoder::new(known, stream.streaming());
     let catalog = Arc::clone(&run.catalog);
     let lost = setup::publication_lost(catalog, &config.postgres, prepared.publication);
     tokio::select! {
@@ -305,7 +318,7 @@ impl Run<'_> {
                         return Err(CaptureError::Reread(self.reread.done()));
                     }
                 }
-                filled = stream.fill(), if !full => {
+                filled = fill(&mut stream, self.replay.is_some()), if !full => {
                     filled?;
                     self.drain(&mut stream).await?;
                     self.release_chunks()?;
@@ -342,8 +355,17 @@ impl Run<'_> {
     }
 
     /// Decodes everything that is buffered, then hands over what is complete.
+    ///
+    /// A keepalive says that everything which committed up to its position was sent. Transactions in progress,
+    /// streamed in part, do not hold it back: their commits lie behind it. Acknowledging it loses nothing of
+    /// them: the slot's `restart_lsn` stays before the first record of the oldest transaction that the server is
+    /// still decoding, and after a reconnect it sends every transaction again, whole, whose commit lies behind
+    /// the acknowledged position, because a new connection remembers no chunk (SnapBuildXactNeedsSkip and
+    /// LogicalIncreaseRestartDecodingForSlot in PostgreSQL's source).
     async fn drain(&mut self, stream: &mut ReplicationStream) -> Result<(), CaptureError> {
-        let mut rows = 0u32;
+        if !self.replay().await? {
+            return Ok(());
+        }
         while let Some(message) = stream.pop()? {
             let payload = match message {
                 Message::Keepalive { wal_end, .. } => {
@@ -357,28 +379,26 @@ impl Run<'_> {
             match self
                 .decoder
                 .decode(payload, &mut self.builder)
-                .map_err(downriver_source::SourceError::from)?
+                .map_err(SourceError::from)?
             {
+                Decoded::Row => self.row(payload.len())?,
                 Decoded::Relation(relation) => self.relation(&relation).await?,
-                Decoded::Commit { end_lsn, events } => {
-                    self.received = self.received.max(end_lsn);
-                    if events > 0 {
-                        self.committed = Some(SourcePosition::Postgres(end_lsn));
-                        self.status_events(events);
-                    }
-                    if self.builder.raw_bytes() >= BLOCK_RAW_BYTES {
-                        self.flush()?;
-                    }
+                Decoded::Commit(committed) => {
+                    self.commit(committed)?;
                     if self.outbox.is_full() {
                         break;
                     }
                 }
-                Decoded::Row => {
-                    rows += 1;
-                    if rows.is_multiple_of(ROWS_PER_SIZE_CHECK)
-                        && self.builder.raw_bytes() >= OPEN_BLOCK_RAW_BYTES
-                    {
-                        self.cut_open()?;
+                Decoded::Message(message) => self.message(message)?,
+                Decoded::Piece(piece) => self.spool.push(piece.xid, piece.described, payload)?,
+                Decoded::StreamAbort { xid } => self.spool.discard(xid),
+                Decoded::StreamCommit { xid } => {
+                    self.replay = Some(self.spool.take(xid)?);
+                    if !self.replay().await? {
+                        return Ok(());
+                    }
+                    if self.outbox.is_full() {
+                        break;
                     }
                 }
                 _ => {}
@@ -386,6 +406,70 @@ impl Run<'_> {
         }
         let wanted = !stream.has_backlog() || self.builder.raw_bytes() >= BLOCK_RAW_BYTES;
         if wanted && !self.builder.in_transaction() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Decodes some more of the streamed transaction whose commit came, as it does the messages of any other.
+    /// Whether none is left.
+    async fn replay(&mut self) -> Result<bool, CaptureError> {
+        let Some(mut spooled) = self.replay.take() else {
+            return Ok(true);
+        };
+        let mut bytes = 0;
+        while bytes < REPLAY_BYTES {
+            let Some((described, message)) = spooled.next()? else {
+                let committed = self.decoder.commit_streamed(&mut self.builder);
+                self.commit(committed)?;
+                return Ok(true);
+            };
+            bytes += message.len();
+            match self
+                .decoder
+                .replay(message, described, &mut self.builder)
+                .map_err(SourceError::from)?
+            {
+                Decoded::Row => self.row(message.len())?,
+                Decoded::Relation(relation) => self.relation(&relation).await?,
+                Decoded::Message(message) => self.message(message)?,
+                Decoded::Uncertain { xid } => return Err(CaptureError::Uncertain(xid)),
+                _ => {}
+            }
+        }
+        self.replay = Some(spooled);
+        Ok(false)
+    }
+
+    fn row(&mut self, bytes: usize) -> Result<(), CaptureError> {
+        self.unmeasured_bytes += bytes;
+        if self.unmeasured_bytes < BYTES_PER_SIZE_CHECK {
+            return Ok(());
+        }
+        self.unmeasured_bytes = 0;
+        if self.builder.raw_bytes() >= OPEN_BLOCK_RAW_BYTES {
+            self.cut_open()?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, Committed { end_lsn, events }: Committed) -> Result<(), CaptureError> {
+        self.received = self.received.max(end_lsn);
+        if events > 0 {
+            self.committed = Some(SourcePosition::Postgres(end_lsn));
+            self.status_events(events);
+        }
+        self.flush_if_large()
+    }
+
+    /// A message that belongs to no transaction becomes one of its own, that moves no position.
+    fn message(&mut self, message: pb::LogicalMessage) -> Result<(), CaptureError> {
+        self.event("message", pb::marker::Kind::Message(message));
+        self.flush_if_large()
+    }
+
+    fn flush_if_large(&mut self) -> Result<(), CaptureError> {
+        if !self.builder.in_transaction() && self.builder.raw_bytes() >= BLOCK_RAW_BYTES {
             self.flush()?;
         }
         Ok(())
@@ -501,12 +585,17 @@ impl Run<'_> {
             schema: Some(schema.to_pb()),
             previous_version: *previous_version,
         });
+        self.event("schema", change);
+    }
+
+    /// Puts an event that is no row into the open transaction, or into one of its own.
+    fn event(&mut self, transaction: &str, kind: pb::marker::Kind) {
         if self.builder.in_transaction() {
-            self.builder.marker(change);
+            self.builder.marker(kind);
         } else {
             self.builder
-                .begin("schema".into(), snapshot::micros_since_epoch());
-            self.builder.marker(change);
+                .begin(transaction.into(), snapshot::micros_since_epoch());
+            self.builder.marker(kind);
             self.builder.commit_unplaced();
         }
     }
@@ -759,4 +848,14 @@ impl Run<'_> {
             self.outbox.append_position(position);
         }
     }
+}
+
+/// Returns when there is something to decode. May be dropped at any time.
+async fn fill(stream: &mut ReplicationStream, replaying: bool) -> Result<(), SourceError> {
+    if replaying {
+        // Once round: what else is due comes first.
+        tokio::task::yield_now().await;
+        return Ok(());
+    }
+    stream.fill().await
 }

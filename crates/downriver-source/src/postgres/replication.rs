@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf as _, BytesMut};
+use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::Lsn;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::backend;
@@ -88,8 +89,49 @@ pub struct ReplicationStream {
     /// Bytes at the buffer's start that were popped.
     popped: usize,
     backlog: bool,
+    streaming: Streaming,
     shared: Arc<Shared>,
     writer: JoinHandle<()>,
+}
+
+/// The newest version of the protocol that a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Protocol(u8);
+
+impl Protocol {
+    /// Source: PostgreSQL manual, "Logical Streaming Replication Parameters": each version came with a release, and an
+    /// option that a release does not know is an error there.
+    fn of(server_version_num: Option<&str>) -> Result<Self, SourceError> {
+        match server_version_num.and_then(|number| number.parse::<u32>().ok()) {
+            Some(160_000..) => Ok(Self(4)),
+            Some(150_000..) => Ok(Self(3)),
+            Some(140_000..) => Ok(Self(2)),
+            Some(_) => Ok(Self(1)),
+            None => Err(unknown(format!(
+                "version number {}",
+                server_version_num.unwrap_or_default()
+            ))),
+        }
+    }
+
+    fn streaming(self, wanted: Streaming) -> Streaming {
+        if self.0 >= 2 { wanted } else { Streaming::Off }
+    }
+
+    /// `binary` stays off: it holds for all types at once, and of a type that is not interpreted the log keeps the
+    /// text. `two_phase` stays off: a prepared transaction comes whole when it is committed.
+    fn options(self, wanted: Streaming) -> String {
+        let mut options = format!("proto_version '{}'", self.0);
+        if self.0 >= 2 {
+            options.push_str(", messages 'true'");
+        }
+        options.push_str(match self.streaming(wanted) {
+            Streaming::Off => "",
+            Streaming::On => ", streaming 'on'",
+            Streaming::Parallel => ", streaming 'parallel'",
+        });
+        options
+    }
 }
 
 impl Drop for ReplicationStream {
@@ -99,19 +141,26 @@ impl Drop for ReplicationStream {
 }
 
 impl ReplicationStream {
-    /// Connects and starts the slot at a position.
+    /// Connects and starts the slot at a position, with streaming if it is wanted and the server knows it.
     ///
     /// # Errors
     /// The server cannot be reached, or refuses.
-    pub async fn start(config: &PostgresConfig, from: Lsn) -> Result<Self, SourceError> {
+    pub async fn start(
+        config: &PostgresConfig,
+        from: Lsn,
+        wanted: Streaming,
+    ) -> Result<Self, SourceError> {
         let mut session = Session::connect(config).await?;
         let timeout = session.query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().next().flatten();
         let status_every = status_interval(timeout.as_deref());
+        let version = session.query("SHOW server_version_num").await?;
+        let protocol = Protocol::of(version.into_iter().next().flatten().as_deref())?;
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {})",
+            "START_REPLICATION SLOT {} LOGICAL {from} (publication_names {}, {})",
             sql::identifier(&config.slot),
             sql::literal(&sql::identifier(&config.publication)),
+            protocol.options(wanted),
         );
         session.start_copy(&command).await?;
         let shared = Arc::new(Shared::default());
@@ -124,9 +173,16 @@ impl ReplicationStream {
             buffer: session.buffer,
             popped: 0,
             backlog: false,
+            streaming: protocol.streaming(wanted),
             shared,
             writer,
         })
+    }
+
+    /// How the server was asked to send large transactions.
+    #[must_use]
+    pub fn streaming(&self) -> Streaming {
+        self.streaming
     }
 
     #[must_use]
@@ -546,4 +602,25 @@ fn server_error(body: &backend::ErrorResponseBody) -> SourceError {
         }
     }
     from_server(&state, &message, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_asked_only_for_what_its_version_knows() {
+        let options = |version, wanted| {
+            let protocol = Protocol::of(Some(version)).expect("a version number");
+            protocol.options(wanted)
+        };
+        for (server, version) in [("140000", 2), ("150013", 3), ("160009", 4), ("180001", 4)] {
+            let whole = format!("proto_version '{version}', messages 'true'");
+            assert_eq!(options(server, Streaming::Off), whole);
+            assert_eq!(options(server, Streaming::On), whole + ", streaming 'on'");
+        }
+        assert_eq!(options("130021", Streaming::On), "proto_version '1'");
+        assert!(Protocol::of(None).is_err());
+        assert!(Protocol::of(Some("devel")).is_err());
+    }
 }

@@ -238,7 +238,10 @@ impl SnapshotSession {
         if rows.len() != schema.key.len() {
             return Err(SourceError::transient(
                 "DR-1044",
-                format!("the primary key of {} changed while it was read", schema.qualified_name()),
+                format!(
+                    "the primary key of {} changed while it was read",
+                    schema.qualified_name()
+                ),
                 "capture goes on by itself",
             ));
         }
@@ -253,7 +256,10 @@ impl SnapshotSession {
     ) -> Result<(PgSnapshot, Option<Bytes>), SourceError> {
         let snapshot = self.current_snapshot().await?;
         let table = format!("only {}", qualified(&schema.namespace, &schema.name));
-        let key = KeyColumns::of(schema, self.key_types.as_ref().map_or(&[], |(_, types)| types));
+        let key = KeyColumns::of(
+            schema,
+            self.key_types.as_ref().map_or(&[], |(_, types)| types),
+        );
         if let Some(keys) = request.keys {
             if !keys.is_empty() {
                 let rows: Vec<String> = keys

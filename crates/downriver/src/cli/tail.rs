@@ -205,8 +205,27 @@ impl Line<'_> {
             .into()
     }
 
+    /// A logical message's; bytes that are no text are in hexadecimal.
+    fn message(&self) -> Option<Value> {
+        let Some(pb::marker::Kind::Message(message)) = &self.event.marker.as_ref()?.kind else {
+            return None;
+        };
+        let content = match std::str::from_utf8(&message.content) {
+            Ok(text) => json!({ "text": text }),
+            Err(_) => {
+                let hex = message.content.iter().map(|byte| format!("{byte:02x}"));
+                json!({ "hex": hex.collect::<String>() })
+            }
+        };
+        Some(json!({
+            "prefix": message.prefix,
+            "content": content,
+            "transactional": message.transactional,
+        }))
+    }
+
     fn json(&self) -> Value {
-        json!({
+        let mut line = json!({
             "offset": self.event.offset,
             "incarnation": self.incarnation,
             "op": self.op(),
@@ -218,7 +237,11 @@ impl Line<'_> {
             "txn": self.event.transaction_id,
             "position": self.position(),
             "commit_ts": render::timestamp(self.event.commit_time_us),
-        })
+        });
+        if let Some(message) = self.message() {
+            line["message"] = message;
+        }
+        line
     }
 
     /// The envelope that Debezium's users know; `None` for events that it does not have.
