@@ -83,9 +83,10 @@ impl SourceError {
                         "DR-1041",
                         "exclude the table from the source, or make the value smaller",
                     ),
-                    ValueError::TooLate | ValueError::NotUtf8 => {
-                        ("DR-1043", "correct the value, or exclude the table from the source")
-                    }
+                    ValueError::TooLate | ValueError::NotUtf8 => (
+                        "DR-1043",
+                        "correct the value, or exclude the table from the source",
+                    ),
                     ValueError::Invalid(_) => ("DR-1040", "report it with the column's type"),
                 };
                 Problem::new(code, self.to_string(), fix)

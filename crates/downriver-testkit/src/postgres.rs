@@ -25,6 +25,8 @@ pub struct Options {
     pub settings: Vec<String>,
     /// Where the data lives; a temporary folder unless given.
     pub data: Option<PathBuf>,
+    /// Variables of the server's process.
+    pub environment: Vec<(String, String)>,
 }
 
 pub struct Postgres {
@@ -33,6 +35,7 @@ pub struct Postgres {
     log: PathBuf,
     port: Port,
     server_user: Option<String>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     _folder: Option<tempfile::TempDir>,
 }
@@ -80,6 +83,7 @@ impl Postgres {
             data,
             port: Port::reserve()?,
             server_user,
+            environment: options.environment.clone(),
             child: None,
             _folder: folder,
         };
@@ -163,6 +167,7 @@ impl Postgres {
         let child = host::command_as(self.server_user.as_deref(), &self.programs.join("postgres"))
             .arg("-D")
             .arg(&self.data)
+            .envs(self.environment.iter().cloned())
             .current_dir("/")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone()?)

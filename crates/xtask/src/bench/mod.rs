@@ -128,7 +128,7 @@ async fn measure_workload(
     progress("starting PostgreSQL");
     let postgres = Postgres::start_with(Options {
         settings: SETTINGS.map(str::to_owned).to_vec(),
-        data: None,
+        ..Options::default()
     })
     .await?;
     report.note_server(&postgres).await?;
