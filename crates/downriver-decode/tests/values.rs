@@ -249,7 +249,7 @@ fn an_interval_keeps_its_three_fields() {
     both(
         &ty,
         "-178000000 years",
-        "0000000000000000 00000000 80b2b400",
+        "0000000000000000 00000000 80af3a00",
     );
     both(
         &ty,

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/log.rs"]
+mod log;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use common::log::{self, LoggedTable};
 use common::{Capture, config, node};
 use downriver_event::block::{BlockBuilder, OldImage, RowOp};
 use downriver_event::{LogicalType, pb};
@@ -18,6 +19,7 @@ use downriver_source::postgres::snapshot::{ChunkRequest, SnapshotSession};
 use downriver_testkit::host;
 use downriver_testkit::postgres::{Options, Postgres};
 use downriver_testkit::types::{CASES, Case, PREPARE};
+use log::LoggedTable;
 
 /// Added to the id of a row that the stream brings.
 const STREAMED: i64 = 1_000;
