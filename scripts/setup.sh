@@ -41,6 +41,7 @@ command -v git >/dev/null || missing+=(git)
 command -v setpriv >/dev/null || missing+=(util-linux)
 [ "$purpose" = demo ] || command -v openssl >/dev/null || missing+=(openssl)
 [ "$purpose" = demo ] || command -v npm >/dev/null || missing+=(npm)
+[ "$purpose" = demo ] || [ -e /usr/share/i18n/locales/ja_JP ] || missing+=(locales)
 command -v python3 >/dev/null && venv_module || missing+=(python3 python3-venv)
 postgres_bin >/dev/null || missing+=(postgresql postgresql-client)
 

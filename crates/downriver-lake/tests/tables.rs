@@ -845,7 +845,9 @@ async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result
     apply(&mut writer, Offset(0), &block).await?;
     match writer.commit(Offset(1)).await {
         Err(LakeError::Stopped(problem)) => ensure!(
-            problem.code == "DR-3020" && problem.reason.contains("amount"),
+            problem.code == "DR-3020"
+                && problem.reason.contains("amount")
+                && problem.reason.contains("at offset 0"),
             "{problem:?}"
         ),
         other => anyhow::bail!("{other:?}"),

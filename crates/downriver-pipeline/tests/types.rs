@@ -3,18 +3,23 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/log.rs"]
+mod log;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use common::log::{self, LoggedTable};
 use common::{Capture, config, node};
 use downriver_event::block::{BlockBuilder, OldImage, RowOp};
 use downriver_event::{LogicalType, pb};
+use downriver_pipeline::TableState;
 use downriver_pipeline::capture::CaptureConfig;
+use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::snapshot::{ChunkRequest, SnapshotSession};
-use downriver_testkit::postgres::Postgres;
+use downriver_testkit::host;
+use downriver_testkit::postgres::{Options, Postgres};
 use downriver_testkit::types::{CASES, Case, PREPARE};
+use log::LoggedTable;
 
 /// Added to the id of a row that the stream brings.
 const STREAMED: i64 = 1_000;
@@ -375,4 +380,253 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
     }
     capture.killed().await;
     node.shutdown().await;
+}
+
+/// Quotes, dots, back-slashes, four-byte letters, and a name that PostgreSQL cuts inside its limit of 63 bytes.
+const NAMES: &str = r#"
+    create schema "Quoted_"" . Schema";
+    create type "Quoted_"" . Schema"."E""x" as enum ('a');
+    create table "Quoted_"" . Schema"."a\b 'c' $d" ("'quoted'" int primary key, "a""b\" text, " " text, "колонка" text);
+    insert into "Quoted_"" . Schema"."a\b 'c' $d" values (1, 'x', 'y', 'z'), (2, null, '', 'ü');
+    create table "таблица_таблица_таблица_таблица_таблица" (
+        "🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣🚣" int primary key, v "Quoted_"" . Schema"."E""x");
+    alter schema "Quoted_"" . Schema" owner to cdc;
+    alter table "Quoted_"" . Schema"."a\b 'c' $d" owner to cdc;
+    alter table "таблица_таблица_таблица_таблица_т" owner to cdc;
+"#;
+
+/// The next rows of both.
+const MORE_NAMES: &str = r#"
+    insert into "Quoted_"" . Schema"."a\b 'c' $d"
+        select "'quoted'" + 10, "a""b\", " ", "колонка" from "Quoted_"" . Schema"."a\b 'c' $d";
+    insert into "таблица_таблица_таблица_таблица_таблица" values (7, 'a');
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_kept_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start().await.unwrap();
+    postgres.execute(NAMES).await.unwrap();
+    postgres
+        .execute("grant create on database shop to cdc")
+        .await
+        .unwrap();
+    let mut config = config(&postgres, folder.path());
+    config.postgres.tables = vec!["*.*".into()];
+    let node = node(folder.path()).await;
+    let capture = Capture::start(&config, &node);
+    capture.caught_up(&config).await;
+    postgres.execute(MORE_NAMES).await.unwrap();
+    let to = capture.caught_up(&config).await;
+    let logged = log::read(&node, to).await;
+    let table = &logged["Quoted_\" . Schema.a\\b 'c' $d"];
+    let names: Vec<&str> = table.schema.columns.iter().map(|c| &*c.name).collect();
+    assert_eq!(names, ["'quoted'", "a\"b\\", " ", "колонка"]);
+    let cells = |op| -> Vec<String> {
+        let rows = table.of(op).map(|event| event.after.as_ref().unwrap());
+        rows.map(|row| format!("{:?}", &row.cells[1..])).collect()
+    };
+    assert_eq!(cells(pb::Op::Insert), cells(pb::Op::Snapshot));
+    assert_eq!(cells(pb::Op::Insert).len(), 2);
+    // 63 bytes, but no half letter.
+    let cut = &logged["public.таблица_таблица_таблица_таблица_т"];
+    assert_eq!(cut.schema.columns[0].name, "🚣".repeat(15));
+    assert_eq!(
+        cut.schema.columns[1].source_type,
+        "\"Quoted_\"\" . Schema\".\"E\"\"x\""
+    );
+    assert_eq!(cut.of(pb::Op::Insert).count(), 1);
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+/// A database of another encoding, with the role's grants and one table.
+async fn encoded(postgres: &Postgres, encoding: &str, folder: &std::path::Path) -> CaptureConfig {
+    let admin = postgres.client_of("postgres").await.unwrap();
+    admin
+        .batch_execute(&format!(
+            "create database other template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C'"
+        ))
+        .await
+        .unwrap();
+    let other = postgres.client_of("other").await.unwrap();
+    other
+        .batch_execute(
+            "grant create on database other to cdc; create table \"tä\" (k text primary key, \"ö\" text);
+             alter table \"tä\" owner to cdc; insert into \"tä\" values ('é', 'ÿß'), ('a', null)",
+        )
+        .await
+        .unwrap();
+    let mut config = config(postgres, folder);
+    config.postgres.database = "other".into();
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_of_a_latin1_database_is_utf8_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start().await.unwrap();
+    let config = encoded(&postgres, "LATIN1", folder.path()).await;
+    let node = node(folder.path()).await;
+    let capture = Capture::start(&config, &node);
+    capture.caught_up(&config).await;
+    let other = postgres.client_of("other").await.unwrap();
+    other
+        .batch_execute("update \"tä\" set k = k || '£' where k = 'é'")
+        .await
+        .unwrap();
+    let to = capture.caught_up(&config).await;
+    let logged = log::read(&node, to).await;
+    let table = &logged["public.tä"];
+    assert_eq!(table.schema.columns[1].name, "ö");
+    let text = |cell: &pb::Cell| render(cell).unwrap_or_default();
+    let mut copied: Vec<_> = table
+        .of(pb::Op::Snapshot)
+        .map(|e| e.after.as_ref().unwrap())
+        .map(|row| (text(&row.cells[0]), text(&row.cells[1])))
+        .collect();
+    copied.sort();
+    assert_eq!(
+        copied,
+        [("a".into(), String::new()), ("é".into(), "ÿß".into())]
+    );
+    let update = table.of(pb::Op::Update).next().unwrap();
+    assert_eq!(text(&update.before.as_ref().unwrap().cells[0]), "é");
+    assert_eq!(text(&update.after.as_ref().unwrap().cells[0]), "é£");
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_a_sql_ascii_database_are_utf8_or_stop_with_their_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start().await.unwrap();
+    let config = encoded(&postgres, "SQL_ASCII", folder.path()).await;
+    let node = node(folder.path()).await;
+    let capture = Capture::start(&config, &node);
+    let to = capture.caught_up(&config).await;
+    let logged = log::read(&node, to).await;
+    assert_eq!(logged["public.tä"].of(pb::Op::Snapshot).count(), 2);
+    let other = postgres.client_of("other").await.unwrap();
+    other
+        .batch_execute("insert into \"tä\" values (E'\\xe9', null)")
+        .await
+        .unwrap();
+    let status = &capture.status;
+    host::until("the source to stop", common::PATIENCE, async || {
+        Ok(status.get().state == TableState::Stopped)
+    })
+    .await
+    .unwrap();
+    let problem = status.get().problem.unwrap();
+    assert_eq!(problem.code, "DR-1043", "{problem:?}");
+    assert!(problem.reason.contains("0xe9"), "{problem:?}");
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_1600_columns_and_one_of_nulls_only_are_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start().await.unwrap();
+    postgres
+        .execute("grant create on database shop to cdc")
+        .await
+        .unwrap();
+    let columns: Vec<String> = (1..1_600).map(|at| format!("c{at} bool")).collect();
+    let set: Vec<String> = (1..1_600).map(|_| "true".to_owned()).collect();
+    postgres
+        .execute(&format!(
+            "create table wide (id int primary key, {}); alter table wide owner to cdc;
+             insert into wide (id) values (1); insert into wide values (2, {})",
+            columns.join(", "),
+            set.join(", ")
+        ))
+        .await
+        .unwrap();
+    let config = config(&postgres, folder.path());
+    let node = node(folder.path()).await;
+    let capture = Capture::start(&config, &node);
+    capture.caught_up(&config).await;
+    postgres
+        .execute("create temp table w as select * from wide; update w set id = id + 2; insert into wide select * from w")
+        .await
+        .unwrap();
+    let to = capture.caught_up(&config).await;
+    let logged = log::read(&node, to).await;
+    let table = &logged["public.wide"];
+    let cells = |op| {
+        let rows = table.of(op).map(|event| event.after.as_ref().unwrap());
+        let mut rows: Vec<Vec<pb::Cell>> = rows.map(|row| row.cells[1..].to_vec()).collect();
+        rows.sort_by_key(|row| format!("{:?}", row[0]));
+        rows
+    };
+    let (copied, streamed) = (cells(pb::Op::Snapshot), cells(pb::Op::Insert));
+    assert_eq!(copied.len(), 2);
+    assert!(copied.iter().all(|row| row.len() == 1_599));
+    assert_eq!(streamed, copied);
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_of_any_notation_is_read_and_of_a_currency_without_cents_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for locale in ["de_DE", "ja_JP"] {
+        let output = std::process::Command::new("localedef")
+            .args(["-i", locale, "-f", "UTF-8"])
+            .arg(folder.path().join(format!("{locale}.UTF-8")))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    // The server runs as another user.
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), readable).unwrap();
+    let locales = folder.path().to_string_lossy().into_owned();
+    let postgres = Postgres::start_with(Options {
+        environment: vec![("LOCPATH".into(), locales)],
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    postgres
+        .execute(
+            "grant create on database shop to cdc; alter database shop set lc_monetary = 'de_DE.UTF-8'",
+        )
+        .await
+        .unwrap();
+    postgres
+        .execute(
+            "create table prices (id int primary key, v money); alter table prices owner to cdc;
+             insert into prices values (1, '-1.234,11')",
+        )
+        .await
+        .unwrap();
+    let config = config(&postgres, folder.path());
+    let node = node(folder.path()).await;
+    let capture = Capture::start(&config, &node);
+    capture.caught_up(&config).await;
+    postgres
+        .execute("insert into prices values (2, '-1.234,11')")
+        .await
+        .unwrap();
+    let to = capture.caught_up(&config).await;
+    let logged = log::read(&node, to).await;
+    for op in [pb::Op::Snapshot, pb::Op::Insert] {
+        let event = logged["public.prices"].of(op).next().unwrap();
+        let cell = &event.after.as_ref().unwrap().cells[1];
+        assert_eq!(render(cell).unwrap(), "-1234.11", "{op:?}");
+    }
+    capture.killed().await;
+    node.shutdown().await;
+
+    postgres
+        .execute("alter database shop set lc_monetary = 'ja_JP.UTF-8'")
+        .await
+        .unwrap();
+    let catalog = Catalog::connect(&config.postgres).await.unwrap();
+    let tables = catalog.list_tables(&config.postgres).await.unwrap();
+    let problem = tables[0].problem.as_ref().unwrap();
+    assert_eq!(problem.code, "DR-1035", "{problem:?}");
 }

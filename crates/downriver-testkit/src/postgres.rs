@@ -37,6 +37,8 @@ pub struct Options {
     pub settings: Vec<String>,
     /// Where the data lives; a temporary folder unless given.
     pub data: Option<PathBuf>,
+    /// Variables of the server's process.
+    pub environment: Vec<(String, String)>,
 }
 
 pub struct Postgres {
@@ -48,6 +50,7 @@ pub struct Postgres {
     log: PathBuf,
     port: Port,
     server_user: Option<String>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     _folder: Option<tempfile::TempDir>,
 }
@@ -106,6 +109,7 @@ impl Postgres {
             data,
             port: Port::reserve()?,
             server_user,
+            environment: options.environment.clone(),
             child: None,
             _folder: folder,
         };
@@ -190,6 +194,7 @@ impl Postgres {
         let child = host::command_as(self.server_user.as_deref(), &self.programs.join("postgres"))
             .arg("-D")
             .arg(&self.data)
+            .envs(self.environment.iter().cloned())
             .current_dir("/")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone()?)

@@ -13,7 +13,6 @@ The namespace is given for the schema of each table as "<namespace prefix>_<sche
 """
 
 import collections
-import datetime
 import hashlib
 import importlib.util
 import io
@@ -30,13 +29,27 @@ import pyarrow.compute as pc
 NULL = "\x00"
 MASK = (1 << 128) - 1
 
-# Generated columns are not in the stream.
+# A domain is what it is made of. Generated columns are not in the stream.
 COLUMNS_SQL = """
-select a.attname, t.typname, t.typcategory, coalesce(e.typname, '')
-from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
-where a.attrelid = '{table}'::regclass and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-order by a.attnum
+with recursive columns as (
+    select attnum, attname, atttypid as ty from pg_attribute
+    where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped and attgenerated = ''
+    union all select attnum, attname, typbasetype from columns join pg_type on oid = ty where typtype = 'd'
+), elements as (
+    select attnum, typelem as ty from columns join pg_type on oid = ty where typtype <> 'd' and typcategory = 'A'
+    union all select attnum, typbasetype from elements join pg_type on oid = ty where typtype = 'd'
+)
+select attname, t.typname, t.typcategory, coalesce(e.typname, ''), coalesce(e.typtype, '')
+from columns join pg_type t on t.oid = ty
+left join (select attnum, typname, typtype from elements join pg_type on oid = ty where typtype <> 'd') e using (attnum)
+where t.typtype <> 'd' order by attnum
 """
+
+# Arrays of other types, but for enums, are text in the lake.
+LIST_ELEMENTS = set(
+    "bool int2 int4 int8 oid float4 float8 numeric money name text varchar bpchar bytea uuid json jsonb date time timestamp"
+    " timestamptz interval".split()
+)
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------
@@ -48,19 +61,22 @@ def quoted(name):
 
 def canonical_sql(expression, typname):
     """The SQL that turns a value of a type into its canonical text."""
-    stamp = "'YYYY-MM-DD HH24:MI:SS.US'"
+    # As numbers from 1970 on: dates reach further than Python's.
+    micros = "(extract(epoch from {0}) * 1000000)::numeric(30, 0)::text"
     forms = {
         "bytea": "encode({0}, 'hex')",
-        "timestamp": "to_char({0}, " + stamp + ")",
-        "timestamptz": "to_char({0} at time zone 'UTC', " + stamp + ")",
-        "time": "to_char('2000-01-01'::date + {0}, 'HH24:MI:SS.US')",
-        "date": "to_char({0}, 'YYYY-MM-DD')",
+        "timestamp": micros,
+        "timestamptz": micros,
+        "time": micros,
+        "date": "({0} - date '1970-01-01')::text",
         "float4": "({0})::float8::text",
-        # A cast to text would strip the padding, and write a prefix length.
-        "bpchar": "case when {0} is not null then format('%s', {0}) end",
-        "inet": "case when {0} is not null then format('%s', {0}) end",
+        "bool": "({0})::text",
+        "interval": "({0})::text",
+        "money": "({0})::numeric::text",
     }
-    return forms.get(typname, "({0})::text").format(expression)
+    # As its output function prints it: a cast to text may differ, and `is null` holds for a composite of nulls.
+    printed = "case when {0} is distinct from null then format('%s', {0}) end"
+    return forms.get(typname, printed).format(expression)
 
 
 class Postgres:
@@ -86,7 +102,11 @@ class Postgres:
 
     def columns(self, table):
         rows = [line.split("|") for line in self._lines(COLUMNS_SQL.format(table=sql_table(table)))]
-        return [(name, element or typname, category == "A") for name, typname, category, element in rows]
+        is_list = lambda category, element, kind: category == "A" and (kind == "e" or element in LIST_ELEMENTS)
+        return [
+            (name, element, True) if is_list(category, element, kind) else (name, typname, False)
+            for name, typname, category, element, kind in rows
+        ]
 
     def rows(self, table, columns):
         """Tuples of canonical texts."""
@@ -163,38 +183,30 @@ def canonical_items(column, kind):
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16:
         return [str(uuid.UUID(bytes=v)) if v is not None else None for v in column.to_pylist()]
     if pa.types.is_timestamp(kind):
-        return column.cast(pa.timestamp("us")).cast(pa.string()).to_pylist()
+        return column.cast(pa.timestamp("us", kind.tz)).cast(pa.int64()).cast(pa.string()).to_pylist()
     if pa.types.is_time(kind):
-        return column.cast(pa.time64("us")).cast(pa.string()).to_pylist()
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
+        return column.cast(pa.time64("us")).cast(pa.int64()).cast(pa.string()).to_pylist()
+    if pa.types.is_date(kind):
+        return column.cast(pa.int32()).cast(pa.string()).to_pylist()
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return column.cast(pa.string()).to_pylist()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [None if v is None else list_text([item_text(i) for i in v]) for v in column.to_pylist()]
+        items = iter(canonical_items(pc.list_flatten(column), kind.value_type))
+        lengths = pc.list_value_length(column).to_pylist()
+        return [None if n is None else list_text([next(items) for _ in range(n)]) for n in lengths]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column.to_pylist()
     return [item_text(v) for v in column.to_pylist()]
 
 
 def item_text(value):
-    """Canonical text of one Python value: of list items and of the types without a fast way."""
+    """Canonical text of one Python value: of the types without a fast way."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, uuid.UUID)):
-        return str(value)
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
-    if isinstance(value, datetime.datetime):
-        if value.tzinfo is not None:
-            value = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
-        return value.isoformat(" ", "microseconds")
-    if isinstance(value, datetime.time):
-        return value.isoformat("microseconds")
-    if isinstance(value, datetime.date):
-        return value.isoformat()
     return format(value, "f")
 
 

@@ -31,11 +31,8 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
             b"NaN" => out.push_presence(Presence::NaN),
             b"Infinity" => out.push_presence(Presence::PositiveInfinity),
             b"-Infinity" => out.push_presence(Presence::NegativeInfinity),
-            [b'$', ..] | [b'-', b'$', ..] => {
-                let digits = money(text);
-                decimal(&digits)?;
-                out.push_bytes(&digits);
-            }
+            [b'$', digits @ ..] => push_money(b"", digits, out)?,
+            [b'-', b'$', digits @ ..] => push_money(b"-", digits, out)?,
             _ => {
                 decimal(text)?;
                 out.push_bytes(text);
@@ -142,10 +139,20 @@ fn decimal(text: &[u8]) -> Result<(), ValueError> {
     Ok(())
 }
 
-/// `-$1,234.50` as numeric would print it.
-fn money(text: &[u8]) -> Vec<u8> {
-    let kept = text.iter().filter(|byte| !matches!(byte, b'$' | b','));
-    kept.copied().collect()
+/// `-$1,234.50`, by its sign and what follows the `$`, as numeric would print it.
+fn push_money(sign: &[u8], digits: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
+    let digits: Vec<u8> = digits
+        .iter()
+        .copied()
+        .filter(|byte| *byte != b',')
+        .collect();
+    if !digits.first().is_some_and(u8::is_ascii_digit) {
+        return Err(ValueError::Invalid("money"));
+    }
+    let text = [sign, &digits].concat();
+    decimal(&text)?;
+    out.push_bytes(&text);
+    Ok(())
 }
 
 fn bytea(text: &[u8]) -> Result<Vec<u8>, ValueError> {

@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow_schema::DataType;
-use downriver_event::LogicalType;
 use downriver_event::block::Column;
+use downriver_event::{LogicalType, Offset};
 use futures_util::TryStreamExt as _;
 
 use super::TableWriter;
 use crate::LakeError;
 use crate::data::{DataWriter, only, read_rows};
-use crate::encoding::{self, Cell, Unholdable, write_canonical};
+use crate::encoding::{self, Cell, write_canonical};
 use crate::index::{KeyHash, Location};
 use crate::schema::Holds;
 use crate::window::{Found, Held, Window};
@@ -83,7 +83,7 @@ impl TableWriter {
             let ty = ty.ok_or_else(|| self.lost_column(*id))?;
             let of_new = columns(window.held(), |held| held.group.new_column(*id));
             let of_old = columns(window.held(), |held| held.group.old_column(*id));
-            let cells: Vec<Cell<'_>> = window
+            let mut cells: Vec<Cell<'_>> = window
                 .entries()
                 .iter()
                 .map(|entry| {
@@ -91,8 +91,20 @@ impl TableWriter {
                     of[entry.held as usize].map(|column| (column, entry.cell as usize))
                 })
                 .collect();
-            encoding::array(to, &ty, &cells)
-                .map_err(|error| self.unholdable(&fields[at].name, &error))
+            loop {
+                let error = match encoding::array(to, &ty, &cells) {
+                    Ok(array) => return Ok(array),
+                    Err(error) => error,
+                };
+                match window.entries()[error.at].version {
+                    Some(version) => {
+                        let offset = window.version(version).offset;
+                        return Err(self.unholdable(&fields[at].name, error.what, offset));
+                    }
+                    // A key that the lake cannot hold is not in it: there is nothing to delete, and NULL finds nothing.
+                    None => cells[error.at] = None,
+                }
+            }
         })
         .collect()
     }
@@ -105,13 +117,13 @@ impl TableWriter {
         )
     }
 
-    fn unholdable(&self, column: &str, error: &Unholdable) -> LakeError {
+    /// The row is named by the event that brought it.
+    fn unholdable(&self, column: &str, what: &str, at: Offset) -> LakeError {
         LakeError::stopped(
             "DR-3020",
             format!(
-                "column {column:?} of {} cannot hold {} in the lake",
+                "column {column:?} of {} cannot hold {what} in the lake: the row is at offset {at}",
                 self.source.qualified_name(),
-                error.what
             ),
             "correct the value at the source, or exclude the table from the pipeline; the pipeline goes on from here when it is resumed",
         )
@@ -262,8 +274,9 @@ impl TableWriter {
                         };
                         cells.push(cell);
                     }
-                    encoding::array(field.data_type(), &ty, &cells)
-                        .map_err(|error| self.unholdable(field.name(), &error))?
+                    encoding::array(field.data_type(), &ty, &cells).map_err(|error| {
+                        self.unholdable(field.name(), error.what, versions[error.at].offset)
+                    })?
                 }
             };
             arrays.push(array);
@@ -283,7 +296,7 @@ impl TableWriter {
         })
     }
 
-    fn lost_row(&self, offset: downriver_event::Offset, column: &str) -> LakeError {
+    fn lost_row(&self, offset: Offset, column: &str) -> LakeError {
         LakeError::stopped(
             "DR-3012",
             format!(

@@ -57,7 +57,7 @@ pub(crate) async fn read(node: &Arc<Node>, to: Offset) -> BTreeMap<String, Logge
             }
             for group in &block.groups {
                 let (name, schema) = table(group.table.0);
-                for (row, (op, _, at_new, _)) in group.images().enumerate() {
+                for (op, _, at_new, _) in group.images() {
                     let (RowOp::Snapshot, Some(cell)) = (op, at_new) else {
                         continue;
                     };
@@ -65,7 +65,6 @@ pub(crate) async fn read(node: &Arc<Node>, to: Offset) -> BTreeMap<String, Logge
                     for id in &schema.key {
                         group.new_column(*id).unwrap().write_key(cell, &mut key);
                     }
-                    let _ = row;
                     tables.get_mut(&name).unwrap().snapshot_keys.push(key);
                 }
             }

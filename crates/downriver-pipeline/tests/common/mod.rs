@@ -1,8 +1,6 @@
 //! A capture into a node of its own, for the tests of this crate.
 #![allow(clippy::unwrap_used)]
 
-pub(crate) mod log;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -218,34 +218,26 @@ impl SnapshotSession {
         Ok(())
     }
 
-    /// The types of the key's columns without domains, which hide an enum's operators, and without modifiers.
+    /// The types of the key's columns, without modifiers and domains: a domain hides an enum's operators.
     async fn read_key_types(&self, schema: &TableSchema) -> Result<Vec<String>, SourceError> {
-        let rows = self
-            .client()
-            .query(
-                "with recursive key as (
-                     select k.place, a.atttypid ty
-                       from pg_index i cross join unnest(i.indkey::int2[]) with ordinality k(attnum, place)
-                            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-                      where i.indrelid = $1 and i.indisprimary
-                     union all
-                     select key.place, t.typbasetype from key join pg_type t on t.oid = key.ty where t.typtype = 'd')
-                 select format_type(t.oid, -1) from key join pg_type t on t.oid = key.ty
-                  where t.typtype <> 'd' order by key.place",
-                &[&schema.id.0],
-            )
-            .await?;
-        if rows.len() != schema.key.len() {
-            return Err(SourceError::transient(
-                "DR-1044",
-                format!(
-                    "the primary key of {} changed while it was read",
-                    schema.qualified_name()
-                ),
-                "capture goes on by itself",
-            ));
+        let mut types = Vec::with_capacity(schema.key.len());
+        for column in schema.key_indexes() {
+            let column = &schema.columns[column];
+            let row = self
+                .client()
+                .query_opt(
+                    "with recursive key as (
+                         select atttypid ty from pg_attribute where attrelid = $1 and attname = $2 and not attisdropped
+                         union all
+                         select typbasetype from key join pg_type on oid = ty where typtype = 'd')
+                     select format_type(oid, -1) from key join pg_type on oid = ty where typtype <> 'd'",
+                    &[&schema.id.0, &column.name],
+                )
+                .await?;
+            // Without the column the chunk's own statement fails, and says so.
+            types.push(row.map_or_else(|| column.source_type.clone(), |row| row.get(0)));
         }
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(types)
     }
 
     async fn read_in_transaction(

@@ -18,7 +18,6 @@ pub(super) const PINNED: [(&str, &str); 7] = [
     ("TimeZone", "UTC"),
     ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
-    ("lc_monetary", "C"),
 ];
 
 /// Limits that a database or a role may set for its users, and that would end our sessions at their work.
