@@ -7,8 +7,9 @@
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, ensure};
+use downriver_testkit::disk::SmallDisk;
 use downriver_testkit::postgres::Options;
-use downriver_testkit::{Postgres, host, resources, shop};
+use downriver_testkit::{Daemon, Postgres, host, resources, shop};
 use e2e::log::{ensure_equal, events};
 use e2e::{CATCH_UP, Shop};
 use rand::rngs::StdRng;
@@ -27,8 +28,8 @@ const MANY: i64 = 600;
 
 // ---- what the tests are made of
 
-/// A shop whose snapshot is done and whose large transactions are streamed.
-async fn streaming_shop() -> Result<Shop> {
+/// A shop whose large transactions are streamed.
+async fn streaming_postgres() -> Result<Postgres> {
     let postgres = Postgres::start_with(Options {
         settings: SETTINGS.map(str::to_owned).to_vec(),
         ..Options::default()
@@ -41,7 +42,12 @@ async fn streaming_shop() -> Result<Shop> {
             "insert into documents select i, 0, repeat('body ' || i || ' ', 400), null from generate_series(1, 100) i",
         )
         .await?;
-    let shop = Shop::over(postgres).await?;
+    Ok(postgres)
+}
+
+/// The same, captured and delivered: its snapshot is done.
+async fn streaming_shop() -> Result<Shop> {
+    let shop = Shop::over(streaming_postgres().await?).await?;
     shop.deliver("1s").await?;
     shop.daemon.wait(CATCH_UP).await?;
     Ok(shop)
@@ -450,6 +456,46 @@ async fn a_connection_that_is_cut_amid_a_transaction_loses_and_doubles_nothing()
         ensure_nothing_of(&events, from + 20_000)?;
         ensure!(spool_files(&shop)? == 0, "files are left");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_amid_a_transaction_is_named_and_room_lets_it_go_on() -> Result<()> {
+    let Some(disk) = SmallDisk::mount(16)? else {
+        return Ok(());
+    };
+    let postgres = streaming_postgres().await?;
+    let folder = tempfile::tempdir()?;
+    let mut daemon = Daemon::new(folder.path())?;
+    // Only what is spilled lies on the small disk: the journal has its own words for a full one.
+    std::fs::create_dir_all(daemon.data())?;
+    std::os::unix::fs::symlink(disk.path(), daemon.data().join("spill"))?;
+    daemon.start().await?;
+    let shop = Shop {
+        daemon,
+        postgres,
+        folder,
+    };
+    shop.deliver("1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    disk.fill()?;
+    let open = Open::begin(&shop).await?;
+    open.insert_many(10_000).await?;
+    shop.daemon
+        .until_described(
+            "source",
+            resources::SOURCE,
+            "the full disk to be named",
+            CATCH_UP,
+            |source| source["code"] == "DR-1101" && source["fix"].is_string(),
+        )
+        .await?;
+    disk.make_room()?;
+    open.execute("commit").await?;
+    ensure_all_equal(&shop).await?;
+    ensure_inserted_once(&events(&shop).await?, 10_000)?;
+    let source = shop.daemon.describe("source", resources::SOURCE).await?;
+    ensure!(source["code"].is_null(), "still named: {source}");
     Ok(())
 }
 

@@ -47,15 +47,13 @@ impl Drop for SpoolFile {
 }
 
 impl Spool {
-    /// Takes a folder that nobody else spools into, and removes what a killed process left there.
+    /// Takes the capture's spill folder and removes what is in it: files of a killed process, or segments of an append
+    /// of an older epoch, which the log refuses.
     pub(super) fn open(folder: &Path) -> Result<Self, CaptureError> {
         let open = || -> io::Result<()> {
             fs::create_dir_all(folder)?;
             for entry in fs::read_dir(folder)? {
-                let path = entry?.path();
-                if path.extension().is_some_and(|found| found == EXTENSION) {
-                    fs::remove_file(path)?;
-                }
+                fs::remove_file(entry?.path())?;
             }
             Ok(())
         };
@@ -214,7 +212,7 @@ mod tests {
         let len = match number % 7 {
             0 => 0,
             // Larger than all that a transaction may hold in memory.
-            1 if number % 5 == 0 => TRANSACTION_MEMORY_BYTES_MAX + 11,
+            1 if number.is_multiple_of(5) => TRANSACTION_MEMORY_BYTES_MAX + 11,
             rest => 3_000 * rest as usize,
         };
         vec![(u64::from(xid) + number) as u8; len]
@@ -276,18 +274,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed_and_nothing_else() {
+    fn what_a_killed_process_left_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let mut killed = Spool::open(folder.path()).unwrap();
         let long = vec![7; TRANSACTION_MEMORY_BYTES_MAX];
         killed.push(1, 0, &long).unwrap();
         std::mem::forget(killed);
         fs::write(folder.path().join("other.segment"), b"x").unwrap();
-        assert_eq!(files(folder.path()), 2);
         let mut spool = Spool::open(folder.path()).unwrap();
-        assert_eq!(files(folder.path()), 1);
+        assert_eq!(files(folder.path()), 0);
         spool.push(1, 0, &long).unwrap();
-        drop(spool);
         assert_eq!(files(folder.path()), 1);
+        drop(spool);
+        assert_eq!(files(folder.path()), 0);
     }
 }
