@@ -76,9 +76,9 @@ impl Shop {
     /// Waits until everything committed before the call is in the log.
     pub async fn caught_up(&self) -> Result<()> {
         let client = self.postgres.client().await?;
-        let row = client
-            .query_one("select pg_current_wal_lsn()::text", &[])
-            .await?;
+        // Its own commit writes out those before it that did not wait for the disk.
+        let message = "select pg_logical_emit_message(true, 'e2e', '')::text";
+        let row = client.query_one(message, &[]).await?;
         let committed: String = row.get(0);
         host::until("the capture to catch up", CATCH_UP, async || {
             let source = self.daemon.describe("source", resources::SOURCE).await?;

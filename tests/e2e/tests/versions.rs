@@ -173,6 +173,44 @@ tests_on! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publication_made_anew_while_it_is_used_stops_the_source() -> Result<()> {
+    let postgres = start(Version::Major(18)).await?;
+    shop::create(&postgres).await?;
+    let shop = Shop::over(postgres).await?;
+    shop.capture().await?;
+    shop.caught_up().await?;
+    shop.postgres
+        .execute(
+            "drop publication downriver_shop; create publication downriver_shop for all tables",
+        )
+        .await?;
+    until_the_publication_is_missed(&shop).await
+}
+
+/// A server before version 18 does not find the publication where it decodes what was written before it was made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_older_than_its_publication_stops_the_source_and_a_new_source_mends_it() -> Result<()>
+{
+    let postgres = start(Version::Major(17)).await?;
+    shop::create(&postgres).await?;
+    for statement in [
+        "select pg_create_logical_replication_slot('downriver_shop', 'pgoutput')",
+        "insert into ledger values (1, 'published by nobody')",
+        "create publication downriver_shop for all tables",
+    ] {
+        postgres.execute(statement).await?;
+    }
+    let shop = Shop::over(postgres).await?;
+    shop.capture().await?;
+    until_the_publication_is_missed(&shop).await?;
+    shop.daemon
+        .ok(&["delete", "source", resources::SOURCE, "--yes"])
+        .await?;
+    shop.capture().await?;
+    shop.caught_up().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stored_generated_column_is_captured_where_the_publication_has_it() -> Result<()> {
     let postgres = start(Version::Major(18)).await?;
     shop::create(&postgres).await?;
