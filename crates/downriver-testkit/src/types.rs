@@ -60,7 +60,7 @@ pub const PREPARE: &str = r#"
     create type float_range as range (subtype = float8);
 "#;
 
-/// In the order of table A11 of the corner cases.
+/// Every type that a table may have, with values at its edges.
 pub const CASES: &[Case] = &[
     keyed(
         "numeric",
