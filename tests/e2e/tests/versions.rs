@@ -108,9 +108,9 @@ async fn a_source_is_captured_and_delivered_across_a_kill(version: Version) -> R
     shop.caught_up().await?;
     let census = oracle.review(&shop.daemon, "public.ledger", "id").await?;
     census.ensure_complete(written.ledger)?;
-    shop.ensure_lake_equal().await?;
-    let lake = Lake::builtin(&shop.daemon)?;
-    readers::ensure_equal(&shop.postgres, &lake, &["public.parcels"]).await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let tables = [&shop::TABLES[..], &["public.parcels"]].concat();
+    readers::ensure_equal(&shop.postgres, &Lake::builtin(&shop.daemon)?, &tables).await?;
     shop.daemon.ok(&["verify", resources::PIPELINE]).await?;
     shop.daemon.stop()
 }
