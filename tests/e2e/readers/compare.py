@@ -61,8 +61,10 @@ def quoted(name):
 
 def canonical_sql(expression, typname):
     """The SQL that turns a value of a type into its canonical text."""
-    # As numbers from 1970 on: dates reach further than Python's.
-    micros = "(extract(epoch from {0}) * 1000000)::numeric(30, 0)::text"
+    # As numbers from 1970 on: dates reach further than Python's. Seconds and their parts each fit a double, which
+    # is what `extract` gives before version 14.
+    seconds = "extract(epoch from date_trunc('second', {0}))::numeric(30, 0)"
+    micros = "(" + seconds + " * 1000000 + extract(microseconds from {0})::numeric(30, 0) % 1000000)::text"
     forms = {
         "bytea": "encode({0}, 'hex')",
         "timestamp": micros,

@@ -203,7 +203,7 @@ impl SnapshotSession {
         self.client()
             .query_opt(
                 "select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), schemas), false)
-                   from (select string_agg(distinct quote_ident(n.nspname), ', ') schemas
+                   from (select string_agg(distinct quote_ident(n.nspname), ', ') as schemas
                            from pg_index i
                                 join pg_opclass c on c.oid = any(i.indclass::oid[])
                                 join pg_amop a on a.amopfamily = c.opcfamily
