@@ -80,12 +80,22 @@ struct Tidied<'a> {
 }
 
 impl Tidied<'_> {
+    /// A step that fails keeps no other back: a full store cannot take a merged segment, and has room again when what
+    /// retention has passed is deleted.
     async fn tidy(&self, known: &mut Known) -> Result<(), TidyError> {
-        self.trim().await?;
+        let steps = [
+            self.trim().await,
+            self.delete_garbage().await,
+            self.delete_manifests(known).await,
+            self.merge_all(known).await,
+            self.fold().await,
+        ];
+        steps.into_iter().collect()
+    }
+
+    async fn merge_all(&self, known: &mut Known) -> Result<(), TidyError> {
         while self.merge(known).await? {}
-        self.fold().await?;
-        while self.delete_garbage().await? {}
-        self.delete_manifests(known).await
+        Ok(())
     }
 
     /// `None`: the stream is gone, or is another one of its name by now.
@@ -229,15 +239,17 @@ impl Tidied<'_> {
         Ok(())
     }
 
-    /// Deletes what nothing refers to; whether there was any.
-    async fn delete_garbage(&self) -> Result<bool, TidyError> {
-        let keys = self.look(|stream| {
-            let keys = stream.garbage.iter().take(DELETED_AT_ONCE);
-            keys.cloned().collect::<Vec<_>>()
-        });
-        match keys.filter(|keys| !keys.is_empty()) {
-            Some(keys) => self.delete(keys).await.map(|()| true),
-            None => Ok(false),
+    /// Deletes what nothing refers to.
+    async fn delete_garbage(&self) -> Result<(), TidyError> {
+        loop {
+            let keys = self.look(|stream| {
+                let keys = stream.garbage.iter().take(DELETED_AT_ONCE);
+                keys.cloned().collect::<Vec<_>>()
+            });
+            match keys.filter(|keys| !keys.is_empty()) {
+                Some(keys) => self.delete(keys).await?,
+                None => return Ok(()),
+            }
         }
     }
 

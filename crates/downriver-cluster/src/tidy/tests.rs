@@ -40,6 +40,8 @@ struct Flaky {
     store: LocalStore,
     random: Mutex<StdRng>,
     trouble: AtomicBool,
+    /// Takes nothing more.
+    full: AtomicBool,
     failed: AtomicU64,
     failed_deletes: AtomicU64,
 }
@@ -65,6 +67,10 @@ impl ObjectStore for Flaky {
 
     async fn put_file(&self, key: &str, file: &Path) -> Result<(), StoreError> {
         self.may_fail()?;
+        if self.full.load(Ordering::Relaxed) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return Err(StoreError::Unavailable("no space is left".into()));
+        }
         self.store.put_file(key, file).await
     }
 
@@ -157,6 +163,7 @@ impl World {
             store: LocalStore::open(&folder.path().join("objects")).unwrap(),
             random: Mutex::new(StdRng::seed_from_u64(seed)),
             trouble: AtomicBool::new(true),
+            full: AtomicBool::new(false),
             failed: AtomicU64::new(0),
             failed_deletes: AtomicU64::new(0),
         });
@@ -465,6 +472,34 @@ async fn a_reader_that_was_waited_for_long_enough_has_a_gap() {
     }
     let read = world.node.read("s", Offset(0), 1).await;
     assert!(matches!(read, Err(ReadError::Trimmed { .. })), "{read:?}");
+    world.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_store_gets_room_by_retention() {
+    let mut world = aged(crate::Retention {
+        max_age: Duration::from_millis(1),
+        ..KEPT
+    })
+    .await;
+    world.store.full.store(true, Ordering::Relaxed);
+    let mut config = world.node.config().clone();
+    world.node.shutdown().await;
+    config.merge_segments_min = 4;
+    world.node = Node::start(config).await.unwrap();
+    // Merges fail from here on.
+    while world.store.failed.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let passed = world.stream(|s| s.segments[..3].to_vec());
+    let read = passed[2].place.end;
+    world.node.protect(move |_| Some(read));
+    while world.stream(|s| s.trimmed != read || !s.garbage.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let left = world.objects().await;
+    let is_left = |segment: &Segment| left.contains(&segment.place.object.key);
+    assert!(!passed.iter().any(is_left));
     world.node.shutdown().await;
 }
 
