@@ -1,0 +1,175 @@
+//! Chunks of snapshots join the stream.
+
+use downriver_event::{TableId, pb};
+use downriver_log::ChunkDone;
+
+use super::super::CaptureError;
+use super::super::progress::Resume;
+use super::super::snapshot::{self, FromWorker, HeldChunk};
+use super::Run;
+use crate::status::TableState;
+
+impl Run<'_> {
+    /// Puts the start of a table's generation into the log, before every change that counts for it: at its end a
+    /// sink deletes what was neither seen nor changed since.
+    pub(super) fn start_snapshot(&mut self, table: TableId, generation: u64, resume: &Resume) {
+        self.builder
+            .begin("snapshot".into(), snapshot::micros_since_epoch());
+        self.builder
+            .marker(pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+                table_id: table.0,
+                generation,
+            }));
+        self.builder.commit_unplaced();
+        // With the marker in one append: a restart does not start the generation again.
+        self.outbox.chunk_done(ChunkDone {
+            table,
+            generation,
+            resume_after: resume.encode(),
+            rows: 0,
+            last: false,
+        });
+    }
+
+    pub(super) fn take_from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
+        match from_worker {
+            FromWorker::Chunk(chunk) => self.held.push(*chunk),
+            FromWorker::Failed { table, error } if error.is_transient() => {
+                tracing::warn!(
+                    source = self.config.name,
+                    table = table.0,
+                    "snapshot failed; it will be tried again"
+                );
+                return Err(error.into());
+            }
+            FromWorker::Failed { table, error } => {
+                let problem = error.problem();
+                tracing::error!(
+                    source = self.config.name,
+                    table = table.0,
+                    code = problem.code,
+                    "snapshot stopped"
+                );
+                self.recent.forget(table);
+                self.snapshots.remove(&table);
+                self.table_status(table, |status| {
+                    status.state = TableState::Stopped;
+                    status.problem = Some(problem);
+                });
+                self.snapshots_ended();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the chunks that the stream has passed join it.
+    pub(super) fn release_chunks(&mut self) -> Result<(), CaptureError> {
+        if self.builder.in_transaction() || self.outbox.is_full() {
+            return Ok(());
+        }
+        let (passed, held) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|chunk| chunk.high <= self.received);
+        self.held = held;
+        let passed: Vec<HeldChunk> = passed;
+        if passed.is_empty() {
+            return Ok(());
+        }
+        self.flush()?;
+        passed.into_iter().try_for_each(|chunk| self.release(chunk))
+    }
+
+    pub(super) fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
+        let table = chunk.schema.id;
+        let newest = self.registry.newest(table).map(|schema| schema.version);
+        if newest != Some(chunk.schema.version) {
+            return Err(CaptureError::SchemaMoved(chunk.schema.qualified_name()));
+        }
+        let newer = self
+            .recent
+            .newer_than(table, |xid| chunk.snapshot.sees(xid));
+        for block in newer.resolve(std::mem::take(&mut chunk.blocks), &chunk.schema) {
+            self.outbox.commit(Some(block), None)?;
+        }
+        {
+            let begun = self.begun.lock().expect("no holder panics");
+            self.recent.forget_visible(
+                |table| !begun.contains(&table),
+                |xid| chunk.snapshot.sees(xid),
+            );
+        }
+        let Some(progress) = self.snapshots.get_mut(&table) else {
+            return Ok(());
+        };
+        for key in chunk.reread.iter().filter(|key| !newer.has_moved(key)) {
+            progress.resume.moved.retain(|moved| moved != key);
+        }
+        progress.resume.next = chunk.next.take();
+        progress.resume.exhausted = chunk.moved.is_some();
+        let last = chunk.moved.is_some() && progress.resume.moved.is_empty();
+        let moved = if chunk.moved.is_some() {
+            progress.resume.moved.clone()
+        } else {
+            Vec::new()
+        };
+        let done = ChunkDone {
+            table,
+            generation: progress.generation,
+            resume_after: progress.resume.encode(),
+            rows: chunk.rows,
+            last,
+        };
+        self.outbox.chunk_done(done);
+        self.table_status(table, |status| {
+            if let Some(snapshot) = &mut status.snapshot {
+                snapshot.began.get_or_insert(chunk.began);
+                snapshot.rows_done += chunk.rows;
+                snapshot.rows_of_run += chunk.rows;
+                snapshot.rows_estimated = snapshot.rows_estimated.max(snapshot.rows_done);
+            }
+        });
+        if last {
+            self.end_table(table, chunk.generation)?;
+        }
+        if let Some(answer) = chunk.moved {
+            // A worker that is gone has failed, and said so.
+            let _ = answer.send(moved);
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_table(
+        &mut self,
+        table: TableId,
+        generation: u64,
+    ) -> Result<(), CaptureError> {
+        self.recent.forget(table);
+        self.snapshots.remove(&table);
+        let rows = self.table_status(table, |status| {
+            status.state = TableState::Streaming;
+            status.snapshot.as_mut().map_or(0, |snapshot| {
+                snapshot.rows_estimated = snapshot.rows_done;
+                snapshot.rows_done
+            })
+        });
+        self.builder
+            .begin("snapshot".into(), snapshot::micros_since_epoch());
+        self.builder
+            .marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+                table_id: table.0,
+                generation,
+                rows: rows.unwrap_or_default(),
+            }));
+        self.builder.commit_unplaced();
+        self.flush()?;
+        self.snapshots_ended();
+        Ok(())
+    }
+
+    pub(super) fn snapshots_ended(&self) {
+        if self.snapshots.is_empty() {
+            tracing::info!(source = self.config.name, "snapshot complete");
+            self.status.update(|s| s.state = TableState::Streaming);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What the server sends becomes rows and markers of the open block.
+
+use downriver_decode::postgres::decoder::{Committed, Decoded};
+use downriver_event::block::BLOCK_RAW_BYTES_MAX;
+use downriver_event::{SourcePosition, pb};
+use downriver_source::SourceError;
+use downriver_source::postgres::replication::{Message, ReplicationStream};
+
+use super::super::CaptureError;
+use super::Run;
+
+/// A block of whole transactions is cut when it has passed this many raw bytes.
+const BLOCK_RAW_BYTES: usize = 1 << 20;
+/// An open transaction is cut into blocks of this many raw bytes; the largest row comes on top.
+const OPEN_BLOCK_RAW_BYTES: usize = BLOCK_RAW_BYTES_MAX - (512 << 10);
+/// Bytes of rows between two looks at the size of the open block.
+const BYTES_PER_SIZE_CHECK: usize = 16 << 10;
+/// A streamed transaction is decoded in parts of this many bytes, so that everything else goes on meanwhile.
+const REPLAY_BYTES: usize = 1 << 20;
+
+impl Run<'_> {
+    /// Decodes everything that is buffered, then hands over what is complete.
+    ///
+    /// A keepalive says that everything which committed up to its position was sent. Transactions in progress,
+    /// streamed in part, do not hold it back: their commits lie behind it. Acknowledging it loses nothing of
+    /// them: the slot's `restart_lsn` stays before the first record of the oldest transaction that the server is
+    /// still decoding, and after a reconnect it sends every transaction again, whole, whose commit lies behind
+    /// the acknowledged position, because a new connection remembers no chunk (SnapBuildXactNeedsSkip and
+    /// LogicalIncreaseRestartDecodingForSlot in PostgreSQL's source).
+    pub(super) async fn drain(
+        &mut self,
+        stream: &mut ReplicationStream,
+    ) -> Result<(), CaptureError> {
+        if !self.replay().await? {
+            return Ok(());
+        }
+        while let Some(message) = stream.pop()? {
+            let payload = match message {
+                Message::Keepalive { wal_end, .. } => {
+                    if !self.decoder.in_transaction() {
+                        self.received = self.received.max(wal_end);
+                    }
+                    continue;
+                }
+                Message::Data { payload, .. } => payload,
+            };
+            match self
+                .decoder
+                .decode(payload, &mut self.builder)
+                .map_err(SourceError::from)?
+            {
+                Decoded::Row => self.row(payload.len())?,
+                Decoded::Relation(relation) => self.relation(&relation).await?,
+                Decoded::Commit(committed) => {
+                    self.commit(committed)?;
+                    if self.outbox.is_full() {
+                        break;
+                    }
+                }
+                Decoded::Message(message) => self.message(message)?,
+                Decoded::Piece(piece) => self.spool.push(piece.xid, piece.described, payload)?,
+                Decoded::StreamAbort { xid } => self.spool.discard(xid),
+                Decoded::StreamCommit { xid } => {
+                    self.replay = Some(self.spool.take(xid)?);
+                    if !self.replay().await? {
+                        return Ok(());
+                    }
+                    if self.outbox.is_full() {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let wanted = !stream.has_backlog() || self.builder.raw_bytes() >= BLOCK_RAW_BYTES;
+        if wanted && !self.builder.in_transaction() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Decodes some more of the streamed transaction whose commit came, as it does the messages of any other.
+    /// Whether none is left.
+    pub(super) async fn replay(&mut self) -> Result<bool, CaptureError> {
+        let Some(mut spooled) = self.replay.take() else {
+            return Ok(true);
+        };
+        let mut bytes = 0;
+        while bytes < REPLAY_BYTES {
+            let Some((described, message)) = spooled.next()? else {
+                let committed = self.decoder.commit_streamed(&mut self.builder);
+                self.commit(committed)?;
+                return Ok(true);
+            };
+            bytes += message.len();
+            match self
+                .decoder
+                .replay(message, described, &mut self.builder)
+                .map_err(SourceError::from)?
+            {
+                Decoded::Row => self.row(message.len())?,
+                Decoded::Relation(relation) => self.relation(&relation).await?,
+                Decoded::Message(message) => self.message(message)?,
+                Decoded::Uncertain { xid } => return Err(CaptureError::Uncertain(xid)),
+                _ => {}
+            }
+        }
+        self.replay = Some(spooled);
+        Ok(false)
+    }
+
+    pub(super) fn row(&mut self, bytes: usize) -> Result<(), CaptureError> {
+        self.unmeasured_bytes += bytes;
+        if self.unmeasured_bytes < BYTES_PER_SIZE_CHECK {
+            return Ok(());
+        }
+        self.unmeasured_bytes = 0;
+        if self.builder.raw_bytes() >= OPEN_BLOCK_RAW_BYTES {
+            self.cut_open()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        Committed { end_lsn, events }: Committed,
+    ) -> Result<(), CaptureError> {
+        self.received = self.received.max(end_lsn);
+        if events > 0 {
+            self.committed = Some(SourcePosition::Postgres(end_lsn));
+            self.status_events(events);
+        }
+        self.flush_if_large()
+    }
+
+    /// A message that belongs to no transaction becomes one of its own, that moves no position.
+    pub(super) fn message(&mut self, message: pb::LogicalMessage) -> Result<(), CaptureError> {
+        self.event("message", pb::marker::Kind::Message(message));
+        self.flush_if_large()
+    }
+
+    pub(super) fn flush_if_large(&mut self) -> Result<(), CaptureError> {
+        if !self.builder.in_transaction() && self.builder.raw_bytes() >= BLOCK_RAW_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+}

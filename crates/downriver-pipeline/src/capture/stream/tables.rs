@@ -1,0 +1,229 @@
+//! Which tables are captured, in which shape, and which are to be read again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downriver_decode::postgres::decoder::Relation;
+use downriver_event::{TableId, pb};
+use downriver_log::{ChunkDone, LogError, StreamState};
+use downriver_source::postgres::catalog::SourceTable;
+
+use super::super::CaptureError;
+use super::super::progress::Resume;
+use super::super::registry::Registered;
+use super::super::request::Request;
+use super::super::snapshot::TableTask;
+use super::{Run, TableProgress};
+use crate::status::{SnapshotProgress, TableState, TableStatus};
+
+impl Run<'_> {
+    /// Registers the captured tables and returns those whose snapshot is not done.
+    pub(super) fn take_tables(
+        &mut self,
+        tables: Vec<SourceTable>,
+        state: &StreamState,
+    ) -> Result<Vec<TableTask>, CaptureError> {
+        let mut tasks = Vec::new();
+        let mut statuses = BTreeMap::new();
+        for table in tables {
+            let id = table.schema.id;
+            let name = table.schema.qualified_name();
+            self.captured.insert(id, table.problem.is_none());
+            if let Some(problem) = table.problem {
+                let refused = TableStatus {
+                    state: TableState::Refused,
+                    problem: Some(problem),
+                    ..TableStatus::default()
+                };
+                statuses.insert(name, refused);
+                continue;
+            }
+            let schema = match self.registry.newest(id) {
+                // What the stream brings decides when a known table's shape changes.
+                Some(known) => Arc::clone(known),
+                None => {
+                    let registered = self.registry.register(table.schema);
+                    self.announce(&registered);
+                    Arc::clone(registered.schema())
+                }
+            };
+            let chunks = state.chunks.get(&id);
+            let mut table_status = TableStatus {
+                state: TableState::Streaming,
+                ..TableStatus::default()
+            };
+            let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
+                !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
+            });
+            if wanted {
+                let resume = chunks.map_or_else(
+                    || Some(Resume::default()),
+                    |chunks| Resume::decode(chunks.resume_after.clone()),
+                );
+                let mut resume = resume.ok_or_else(|| {
+                    CaptureError::Log(LogError::Unavailable(format!(
+                        "the progress of the snapshot of {name} was written by a newer version"
+                    )))
+                })?;
+                let generation = chunks.map_or(1, |chunks| chunks.generation);
+                let starts = std::mem::take(&mut resume.requested) || chunks.is_none();
+                let rows = chunks.map_or(0, |chunks| chunks.rows);
+                table_status.state = TableState::Snapshotting;
+                table_status.snapshot = Some(SnapshotProgress {
+                    rows_done: rows,
+                    rows_estimated: table.estimated_rows,
+                    ..SnapshotProgress::default()
+                });
+                self.recent.track(id);
+                if starts {
+                    self.start_snapshot(id, generation, &resume);
+                }
+                tasks.push(TableTask {
+                    schema,
+                    generation,
+                    resume: resume.clone(),
+                });
+                self.snapshots
+                    .insert(id, TableProgress { generation, resume });
+            }
+            statuses.insert(name, table_status);
+        }
+        let snapshotting = !tasks.is_empty();
+        self.status.update(|s| {
+            s.state = if snapshotting {
+                TableState::Snapshotting
+            } else {
+                TableState::Streaming
+            };
+            s.problem = None;
+            s.tables = statuses;
+        });
+        self.flush()?;
+        Ok(tasks)
+    }
+
+    /// A relation's shape decides which schema its rows use from here on.
+    pub(super) async fn relation(&mut self, relation: &Relation) -> Result<(), CaptureError> {
+        let table = TableId(relation.id);
+        match self.captured.get(&table) {
+            Some(true) => {}
+            Some(false) => {
+                self.decoder.set_schema(relation.id, None);
+                return Ok(());
+            }
+            None if self
+                .config
+                .postgres
+                .captures(&relation.namespace, &relation.name) =>
+            {
+                // Made since the capture began. Starting again finds it and takes its snapshot, which
+                // contains what is passed over here.
+                return Err(CaptureError::NewTable(format!(
+                    "{}.{}",
+                    relation.namespace, relation.name
+                )));
+            }
+            None => {
+                self.captured.insert(table, false);
+                self.decoder.set_schema(relation.id, None);
+                return Ok(());
+            }
+        }
+        let schema = self
+            .catalog
+            .schema_of(relation, self.registry.newest(table).map(|s| &**s))
+            .await?;
+        let before = self.registry.newest(table).cloned();
+        let registered = self.registry.register(schema);
+        self.announce(&registered);
+        if let Some(before) = before
+            && self.config.snapshot.initial
+            && self
+                .catalog
+                .fills_rows(&before, registered.schema())
+                .await?
+        {
+            self.read_again(table);
+        }
+        self.decoder
+            .set_schema(relation.id, Some(Arc::clone(registered.schema())));
+        Ok(())
+    }
+
+    /// Puts a new version's announcement into the log, before its first row.
+    pub(super) fn announce(&mut self, registered: &Registered) {
+        let Registered::New {
+            schema,
+            previous_version,
+        } = registered
+        else {
+            return;
+        };
+        self.outbox.register(Arc::clone(schema));
+        let change = pb::marker::Kind::SchemaChange(pb::SchemaChange {
+            schema: Some(schema.to_pb()),
+            previous_version: *previous_version,
+        });
+        self.event("schema", change);
+    }
+
+    /// Asks for a new snapshot of tables.
+    pub(super) fn requested(&mut self, request: Request) -> Result<(), CaptureError> {
+        if request.answer.is_closed() {
+            return Ok(());
+        }
+        let tables = request.tables.into_iter();
+        let requested: Vec<_> = tables
+            .filter_map(|table| Some((table, self.read_again(table)?)))
+            .collect();
+        if requested.is_empty() {
+            let _ = request.answer.send(requested);
+            return Ok(());
+        }
+        self.reread.answer(request.answer, requested);
+        if !self.builder.in_transaction() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Wants a table's next generation, once what is open has ended: it is stored with it. `None`: the table is not
+    /// captured.
+    pub(super) fn read_again(&mut self, table: TableId) -> Option<u64> {
+        let name = self.registry.newest(table)?.qualified_name();
+        if self.captured.get(&table) != Some(&true) {
+            return None;
+        }
+        let state = self.log.state(&self.config.name);
+        let logged = state.and_then(|state| Some(state.chunks.get(&table)?.generation));
+        let generation = logged.unwrap_or(1) + 1;
+        // What is under way of the last one must not be stored after this.
+        self.recent.forget(table);
+        self.snapshots.remove(&table);
+        let resume = Resume {
+            requested: true,
+            ..Resume::default()
+        };
+        self.outbox.chunk_done_with_open(ChunkDone {
+            table,
+            generation,
+            resume_after: resume.encode(),
+            rows: 0,
+            last: false,
+        });
+        self.reread.wait_for(table, generation, name);
+        Some(generation)
+    }
+
+    pub(super) fn table_status<T>(
+        &self,
+        table: TableId,
+        change: impl FnOnce(&mut TableStatus) -> T,
+    ) -> Option<T> {
+        let name = self.registry.newest(table)?.qualified_name();
+        let mut result = None;
+        self.status
+            .update(|s| result = s.tables.get_mut(&name).map(change));
+        result
+    }
+}
