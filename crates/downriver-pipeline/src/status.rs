@@ -1,11 +1,11 @@
 //! What is visible from outside of a running capture or delivery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, Offset};
+use downriver_event::{Lsn, Offset, TableId};
 use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub struct SourceStatus {
     pub problem: Option<Problem>,
     /// By qualified name.
     pub tables: BTreeMap<String, TableStatus>,
+    /// The tables that there were when the run began, captured or refused.
+    pub known: HashSet<TableId>,
     /// Everything committed at the source up to here is in the log.
     pub passed: Lsn,
     /// The log's end when `passed` was reached: whoever has delivered up to here has everything up to `passed`.

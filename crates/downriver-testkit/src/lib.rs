@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
+pub mod history;
 pub mod host;
 pub mod oracle;
 pub mod port;

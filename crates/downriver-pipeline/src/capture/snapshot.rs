@@ -10,7 +10,9 @@ use downriver_event::block::{BLOCK_RAW_BYTES_MAX, OldImage, RowOp};
 use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
-use downriver_source::postgres::snapshot::{ChunkRequest, PgSnapshot, SnapshotSession};
+use downriver_source::postgres::snapshot::{
+    ChunkRead, ChunkRequest, PgSnapshot, Reshaped, SnapshotSession,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -48,11 +50,21 @@ pub(crate) struct HeldChunk {
     pub(crate) moved: Option<oneshot::Sender<Vec<Key>>>,
 }
 
+/// A table whose shape a worker did not find any more.
+pub(crate) struct LostShape {
+    /// What it was to read.
+    pub(crate) schema: Arc<TableSchema>,
+    pub(crate) reshaped: Reshaped,
+    /// The shape to go on with, once the stream has passed what was found. Dropped: nothing more of this table.
+    pub(crate) answer: oneshot::Sender<Arc<TableSchema>>,
+}
+
 /// The tables that a worker has begun to read.
 pub(crate) type Begun = Arc<Mutex<HashSet<TableId>>>;
 
 pub(crate) enum FromWorker {
     Chunk(Box<HeldChunk>),
+    LostShape(Box<LostShape>),
     /// The table cannot be read; the others go on.
     Failed {
         table: TableId,
@@ -92,7 +104,7 @@ struct Worker {
     chunks: mpsc::Sender<FromWorker>,
 }
 
-/// The capture has stopped listening.
+/// The capture wants nothing more of a table, or has ended.
 struct Gone;
 
 impl Worker {
@@ -103,8 +115,8 @@ impl Worker {
             let table = task.schema.id;
             self.begun.lock().expect("no holder panics").insert(table);
             match self.table(task).await {
-                Ok(Ok(())) => {}
-                Ok(Err(Gone)) => return,
+                Ok(Err(Gone)) if self.chunks.is_closed() => return,
+                Ok(_) => {}
                 Err(error) => {
                     if self
                         .chunks
@@ -122,11 +134,11 @@ impl Worker {
     async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
         let mut session = SnapshotSession::connect(&self.config).await?;
         loop {
-            let reread = task
-                .resume
-                .exhausted
-                .then(|| std::mem::take(&mut task.resume.moved));
-            let mut held = self.read(&mut session, &task, reread).await?;
+            let reread = task.resume.exhausted.then(|| task.resume.moved.clone());
+            let mut held = match self.read(&mut session, &mut task, reread).await? {
+                Ok(held) => held,
+                Err(Gone) => return Ok(Err(Gone)),
+            };
             let (answer, moved) = oneshot::channel();
             let last = held.next.is_none();
             task.resume.next.clone_from(&held.next);
@@ -140,7 +152,7 @@ impl Worker {
                 return Ok(Err(Gone));
             }
             if last {
-                return self.moved_rows(&mut session, &task, moved).await;
+                return self.moved_rows(&mut session, &mut task, moved).await;
             }
         }
     }
@@ -150,7 +162,7 @@ impl Worker {
     async fn moved_rows(
         &self,
         session: &mut SnapshotSession,
-        task: &TableTask,
+        task: &mut TableTask,
         mut moved: oneshot::Receiver<Vec<Key>>,
     ) -> Result<Result<(), Gone>, SourceError> {
         let mut before = Vec::new();
@@ -165,7 +177,10 @@ impl Worker {
                 tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
             }
             before.clone_from(&keys);
-            let mut held = self.read(session, task, Some(keys)).await?;
+            let mut held = match self.read(session, task, Some(keys)).await? {
+                Ok(held) => held,
+                Err(Gone) => return Ok(Err(Gone)),
+            };
             let (answer, next) = oneshot::channel();
             held.moved = Some(answer);
             moved = next;
@@ -180,12 +195,45 @@ impl Worker {
         }
     }
 
+    /// Reads a chunk in the table's shape of now.
     async fn read(
+        &self,
+        session: &mut SnapshotSession,
+        task: &mut TableTask,
+        reread: Option<Vec<Key>>,
+    ) -> Result<Result<HeldChunk, Gone>, SourceError> {
+        loop {
+            let reshaped = match self.read_in_shape(session, task, reread.clone()).await? {
+                Ok(held) => return Ok(Ok(held)),
+                Err(reshaped) => reshaped,
+            };
+            let (answer, shape) = oneshot::channel();
+            let lost = LostShape {
+                schema: Arc::clone(&task.schema),
+                reshaped,
+                answer,
+            };
+            if self
+                .chunks
+                .send(FromWorker::LostShape(Box::new(lost)))
+                .await
+                .is_err()
+            {
+                return Ok(Err(Gone));
+            }
+            match shape.await {
+                Ok(schema) => task.schema = schema,
+                Err(_) => return Ok(Err(Gone)),
+            }
+        }
+    }
+
+    async fn read_in_shape(
         &self,
         session: &mut SnapshotSession,
         task: &TableTask,
         reread: Option<Vec<Key>>,
-    ) -> Result<HeldChunk, SourceError> {
+    ) -> Result<Result<HeldChunk, Reshaped>, SourceError> {
         let reread_keys = reread.clone().unwrap_or_default();
         let request = ChunkRequest {
             after: task.resume.next.clone(),
@@ -212,10 +260,14 @@ impl Worker {
                 Ok(())
             })
             .await?;
+        let chunk = match chunk {
+            ChunkRead::Rows(chunk) => chunk,
+            ChunkRead::Reshaped(reshaped) => return Ok(Err(reshaped)),
+        };
         builder.commit_unplaced();
         blocks.extend(builder.cut());
         self.throttle(rows, began).await;
-        Ok(HeldChunk {
+        Ok(Ok(HeldChunk {
             schema: Arc::clone(&task.schema),
             generation: task.generation,
             snapshot: chunk.snapshot,
@@ -226,7 +278,7 @@ impl Worker {
             reread: reread_keys,
             began,
             moved: None,
-        })
+        }))
     }
 
     async fn throttle(&self, rows: u64, began: Instant) {

@@ -26,7 +26,7 @@ use super::outbox::{Outbox, Tip};
 use super::progress::Resume;
 use super::registry::Registry;
 use super::request::{CaptureControl, Reread};
-use super::snapshot::{self, Begun, HeldChunk, TableTask};
+use super::snapshot::{self, Begun, HeldChunk, LostShape, TableTask};
 use super::spool::{Spool, Spooled};
 use super::{CaptureConfig, CaptureError};
 use crate::status::{Board, SourceStatus};
@@ -66,6 +66,7 @@ struct Run<'a> {
     recent: RecentChanges,
     snapshots: HashMap<TableId, TableProgress>,
     held: Vec<HeldChunk>,
+    lost_shapes: Vec<LostShape>,
     /// Tables whose chunks are being read: of the others, changes that a chunk's snapshot saw are forgotten.
     begun: Begun,
     reread: Reread,
@@ -146,6 +147,7 @@ pub(super) async fn run(
         recent: RecentChanges::default(),
         snapshots: HashMap::new(),
         held: Vec::new(),
+        lost_shapes: Vec::new(),
         begun: Begun::default(),
         reread: Reread::default(),
         received: from,
@@ -164,10 +166,13 @@ pub(super) async fn run(
     let known = state.position.is_some().then_some(from);
     run.decoder = PgDecoder::new(known, stream.streaming());
     let catalog = Arc::clone(&run.catalog);
-    let lost = setup::publication_lost(catalog, &config.postgres, prepared.publication);
+    let lost =
+        setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
+    let known = status.get().known;
     tokio::select! {
         result = run.run(stream, tasks, control) => result,
         lost = lost => Err(lost.into()),
+        new = catalog.new_table(&known) => Err(CaptureError::NewTable(new?)),
     }
 }
 
@@ -210,11 +215,11 @@ impl Run<'_> {
                 filled = fill(&mut stream, self.replay.is_some()), if !full => {
                     filled?;
                     self.drain(&mut stream).await?;
-                    self.release_chunks()?;
+                    self.release_chunks().await?;
                 }
                 Some(from_worker) = chunks.recv(), if room => {
                     self.take_from_worker(from_worker)?;
-                    self.release_chunks()?;
+                    self.release_chunks().await?;
                 }
                 gone = async { old_transactions.as_mut().expect("guarded").await }, if old_transactions.is_some() => {
                     gone?;
@@ -321,7 +326,7 @@ impl Run<'_> {
     }
 
     fn tick(&mut self, acknowledger: &Acknowledger) {
-        if !self.held.is_empty() {
+        if !self.held.is_empty() || !self.lost_shapes.is_empty() {
             acknowledger.request_reply();
         }
         let idle =

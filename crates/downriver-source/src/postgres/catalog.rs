@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::Bytes;
 use downriver_decode::postgres::decoder::Relation;
@@ -14,6 +15,12 @@ use super::config::PostgresConfig;
 use super::sql;
 use crate::error::SourceError;
 
+/// How often tables are looked for that were made or renamed since.
+const NEW_TABLES_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Where tables are found that a pattern may select: `c` of `pg_class`, `n` of `pg_namespace`.
+const ORDINARY_TABLES: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'r' and c.relpersistence = 'p'
+      and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'";
 const MONEY: u32 = 790;
 /// money is a count of a currency's smallest unit: this many digits make the main one.
 const MONEY_SCALE: i32 = 2;
@@ -119,21 +126,62 @@ impl Catalog {
         &self,
         config: &PostgresConfig,
     ) -> Result<Vec<SourceTable>, SourceError> {
-        let rows = self
-            .client
-            .query(
-                "select c.oid, n.nspname::text, c.relname::text, c.relreplident,
-                        greatest(c.reltuples, 0)::float8,
-                        coalesce((select array_agg(k.attnum::int4 order by k.place)
-                                    from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
-                                   where i.indrelid = c.oid and i.indisprimary), '{}')::int4[]
-                   from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                  where c.relkind = 'r' and c.relpersistence = 'p'
-                    and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
-                  order by 2, 3",
-                &[],
-            )
-            .await?;
+        self.selected(config, None).await
+    }
+
+    /// The tables that the patterns select now, by id and qualified name.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn selected_names(&self) -> Result<Vec<(TableId, String)>, SourceError> {
+        let query = format!("select c.oid, n.nspname::text, c.relname::text {ORDINARY_TABLES}");
+        let rows = self.client.query(&query, &[]).await?;
+        let named = rows.iter().filter_map(|row| {
+            let (namespace, name): (&str, &str) = (row.get(1), row.get(2));
+            let selected = self.config.captures(namespace, name);
+            selected.then(|| (TableId(row.get(0)), format!("{namespace}.{name}")))
+        });
+        Ok(named.collect())
+    }
+
+    /// Returns when the patterns select a table that is not known; its name.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn new_table(&self, known: &HashSet<TableId>) -> Result<String, SourceError> {
+        loop {
+            tokio::time::sleep(NEW_TABLES_LOOK_EVERY).await;
+            let mut tables = self.selected_names().await?.into_iter();
+            if let Some((_, name)) = tables.find(|(table, _)| !known.contains(table)) {
+                return Ok(name);
+            }
+        }
+    }
+
+    /// A table as it is now; `None`: it is gone, or the patterns do not select it any more.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn table(&self, table: TableId) -> Result<Option<SourceTable>, SourceError> {
+        Ok(self.selected(&self.config, Some(table)).await?.pop())
+    }
+
+    async fn selected(
+        &self,
+        config: &PostgresConfig,
+        only: Option<TableId>,
+    ) -> Result<Vec<SourceTable>, SourceError> {
+        let query = format!(
+            "select c.oid, n.nspname::text, c.relname::text, c.relreplident,
+                    greatest(c.reltuples, 0)::float8,
+                    coalesce((select array_agg(k.attnum::int4 order by k.place)
+                                from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
+                               where i.indrelid = c.oid and i.indisprimary), '{{}}')::int4[]
+             {ORDINARY_TABLES} and ($1::oid is null or c.oid = $1)
+             order by 2, 3"
+        );
+        let only = only.map(|table| table.0);
+        let rows = self.client.query(&query, &[&only]).await?;
         let mut tables = Vec::new();
         for row in rows {
             let (namespace, name): (String, String) = (row.get(1), row.get(2));

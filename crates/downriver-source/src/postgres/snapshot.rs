@@ -2,6 +2,8 @@
 //!
 //! The consistent point of a chunk: its REPEATABLE READ transaction's snapshot S, taken by its first statement.
 //! After it ended, `high` is where the server writes: every transaction visible in S was logged before.
+//! The table is locked against changes of its shape before S is taken, and looked up in S: names alone do not tell a
+//! column from another that got its name since.
 //! Chunks are ranges of the primary key; bounds are compared by the server only, in the key's own collation.
 
 use std::collections::HashSet;
@@ -12,8 +14,9 @@ use downriver_event::block::RowColumns;
 use downriver_event::{LogicalType, Lsn, Presence, TableId, TableSchema};
 use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
 use super::sql::{identifier, literal, qualified};
 use crate::error::SourceError;
@@ -70,6 +73,22 @@ pub struct Chunk {
     pub high: Lsn,
     /// Where the next chunk starts; `None` after the last.
     pub next: Option<Bytes>,
+}
+
+/// What reading a chunk found.
+#[derive(Debug)]
+pub enum ChunkRead {
+    Rows(Chunk),
+    Reshaped(Reshaped),
+}
+
+/// The table does not have the shape that was to be read any more.
+#[derive(Debug)]
+pub struct Reshaped {
+    /// What it is now; `None`: it is gone, or not selected any more.
+    pub now: Option<SourceTable>,
+    /// The stream that has passed this position has brought every row of an earlier shape.
+    pub high: Lsn,
 }
 
 /// One row of COPY's binary form.
@@ -177,7 +196,7 @@ impl SnapshotSession {
         schema: &TableSchema,
         request: ChunkRequest,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
-    ) -> Result<Chunk, SourceError> {
+    ) -> Result<ChunkRead, SourceError> {
         if !matches!(&self.key_types, Some((table, _)) if *table == schema.id) {
             self.find_operators(schema.id).await?;
             self.key_types = Some((schema.id, self.read_key_types(schema).await?));
@@ -187,14 +206,34 @@ impl SnapshotSession {
             .await?;
         let read = self.read_in_transaction(schema, request, row).await;
         let ended = self.client().batch_execute("commit").await;
-        let (snapshot, next) = read?;
+        let read = read?;
         ended?;
+        let Some((snapshot, next)) = read else {
+            self.key_types = None;
+            let now = self.catalog.table(schema.id).await?;
+            let high = self.catalog.current_position().await?;
+            return Ok(ChunkRead::Reshaped(Reshaped { now, high }));
+        };
         let high = self.catalog.current_position().await?;
-        Ok(Chunk {
+        Ok(ChunkRead::Rows(Chunk {
             snapshot,
             high,
             next,
-        })
+        }))
+    }
+
+    /// Keeps the table's shape until the transaction ends. Whether it is the one that is to be read.
+    async fn lock_shape(&self, schema: &TableSchema) -> Result<bool, SourceError> {
+        let name = qualified(&schema.namespace, &schema.name);
+        // The transaction's snapshot is not taken by this statement, but by the next one.
+        let lock = format!("lock table only {name} in access share mode");
+        match self.client().batch_execute(&lock).await {
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        let now = self.catalog.table(schema.id).await?;
+        Ok(now.is_some_and(|now| is_read_as(&now.schema, schema)))
     }
 
     /// Puts the schemas of the key's operators at the end of the search path. Without them `>` on a key of an
@@ -245,7 +284,10 @@ impl SnapshotSession {
         schema: &TableSchema,
         request: ChunkRequest,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
-    ) -> Result<(PgSnapshot, Option<Bytes>), SourceError> {
+    ) -> Result<Option<(PgSnapshot, Option<Bytes>)>, SourceError> {
+        if !self.lock_shape(schema).await? {
+            return Ok(None);
+        }
         let snapshot = self.current_snapshot().await?;
         let table = format!("only {}", qualified(&schema.namespace, &schema.name));
         let key = KeyColumns::of(
@@ -261,7 +303,7 @@ impl SnapshotSession {
                 let filter = format!("({}) in ({})", key.compared(), rows.join(", "));
                 self.copy(schema, &table, &filter, row).await?;
             }
-            return Ok((snapshot, None));
+            return Ok(Some((snapshot, None)));
         }
         let mut filters = Vec::new();
         if let Some(after) = &request.after {
@@ -297,7 +339,7 @@ impl SnapshotSession {
         }
         self.copy(schema, &table, &filters.join(" and "), row)
             .await?;
-        Ok((snapshot, next.map(|bound| encode_bound(&bound))))
+        Ok(Some((snapshot, next.map(|bound| encode_bound(&bound)))))
     }
 
     async fn copy(
@@ -309,6 +351,28 @@ impl SnapshotSession {
     ) -> Result<(), SourceError> {
         copy(self.client(), schema, table, filter, row).await
     }
+}
+
+/// The name is no table's any more, or that of something else.
+fn is_gone(error: &tokio_postgres::Error) -> bool {
+    let gone = [
+        &SqlState::UNDEFINED_TABLE,
+        &SqlState::INVALID_SCHEMA_NAME,
+        &SqlState::WRONG_OBJECT_TYPE,
+    ];
+    error.code().is_some_and(|code| gone.contains(&code))
+}
+
+/// Whether a table that is now one of `now` gives the rows of `schema` under its names.
+fn is_read_as(now: &TableSchema, schema: &TableSchema) -> bool {
+    let mut columns = now.columns.iter().zip(&schema.columns);
+    now.namespace == schema.namespace
+        && now.name == schema.name
+        && now.key == schema.key
+        && now.columns.len() == schema.columns.len()
+        && columns.all(|(now, column)| {
+            now.id == column.id && now.name == column.name && now.ty == column.ty
+        })
 }
 
 /// Reads a whole table inside the client's transaction.

@@ -34,6 +34,7 @@ impl Run<'_> {
     pub(super) fn take_from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
         match from_worker {
             FromWorker::Chunk(chunk) => self.held.push(*chunk),
+            FromWorker::LostShape(lost) => self.lost_shapes.push(*lost),
             FromWorker::Failed { table, error } if error.is_transient() => {
                 tracing::warn!(
                     source = self.config.name,
@@ -50,22 +51,33 @@ impl Run<'_> {
                     code = problem.code,
                     "snapshot stopped"
                 );
-                self.recent.forget(table);
-                self.snapshots.remove(&table);
+                self.forget_snapshot(table);
                 self.table_status(table, |status| {
                     status.state = TableState::Stopped;
                     status.problem = Some(problem);
                 });
-                self.snapshots_ended();
             }
         }
         Ok(())
     }
 
-    /// Lets the chunks that the stream has passed join it.
-    pub(super) fn release_chunks(&mut self) -> Result<(), CaptureError> {
+    /// Nothing more is read of a table.
+    pub(super) fn forget_snapshot(&mut self, table: TableId) {
+        self.recent.forget(table);
+        self.snapshots.remove(&table);
+        self.snapshots_ended();
+    }
+
+    /// Lets the chunks that the stream has passed join it, and tells workers the shapes that it has come to.
+    pub(super) async fn release_chunks(&mut self) -> Result<(), CaptureError> {
         if self.builder.in_transaction() || self.outbox.is_full() {
             return Ok(());
+        }
+        let lost = self
+            .lost_shapes
+            .extract_if(.., |lost| lost.reshaped.high <= self.received);
+        for lost in lost.collect::<Vec<_>>() {
+            self.find_shape(lost).await?;
         }
         let (passed, held) = std::mem::take(&mut self.held)
             .into_iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
-use downriver_event::{TableId, pb};
+use downriver_event::{TableId, TableSchema, pb};
 use downriver_log::{ChunkDone, LogError, StreamState};
 use downriver_source::postgres::catalog::SourceTable;
 
@@ -12,7 +12,7 @@ use super::super::CaptureError;
 use super::super::progress::Resume;
 use super::super::registry::Registered;
 use super::super::request::Request;
-use super::super::snapshot::TableTask;
+use super::super::snapshot::{LostShape, TableTask};
 use super::{Run, TableProgress};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -23,6 +23,7 @@ impl Run<'_> {
         tables: Vec<SourceTable>,
         state: &StreamState,
     ) -> Result<Vec<TableTask>, CaptureError> {
+        let known = tables.iter().map(|table| table.schema.id).collect();
         let mut tasks = Vec::new();
         let mut statuses = BTreeMap::new();
         for table in tables {
@@ -97,6 +98,7 @@ impl Run<'_> {
             };
             s.problem = None;
             s.tables = statuses;
+            s.known = known;
         });
         self.flush()?;
         Ok(tasks)
@@ -111,11 +113,11 @@ impl Run<'_> {
                 self.decoder.set_schema(relation.id, None);
                 return Ok(());
             }
-            None if self
-                .config
-                .postgres
-                .captures(&relation.namespace, &relation.name) =>
-            {
+            // Dropped since: what is left of it in the stream still counts.
+            None if self.registry.newest(table).is_some() && self.is_selected(relation) => {
+                self.captured.insert(table, true);
+            }
+            None if self.is_selected(relation) && self.catalog.table(table).await?.is_some() => {
                 // Made since the capture began. Starting again finds it and takes its snapshot, which
                 // contains what is passed over here.
                 return Err(CaptureError::NewTable(format!(
@@ -133,6 +135,19 @@ impl Run<'_> {
             .catalog
             .schema_of(relation, self.registry.newest(table).map(|s| &**s))
             .await?;
+        let schema = self.reshape(schema).await?;
+        self.decoder.set_schema(relation.id, Some(schema));
+        Ok(())
+    }
+
+    fn is_selected(&self, relation: &Relation) -> bool {
+        let postgres = &self.config.postgres;
+        postgres.captures(&relation.namespace, &relation.name)
+    }
+
+    /// The shape of a table's rows from here on. Where old rows were filled without events they are read again.
+    async fn reshape(&mut self, schema: TableSchema) -> Result<Arc<TableSchema>, CaptureError> {
+        let table = schema.id;
         let before = self.registry.newest(table).cloned();
         let registered = self.registry.register(schema);
         self.announce(&registered);
@@ -145,8 +160,48 @@ impl Run<'_> {
         {
             self.read_again(table);
         }
-        self.decoder
-            .set_schema(relation.id, Some(Arc::clone(registered.schema())));
+        Ok(Arc::clone(registered.schema()))
+    }
+
+    /// Answers a worker that did not find the shape which it was to read. The stream has passed what it found; it may
+    /// have said nothing of it, as a shape is told with the next row only.
+    pub(super) async fn find_shape(&mut self, lost: LostShape) -> Result<(), CaptureError> {
+        let table = lost.schema.id;
+        let told = self
+            .registry
+            .newest(table)
+            .is_some_and(|newest| newest.version != lost.schema.version);
+        match lost.reshaped.now {
+            _ if told => {}
+            Some(SourceTable {
+                schema,
+                problem: None,
+                ..
+            }) => {
+                self.reshape(schema).await?;
+                self.flush()?;
+            }
+            Some(SourceTable { problem, .. }) => {
+                self.forget_snapshot(table);
+                self.table_status(table, |status| {
+                    status.state = TableState::Refused;
+                    status.problem = problem;
+                });
+            }
+            None => {
+                self.forget_snapshot(table);
+                let name = lost.schema.qualified_name();
+                self.status.update(|s| {
+                    s.tables.remove(&name);
+                });
+            }
+        }
+        // A table that is to be read again, or not at all, is nothing for this worker any more.
+        if self.snapshots.contains_key(&table)
+            && let Some(newest) = self.registry.newest(table)
+        {
+            let _ = lost.answer.send(Arc::clone(newest));
+        }
         Ok(())
     }
 

@@ -2,17 +2,19 @@
 //!
 //! The source's position at the call is passed when the capture has logged or skipped everything up to it; the
 //! log's end at that moment is what the pipeline must have delivered. A snapshot is part of it: its rows were
-//! committed before, so its tables must be complete in the log first.
+//! committed before, so its tables must be complete in the log first, also those that were made a moment ago.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, Offset};
+use downriver_event::{Lsn, Offset, TableId};
 use downriver_log::Log as _;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
 use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, SnapshotMode, Source};
+use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use tokio::time::Instant;
 
@@ -33,8 +35,12 @@ impl NodeEngine {
         let source = self.source_spec(&pipeline.source)?;
         // What stands still is said before the database is asked.
         self.seen(name, &pipeline)?;
-        let asked = tokio::time::timeout_at(deadline, position_of(&pipeline.source, &source));
-        let position = asked.await.unwrap_or_else(|_| {
+        let asked = tokio::time::timeout_at(deadline, asked(&pipeline.source, &source));
+        let Asked {
+            catalog,
+            position,
+            mut tables,
+        } = asked.await.unwrap_or_else(|_| {
             Err(timed_out(
                 timeout,
                 format!("source {:?} has not told its position", pipeline.source),
@@ -44,7 +50,15 @@ impl NodeEngine {
         let mut until = None;
         loop {
             let (capture, status) = self.seen(name, &pipeline)?;
+            let known = capture.as_ref().map(|capture| &capture.known);
+            tables.retain(|table| known.is_none_or(|known| !known.contains(table)));
+            if !tables.is_empty() {
+                // One that is gone again will never be known.
+                let now = catalog.selected_names().await.map_err(|e| e.problem())?;
+                tables.retain(|table| now.iter().any(|(there, _)| there == table));
+            }
             if until.is_none()
+                && tables.is_empty()
                 && capture.as_ref().is_some_and(|c| c.passed >= position)
                 && self.snapshots_are_logged(&pipeline, &source, capture.as_ref())
             {
@@ -176,9 +190,25 @@ impl NodeEngine {
     }
 }
 
-async fn position_of(name: &str, source: &Source) -> Result<Lsn, Problem> {
+/// What a database says when the wait begins.
+struct Asked {
+    catalog: Catalog,
+    position: Lsn,
+    /// The tables that are to be captured.
+    tables: HashSet<TableId>,
+}
+
+async fn asked(name: &str, source: &Source) -> Result<Asked, Problem> {
     let config = postgres_config(name, source)?;
-    let asked = async { Catalog::connect(&config).await?.current_position().await };
+    let asked = async {
+        let catalog = Catalog::connect(&config).await?;
+        let tables = catalog.selected_names().await?;
+        Ok::<_, SourceError>(Asked {
+            position: catalog.current_position().await?,
+            tables: tables.into_iter().map(|(table, _)| table).collect(),
+            catalog,
+        })
+    };
     asked.await.map_err(|error| error.problem())
 }
 
