@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use bytes::Bytes;
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
 use downriver_event::{Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
@@ -71,11 +70,8 @@ impl Catalog {
         &self.client
     }
 
-    /// What identifies the database's history.
-    ///
-    /// # Errors
-    /// The query failed.
-    pub async fn identity(&self) -> Result<Bytes, SourceError> {
+    /// The cluster's system identifier, and the database's oid.
+    pub(super) async fn system_and_database(&self) -> Result<(String, String), SourceError> {
         let row = self
             .client
             .query_one(
@@ -84,11 +80,7 @@ impl Catalog {
                 &[],
             )
             .await?;
-        Ok(Bytes::from(format!(
-            "postgres {} {}",
-            row.get::<_, String>(0),
-            row.get::<_, String>(1)
-        )))
+        Ok((row.get(0), row.get(1)))
     }
 
     /// Where the server writes: everything committed before the call lies before it.
