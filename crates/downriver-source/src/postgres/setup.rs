@@ -57,17 +57,22 @@ pub async fn prepare(
 ) -> Result<Prepared, SourceError> {
     let catalog = Catalog::connect(config).await?;
     let server = check_server(&catalog, session, captured).await?;
-    // What changed while there was none is not in the stream: only the first one is made.
+    let mut position = None;
     if let Some(captured) = captured {
+        // Before anything is made: a hole is left as it is.
         check_timeline(session, &server, captured).await?;
         check_publication(&catalog, config, captured).await?;
+        position = Some(prepare_slot(&catalog, config, Some(captured)).await?);
     } else if slot::find(&catalog, config).await?.is_none() {
         slot::check_room(&catalog).await?;
     }
     let tables = catalog.list_tables(config).await?;
     prepare_publication(&catalog, config, &tables).await?;
     let publication = publication_id(&catalog, config).await?;
-    let position = prepare_slot(&catalog, config, captured).await?;
+    let position = match position {
+        Some(position) => position,
+        None => prepare_slot(&catalog, config, None).await?,
+    };
     let identity = identity(&catalog, server, publication).await?;
     Ok(Prepared {
         position,

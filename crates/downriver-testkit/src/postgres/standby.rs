@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -10,8 +11,9 @@ use crate::host;
 use crate::port::Port;
 
 impl Postgres {
-    /// A running standby of this server, which streams through a physical slot of this name that is made for it.
-    pub async fn start_standby(&self, slot: &str, settings: &[&str]) -> Result<Self> {
+    /// A running standby of this server, which streams through a physical slot of this name that is made for it. The
+    /// server is stopped for a copy of its data.
+    pub async fn start_standby(&mut self, slot: &str, settings: &[&str]) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("downriver-standby-")
             .tempdir()?;
@@ -25,24 +27,21 @@ impl Postgres {
             std::os::unix::fs::chown(&base, Some(uid), Some(gid))?;
         }
         let data = base.join("data");
-        // With the database: slots are copied over an ordinary session.
-        let primary = format!(
-            "host=127.0.0.1 port={} user=postgres dbname=postgres",
-            self.port()
-        );
-        let output = host::command_as(server_user.as_deref(), &self.programs.join("pg_basebackup"))
-            .args(["-d", &primary, "-X", "stream", "-c", "fast", "--no-sync"])
-            .args(["-R", "-C", "-S", slot, "-D"])
-            .arg(&data)
+        self.stop();
+        let copied = host::command_as(server_user.as_deref(), Path::new("cp"))
+            .arg("-a")
+            .args([&self.data, &data])
             .current_dir("/")
-            .output()
-            .context("run pg_basebackup")?;
-        if !output.status.success() {
-            bail!(
-                "pg_basebackup failed: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            .status()
+            .context("copy the primary's data")?;
+        if !copied.success() {
+            bail!("the primary's data cannot be copied");
         }
+        self.start_again().await?;
+        self.execute(&format!(
+            "select pg_create_physical_replication_slot('{slot}')"
+        ))
+        .await?;
         let mut standby = Self {
             programs: self.programs.clone(),
             client_programs: self.client_programs.clone(),
@@ -59,12 +58,18 @@ impl Postgres {
             .open(standby.data.join("postgresql.conf"))?;
         writeln!(
             configuration,
-            "port = {}\nhot_standby_feedback = on",
-            standby.port.number()
+            "port = {}\nhot_standby_feedback = on\nprimary_slot_name = '{slot}'\n\
+             primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres application_name={slot}'",
+            standby.port.number(),
+            self.port()
         )?;
         for line in settings {
             writeln!(configuration, "{line}")?;
         }
+        host::command_as(standby.server_user.as_deref(), Path::new("touch"))
+            .arg(standby.data.join("standby.signal"))
+            .current_dir("/")
+            .status()?;
         standby.run().await?;
         Ok(standby)
     }
