@@ -612,26 +612,25 @@ async fn without_a_free_slot_nothing_is_made_and_with_one_it_begins() -> Result<
         .execute("select pg_create_physical_replication_slot('somebody')")
         .await?;
     let shop = Shop::over(postgres).await?;
-    shop.capture().await?;
-    until_source(&shop, "the full server to be named", |source| {
-        source["code"] == "DR-1011"
-    })
-    .await?;
+    let source = resources::source(&shop.postgres, &["public.*"], &[]);
+    let refused = shop.daemon.try_apply(&source).await?;
     ensure!(
-        shop.postgres
-            .number("select count(*) from pg_publication")
-            .await?
-            == 0
+        refused.code == Some(1) && refused.text().contains("DR-1011"),
+        "{}",
+        refused.text()
     );
+    let published = "select count(*) from pg_publication";
+    ensure!(shop.postgres.number(published).await? == 0);
     shop.postgres
         .execute("select pg_drop_replication_slot('somebody')")
         .await?;
 
-    // Then the slot waits for a transaction that is open, and the server says which.
+    // Then the slot waits for a transaction that is open, and the source says which.
     let open = shop.postgres.client().await?;
     open.batch_execute("begin; insert into ledger values (1, 'open')")
         .await?;
     let pid: i32 = open.query_one("select pg_backend_pid()", &[]).await?.get(0);
+    shop.daemon.apply(&source).await?;
     let source = until_source(&shop, "the open transaction to be named", |source| {
         source["code"] == "DR-1013"
     })
