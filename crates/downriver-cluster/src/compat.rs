@@ -112,6 +112,7 @@ async fn append(node: &Node, stream: &str, payloads: Vec<Payload>, position: u64
         },
         chunks_done: if first { vec![chunk] } else { vec![] },
         payloads,
+        moved: None,
     };
     node.append(append).await.unwrap();
 }

@@ -14,8 +14,8 @@ use downriver_event::{Epoch, Offset, SourcePosition, TableId};
 use downriver_log::reader::{self, ReadPlan};
 use downriver_log::segment::SegmentReader;
 use downriver_log::{
-    Append, AppendError, Appended, Log, LogError, ObjectStore, Payload, ReadError, StoreError,
-    StoredBlock, StreamState,
+    Append, AppendError, Appended, Log, LogError, Moved, ObjectStore, Payload, ReadError,
+    StoreError, StoredBlock, StreamState,
 };
 use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
@@ -631,7 +631,16 @@ impl Log for Node {
             }
         }
         let stream = append.stream.clone();
-        let command = C::AppendBlocks(append_command(append));
+        let moved = append.moved.clone();
+        let append = append_command(append);
+        let command = match moved {
+            None => C::AppendBlocks(append),
+            Some(Moved { identity, anew }) => C::MoveSource(pb::MoveSource {
+                append: Some(append),
+                identity,
+                anew,
+            }),
+        };
         match self
             .propose(command)
             .await

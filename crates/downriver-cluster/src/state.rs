@@ -25,10 +25,12 @@ pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
         ));
     }
     for command in &entry.commands {
+        let of = |append: &pb::AppendBlocks| [append.position_before, append.position_after];
         let positions = match &command.kind {
             None => return Err("has a command that this build does not know".into()),
-            Some(C::OpenStream(open)) => [&open.start, &None],
-            Some(C::AppendBlocks(append)) => [&append.position_before, &append.position_after],
+            Some(C::OpenStream(open)) => [open.start, None],
+            Some(C::AppendBlocks(append)) => of(append),
+            Some(C::MoveSource(moved)) => moved.append.as_ref().map_or([None, None], of),
             Some(_) => continue,
         };
         for position in positions {
@@ -70,6 +72,12 @@ impl Replicated {
                 let stream = append.stream.clone();
                 let applied = self.journal.append(append, raft_index);
                 self.streamed(&stream, applied)
+            }
+            C::MoveSource(moved) => {
+                let append = moved.append.as_ref();
+                let stream = append.map(|append| append.stream.clone());
+                let applied = self.journal.move_source(moved, raft_index);
+                self.streamed(&stream.unwrap_or_default(), applied)
             }
             C::SealSegment(seal) => {
                 let applied = self.journal.seal(&seal);

@@ -55,6 +55,7 @@ fn append(state: &StreamState, payloads: Vec<Payload>, position: u64) -> Append 
         schemas: vec![schema()],
         chunks_done: vec![],
         payloads,
+        moved: None,
     }
 }
 

@@ -105,6 +105,7 @@ fn marker_head(marker: &pb::Marker) -> Result<(pb::Op, u32, u32), BlockError> {
             0,
         ),
         Some(Kind::Message(_)) => (pb::Op::Message, 0, 0),
+        Some(Kind::Hole(_)) => (pb::Op::Hole, 0, 0),
         None => return Err(BlockError::Shape("a marker is empty")),
     })
 }

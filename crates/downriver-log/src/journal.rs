@@ -169,6 +169,25 @@ impl Journal {
         stream.append(command, raft_index)
     }
 
+    /// An append that gives the stream another identity, and with `anew` lets the position begin elsewhere.
+    pub fn move_source(&mut self, command: pb::MoveSource, raft_index: u64) -> Applied {
+        let Some(append) = command.append else {
+            return Applied::Invalid("a move without an append");
+        };
+        if command.anew && append.blocks.is_empty() {
+            return Applied::Invalid("a move that the log does not show");
+        }
+        let (name, base) = (append.stream.clone(), Offset(append.base_offset));
+        let applied = self.append(append, raft_index);
+        if let (Applied::Appended { .. }, Some(stream)) = (&applied, self.streams.get_mut(&name)) {
+            stream.identity = command.identity;
+            if command.anew {
+                stream.forget_sealed_position(base);
+            }
+        }
+        applied
+    }
+
     pub fn seal(&mut self, command: &pb::SealSegment) -> Applied {
         let Some(stream) = self.streams.get_mut(&command.stream) else {
             return Applied::NoStream;
@@ -373,6 +392,16 @@ impl Stream {
         self.unsealed.extend(blocks);
         self.take_leading_objects();
         Applied::Appended { next: self.next }
+    }
+
+    /// No position from before this offset is acknowledged any more.
+    fn forget_sealed_position(&mut self, base: Offset) {
+        for block in self.unsealed.iter_mut().filter(|block| block.base < base) {
+            block.ends_append = false;
+        }
+        if self.sealed <= base {
+            self.sealed_position = None;
+        }
     }
 
     fn chunk_done(&mut self, chunk: pb::ChunkDone) {

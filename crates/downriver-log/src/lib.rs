@@ -10,7 +10,7 @@ pub mod segment;
 pub mod store;
 
 pub use log::{
-    Append, AppendError, Appended, ChunkDone, ChunkState, Log, LogError, ObjectRef, Payload,
+    Append, AppendError, Appended, ChunkDone, ChunkState, Log, LogError, Moved, ObjectRef, Payload,
     ReadError, StoredBlock, StreamState,
 };
 pub use store::{ObjectStore, StoreError};

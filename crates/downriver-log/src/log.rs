@@ -150,6 +150,17 @@ pub struct Append {
     pub chunks_done: Vec<ChunkDone>,
     /// Empty: only the position moves.
     pub payloads: Vec<Payload>,
+    /// Where the source's history is another one from here on.
+    pub moved: Option<Moved>,
+}
+
+/// A change of what the stream's positions are positions of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub identity: Bytes,
+    /// `position_after` lies in a history of its own: nothing sealed before is acknowledged any more. The append has
+    /// payloads, which say so to readers.
+    pub anew: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -184,3 +184,94 @@ fn a_stream_that_is_made_again_has_another_incarnation() {
     };
     assert_eq!(journal.trim(&trim), Applied::Stale);
 }
+
+/// One inline block, appended at `base` under the journal's first epoch.
+fn append(base: u64, before: u64, after: u64) -> pb::AppendBlocks {
+    let block = pb::BlockPayload {
+        events: 1,
+        payload: Some(pb::block_payload::Payload::Inline(Bytes::from_static(b"x"))),
+        ..pb::BlockPayload::default()
+    };
+    pb::AppendBlocks {
+        stream: "s".into(),
+        incarnation: 1,
+        epoch: 1,
+        base_offset: base,
+        position_before: position(before),
+        position_after: position(after),
+        blocks: vec![block],
+        ..pb::AppendBlocks::default()
+    }
+}
+
+fn moved(append: pb::AppendBlocks, anew: bool) -> pb::MoveSource {
+    pb::MoveSource {
+        append: Some(append),
+        identity: Bytes::from_static(b"another"),
+        anew,
+    }
+}
+
+fn seal(journal: &mut Journal, base: u64, end: u64) {
+    let seal = pb::SealSegment {
+        stream: "s".into(),
+        incarnation: 1,
+        base_offset: base,
+        end_offset: end,
+        object: object("1"),
+        ..pb::SealSegment::default()
+    };
+    assert_eq!(journal.seal(&seal), Applied::Done);
+}
+
+#[test]
+fn a_source_that_moved_acknowledges_nothing_that_was_sealed_before() {
+    let mut journal = journal(2);
+    // Unsealed when the move comes, and sealed after it.
+    let next = Offset(3);
+    assert_eq!(
+        journal.append(append(2, 2, 90), 2),
+        Applied::Appended { next }
+    );
+    // To a smaller position: the server has left its timeline.
+    let next = Offset(4);
+    let applied = journal.move_source(moved(append(3, 90, 50), true), 3);
+    assert_eq!(applied, Applied::Appended { next });
+    let at = |lsn| Some(SourcePosition::Postgres(Lsn(lsn)));
+    let stream = &journal.streams["s"];
+    assert_eq!(stream.identity, Bytes::from_static(b"another"));
+    assert_eq!(
+        (&stream.position, &stream.sealed_position),
+        (&at(50), &None)
+    );
+    seal(&mut journal, 2, 3);
+    assert_eq!(journal.streams["s"].sealed_position, None);
+    seal(&mut journal, 3, 4);
+    assert_eq!(journal.streams["s"].sealed_position, at(50));
+}
+
+#[test]
+fn a_move_is_taken_as_an_append_is_or_changes_nothing() {
+    let mut journal = journal(2);
+    let rejected = journal.move_source(moved(append(2, 1, 50), true), 2);
+    assert!(matches!(rejected, Applied::Rejected { .. }), "{rejected:?}");
+    let mut unseen = append(2, 2, 50);
+    unseen.blocks.clear();
+    let invalid = journal.move_source(moved(unseen.clone(), true), 2);
+    assert!(matches!(invalid, Applied::Invalid(_)), "{invalid:?}");
+    let at = |lsn| Some(SourcePosition::Postgres(Lsn(lsn)));
+    let stream = &journal.streams["s"];
+    assert_eq!(
+        (&stream.position, &stream.sealed_position),
+        (&at(2), &at(2))
+    );
+    assert!(stream.identity.is_empty());
+    // The same history under another name needs no event.
+    unseen.position_after = position(2);
+    let next = Offset(2);
+    let applied = journal.move_source(moved(unseen, false), 2);
+    assert_eq!(applied, Applied::Appended { next });
+    let stream = &journal.streams["s"];
+    assert_eq!(stream.identity, Bytes::from_static(b"another"));
+    assert_eq!(stream.sealed_position, at(2));
+}

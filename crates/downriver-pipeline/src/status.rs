@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
 use downriver_event::{Lsn, Offset, TableId};
+use downriver_source::postgres::slot::SlotState;
 use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,12 @@ pub struct SourceStatus {
     pub acknowledged: Lsn,
     /// Events of this run.
     pub events: u64,
+    /// It stands still because changes are not to be had any more; a new snapshot of everything repairs it.
+    pub in_hole: bool,
+    /// As the database shows it; `None`: there is none, or the database does not answer.
+    pub slot: Option<SlotState>,
+    /// What is not wrong yet, and will be.
+    pub warning: Option<Problem>,
 }
 
 /// A table of a pipeline.

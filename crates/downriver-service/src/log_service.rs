@@ -307,13 +307,16 @@ impl Reader {
         if self.tables.is_empty() {
             return true;
         }
-        if let Some(pb::marker::Kind::Truncate(truncate)) =
-            event.marker.as_ref().and_then(|m| m.kind.as_ref())
-        {
-            return truncate
-                .table_ids
-                .iter()
-                .any(|id| self.wants_table(state, TableId(*id)));
+        match event.marker.as_ref().and_then(|m| m.kind.as_ref()) {
+            Some(pb::marker::Kind::Truncate(truncate)) => {
+                return truncate
+                    .table_ids
+                    .iter()
+                    .any(|id| self.wants_table(state, TableId(*id)));
+            }
+            // It is in every table.
+            Some(pb::marker::Kind::Hole(_)) => return true,
+            _ => {}
         }
         self.wants_table(state, TableId(event.table_id))
     }

@@ -6,7 +6,7 @@ use downriver_event::problem::Problem;
 
 pub(crate) const PUBLICATION_GONE: &str = "DR-1025";
 /// What mends a hole.
-pub(crate) const START_ANEW: &str = "delete the source with its pipelines and apply them again: the new snapshot repairs the tables";
+const REPAIR: &str = "downriver resnapshot PIPELINE, of one of the source's pipelines, reads every table again and goes on from now; on_hole: resnapshot in the source does so by itself";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -14,6 +14,8 @@ pub enum Class {
     Transient,
     /// Only a person can help.
     Definite,
+    /// Changes are not to be had any more: only a new snapshot helps.
+    Hole,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,27 @@ impl SourceError {
             problem: Problem::new(code, reason, fix),
             cause: None,
         }
+    }
+
+    /// Changes of the source are not to be had any more.
+    pub fn hole(code: &'static str, reason: impl Into<String>) -> Self {
+        Self::Named {
+            class: Class::Hole,
+            problem: Problem::new(code, reason, REPAIR),
+            cause: None,
+        }
+    }
+
+    /// Whether changes of the source are not to be had any more.
+    #[must_use]
+    pub fn is_hole(&self) -> bool {
+        matches!(
+            self,
+            Self::Named {
+                class: Class::Hole,
+                ..
+            }
+        )
     }
 
     #[must_use]
@@ -141,8 +164,8 @@ pub(crate) fn from_server(
             "DR-1012",
             "stop the other client of the slot, or give the source a slot of its own",
         ),
-        "53400" => (
-            Class::Definite,
+        _ if state == "53400" || (state == "53300" && message.contains("max_wal_senders")) => (
+            Class::Transient,
             "DR-1011",
             "raise max_replication_slots or max_wal_senders and restart the server, or drop a slot that nobody uses",
         ),

@@ -40,6 +40,7 @@ pub struct Daemon {
     folder: PathBuf,
     store: Option<String>,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     addresses: Option<Addresses>,
     child: Option<Child>,
 }
@@ -60,6 +61,7 @@ impl Daemon {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
+            arguments: Vec::new(),
             addresses: None,
             child: None,
         }
@@ -73,6 +75,13 @@ impl Daemon {
 
     pub fn with_variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Further arguments of `dev`.
+    pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+        self.arguments.extend(arguments);
         self
     }
 
@@ -118,6 +127,7 @@ impl Daemon {
         if let Some(store) = &self.store {
             command.args(["--store", store]);
         }
+        command.args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
             .stdin(Stdio::null())

@@ -1,5 +1,7 @@
 //! A PostgreSQL server of its own for one test.
 
+mod standby;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

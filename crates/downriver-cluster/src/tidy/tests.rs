@@ -246,6 +246,7 @@ impl World {
             schemas,
             chunks_done: vec![],
             payloads,
+            moved: None,
         };
         self.node.append(append).await.unwrap();
     }

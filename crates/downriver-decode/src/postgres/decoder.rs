@@ -42,6 +42,9 @@ use super::message::{
 pub use super::message::{Relation, RelationColumn, Streaming};
 use super::{ValueError, binary, text};
 
+/// The prefix of messages that we write ourselves and nobody is to see.
+pub const HEARTBEAT_PREFIX: &str = "downriver.heartbeat";
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("unknown bytes in the replication stream after {after}: {error}")]
@@ -429,6 +432,9 @@ impl PgDecoder {
         content: &[u8],
         out: &mut BlockBuilder,
     ) -> Result<Decoded, DecodeError> {
+        if prefix == HEARTBEAT_PREFIX {
+            return Ok(Decoded::Other);
+        }
         let len = content.len();
         if len > VALUE_BYTES_MAX {
             let after = self.after;

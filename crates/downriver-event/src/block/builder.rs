@@ -615,6 +615,6 @@ fn marker_tables(marker: &pb::Marker) -> Vec<TableId> {
         Some(Kind::Truncate(truncate)) => {
             truncate.table_ids.iter().map(|id| TableId(*id)).collect()
         }
-        Some(Kind::Message(_)) | None => Vec::new(),
+        Some(Kind::Message(_) | Kind::Hole(_)) | None => Vec::new(),
     }
 }

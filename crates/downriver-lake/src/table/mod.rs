@@ -564,7 +564,7 @@ impl TableWriter {
                         .insert(SNAPSHOT_PROPERTY.to_owned(), String::new());
                 }
             }
-            Some(Kind::Message(_)) | None => {}
+            Some(Kind::Message(_) | Kind::Hole(_)) | None => {}
         }
         Ok(())
     }
@@ -599,6 +599,6 @@ fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {
         Some(Kind::SnapshotStart(start)) => start.table_id == table.0,
         Some(Kind::SnapshotEnd(end)) => end.table_id == table.0,
         Some(Kind::Truncate(truncate)) => truncate.table_ids.contains(&table.0),
-        Some(Kind::Message(_)) | None => false,
+        Some(Kind::Message(_) | Kind::Hole(_)) | None => false,
     }
 }

@@ -17,13 +17,16 @@ pub(crate) mod merge;
 mod outbox;
 mod progress;
 mod registry;
+mod repair;
 mod request;
 mod snapshot;
 mod spool;
 mod stream;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::Epoch;
@@ -31,6 +34,10 @@ use downriver_event::problem::Problem;
 use downriver_log::{AppendError, Log, LogError, StoreError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::postgres::identity::Identity;
+use downriver_source::postgres::setup::Captured;
+use downriver_source::postgres::slot;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use request::{CaptureControl, NotRequested, Requested};
@@ -49,12 +56,26 @@ pub struct SnapshotConfig {
     pub rows_per_second: u64,
 }
 
+/// How much WAL the server may keep for the slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WalBehind {
+    /// A warning above it; `None`: no limit.
+    pub max_bytes: Option<u64>,
+    /// Above it the slot is given up as well, which makes a hole.
+    pub drop_slot: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct CaptureConfig {
     /// The source's name, and its stream's.
     pub name: String,
     pub postgres: PostgresConfig,
     pub snapshot: SnapshotConfig,
+    /// A hole is repaired as soon as it is found, and not when somebody asks for it.
+    pub repairs_holes: bool,
+    pub wal_behind: WalBehind,
+    /// How often a message is written into the database's WAL; `None`: never.
+    pub heartbeat: Option<Duration>,
     /// Where transactions in progress, and those larger than memory, are written.
     pub spill: PathBuf,
 }
@@ -88,8 +109,33 @@ pub enum CaptureError {
         "transaction {0} has a message that may have been rolled back: starting again without streaming"
     )]
     Uncertain(u32),
+    #[error("more WAL is kept for the slot than the source may have kept")]
+    OverBudget,
     #[error("stopped: {}", .0.reason)]
     Problem(Problem),
+}
+
+/// What the log has of a source; `None`: nothing yet.
+fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, CaptureError> {
+    let Some(state) = log.state(source) else {
+        return Ok(None);
+    };
+    let Some(position) = &state.position else {
+        return Ok(None);
+    };
+    let known = position.lsn().zip(Identity::decode(&state.identity));
+    let (position, identity) = known.ok_or_else(|| not_ours(source))?;
+    Ok(Some(Captured { position, identity }))
+}
+
+fn not_ours(source: &str) -> CaptureError {
+    CaptureError::Problem(Problem::new(
+        "DR-1022",
+        format!(
+            "stream {source:?} holds another kind of source, or was written by a newer version"
+        ),
+        "delete the source and apply it under a new name",
+    ))
 }
 
 impl From<OutboxError> for CaptureError {
@@ -110,6 +156,10 @@ enum Act {
     /// Start again from the log's position.
     Retry(Problem),
     Stop(Problem),
+    /// Stand still until the hole is repaired.
+    Repair(Problem),
+    /// Give the slot up first.
+    GiveUp,
     /// Somebody else owns the stream.
     Leave,
 }
@@ -123,14 +173,31 @@ pub async fn run(
     control: Arc<CaptureControl>,
     stop: CancellationToken,
 ) {
+    let over_budget = Notify::new();
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = keep_capturing(&config, &log, &status, &control, &over_budget) => {}
+        () = watch::watch(&config, &status, &over_budget) => {}
+    }
+}
+
+/// Never returns.
+async fn keep_capturing(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+    over_budget: &Notify,
+) {
     let mut backoff = Backoff::new();
     let mut streaming = Streaming::On;
     loop {
         let began = tokio::time::Instant::now();
-        let running = stream::run(&config, &log, &status, &control, streaming);
+        let running = stream::run(config, log, status, control, streaming);
         let result = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = over_budget.notified() => Err(CaptureError::OverBudget),
             result = running => result,
         };
         let Err(error) = result;
@@ -139,7 +206,7 @@ pub async fn run(
             CaptureError::Uncertain(_) => Streaming::Off,
             _ => Streaming::On,
         };
-        if began.elapsed() > std::time::Duration::from_secs(60) {
+        if began.elapsed() > Duration::from_secs(60) {
             backoff.reset();
         }
         match act_on(&error) {
@@ -157,26 +224,132 @@ pub async fn run(
                     s.state = TableState::Stopped;
                     s.problem = Some(problem);
                 });
-                return stop.cancelled().await;
+                over_budget.notified().await;
+                give_up(config, log, status, control).await;
+                continue;
+            }
+            Act::Repair(problem) => {
+                tracing::error!(source = config.name, code = problem.code, error = %chain(&error), "the source's log has a hole");
+                until_repaired(config, log, status, control, problem).await;
+                continue;
+            }
+            Act::GiveUp => {
+                give_up(config, log, status, control).await;
+                continue;
             }
             Act::Leave => {
                 tracing::warn!(source = config.name, error = %error, "capture left to another owner");
-                return stop.cancelled().await;
+                return std::future::pending().await;
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = backoff.wait() => {}
+        backoff.wait().await;
+    }
+}
+
+/// Drops the slot before the server's disk is full of what is kept for it. Returns when the hole is repaired.
+async fn give_up(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+) {
+    let mut backoff = Backoff::new();
+    let max = config.wal_behind.max_bytes.unwrap_or_default();
+    loop {
+        match slot::give_up(&config.postgres, max).await {
+            Ok(true) => break,
+            // It has caught up meanwhile.
+            Ok(false) => return,
+            Err(error) => status.update(|s| s.problem = Some(error.problem())),
         }
+        backoff.wait().await;
+    }
+    let position = captured(log, &config.name).ok().flatten();
+    let position = position.map_or_else(String::new, |known| format!(" after {}", known.position));
+    let reason = format!(
+        "replication slot {:?} was given up because more than {} MiB of WAL were kept for it (max_wal_behind): changes{position} are not to be had",
+        config.postgres.slot,
+        max >> 20
+    );
+    let problem = SourceError::hole("DR-1029", reason).problem();
+    tracing::error!(
+        source = config.name,
+        code = problem.code,
+        "the slot was given up"
+    );
+    until_repaired(config, log, status, control, problem).await;
+}
+
+/// Stands still until the hole is repaired: when somebody asks for it, or at once.
+async fn until_repaired(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+    hole: Problem,
+) {
+    let code = hole.code;
+    status.update(|s| {
+        s.state = TableState::Stopped;
+        s.problem = Some(hole);
+        s.in_hole = true;
+    });
+    let mut requests = control.requests.lock().await;
+    let mut backoff = Backoff::new();
+    loop {
+        let request = if config.repairs_holes {
+            None
+        } else {
+            requests.recv().await
+        };
+        let error = match repair::repair(config, log, code).await {
+            Ok(generations) => {
+                status.update(|s| {
+                    s.state = TableState::Pending;
+                    s.problem = None;
+                    s.in_hole = false;
+                });
+                if let Some(request) = request {
+                    // Whoever asked may have given up.
+                    let _ = request.answer.send(Ok(generations));
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(source = config.name, error = %chain(&error), "the hole is not repaired");
+        let problem = problem_of(&error);
+        match request {
+            Some(request) => {
+                let _ = request.answer.send(Err(problem));
+            }
+            None => {
+                status.update(|s| s.problem = Some(problem));
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+fn problem_of(error: &CaptureError) -> Problem {
+    match act_on(error) {
+        Act::Retry(problem) | Act::Stop(problem) | Act::Repair(problem) => problem,
+        Act::Again | Act::GiveUp | Act::Leave => Problem::new(
+            "DR-1102",
+            error.to_string(),
+            "nothing: the capture starts again by itself",
+        ),
     }
 }
 
 fn act_on(error: &CaptureError) -> Act {
     match error {
         CaptureError::Source(error) => match (error.is_transient(), error.problem()) {
+            (_, problem) if error.is_hole() => Act::Repair(problem),
             (true, problem) => Act::Retry(problem),
             (false, problem) => Act::Stop(problem),
         },
+        CaptureError::OverBudget => Act::GiveUp,
         CaptureError::Fenced(_) => Act::Leave,
         CaptureError::Reread(_) => Act::Again,
         CaptureError::Behind(_)

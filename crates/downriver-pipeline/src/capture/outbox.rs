@@ -16,7 +16,7 @@ use downriver_event::{
     EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
 };
 use downriver_log::segment::SegmentWriter;
-use downriver_log::{Append, AppendError, Appended, ChunkDone, Log, Payload, StoreError};
+use downriver_log::{Append, AppendError, Appended, ChunkDone, Log, Moved, Payload, StoreError};
 use tokio::task::JoinHandle;
 
 /// Largest block that travels inline, after compression.
@@ -125,6 +125,8 @@ pub(crate) struct Outbox {
     open_chunks: Vec<ChunkDone>,
     schemas: Vec<Arc<TableSchema>>,
     chunks_done: Vec<ChunkDone>,
+    /// Goes with the next append.
+    moved: Option<Moved>,
     under_way: Option<UnderWay>,
 }
 
@@ -147,6 +149,7 @@ impl Outbox {
             open_chunks: Vec::new(),
             schemas: Vec::new(),
             chunks_done: Vec::new(),
+            moved: None,
             under_way: None,
         }
     }
@@ -204,6 +207,11 @@ impl Outbox {
         self.open_chunks.push(chunk);
     }
 
+    /// The next append says that the source's history is another one from there on.
+    pub(crate) fn move_source(&mut self, moved: Moved) {
+        self.moved = Some(moved);
+    }
+
     /// Whether an append of what is ready can begin now.
     pub(crate) fn can_append(&self) -> bool {
         self.under_way.is_none()
@@ -257,6 +265,7 @@ impl Outbox {
             schemas: std::mem::take(&mut self.schemas),
             chunks_done: std::mem::take(&mut self.chunks_done),
             payloads: Vec::new(),
+            moved: self.moved.take(),
         };
         let (log, tip, folder) = (Arc::clone(&self.log), self.tip.clone(), self.folder.clone());
         let append = tokio::spawn(send(log, tip, folder, ready, append));

@@ -1,15 +1,18 @@
 //! What a running capture is asked from outside: where the server is, and to read tables again.
 
 use downriver_event::TableId;
+use downriver_event::problem::Problem;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::outbox::Progress;
+
+pub(super) type Answer = oneshot::Sender<Result<Requested, Problem>>;
 
 /// Tables whose snapshot is to be taken again, and the answer when that is durable.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) tables: Vec<TableId>,
-    pub(super) answer: oneshot::Sender<Requested>,
+    pub(super) answer: Answer,
 }
 
 /// Tables that are to be read again, until the log knows of it; then the capture starts again.
@@ -18,7 +21,7 @@ pub(super) struct Reread {
     /// For people.
     names: Vec<String>,
     waiting: Vec<(TableId, u64)>,
-    answers: Vec<(oneshot::Sender<Requested>, Requested)>,
+    answers: Vec<(Answer, Requested)>,
 }
 
 impl Reread {
@@ -27,7 +30,7 @@ impl Reread {
         self.waiting.push((table, generation));
     }
 
-    pub(super) fn answer(&mut self, answer: oneshot::Sender<Requested>, requested: Requested) {
+    pub(super) fn answer(&mut self, answer: Answer, requested: Requested) {
         self.answers.push((answer, requested));
     }
 
@@ -41,7 +44,7 @@ impl Reread {
     pub(super) fn done(self) -> String {
         for (answer, requested) in self.answers {
             // Whoever asked may have given up.
-            let _ = answer.send(requested);
+            let _ = answer.send(Ok(requested));
         }
         self.names.join(", ")
     }
@@ -50,10 +53,15 @@ impl Reread {
 /// The generation that each table will have; a table that the capture does not have is left out.
 pub type Requested = Vec<(TableId, u64)>;
 
-/// The capture ended before it had taken the request in: nothing was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the capture does not take requests now")]
-pub struct NotRequested;
+/// Nothing was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRequested {
+    #[error("the capture does not take requests now")]
+    Ended,
+    /// The capture stands in a hole, and this keeps it from being repaired.
+    #[error("the hole cannot be repaired: {}", .0.reason)]
+    Problem(Problem),
+}
 
 /// Held by the capture and by whoever asks it something.
 #[derive(Debug)]
@@ -78,14 +86,17 @@ impl Default for CaptureControl {
 
 impl CaptureControl {
     /// Asks for a new snapshot of tables, and returns when the log knows of it. Dropping the future before takes the
-    /// request back, unless it is on its way into the log.
+    /// request back, unless it is on its way into the log. A capture that stands in a hole repairs it, and takes the
+    /// snapshot of every table.
     ///
     /// # Errors
     /// The capture failed meanwhile; asking again is safe.
     pub async fn resnapshot(&self, tables: Vec<TableId>) -> Result<Requested, NotRequested> {
         let (answer, answered) = oneshot::channel();
         let request = Request { tables, answer };
-        self.sender.send(request).await.map_err(|_| NotRequested)?;
-        answered.await.map_err(|_| NotRequested)
+        let sent = self.sender.send(request).await;
+        sent.map_err(|_| NotRequested::Ended)?;
+        let answer = answered.await.map_err(|_| NotRequested::Ended)?;
+        answer.map_err(NotRequested::Problem)
     }
 }

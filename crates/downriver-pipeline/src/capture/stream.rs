@@ -10,13 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_decode::postgres::decoder::{PgDecoder, Streaming};
-use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, pb};
-use downriver_log::{ChunkDone, Log};
+use downriver_log::{ChunkDone, Log, Moved};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
-use downriver_source::postgres::replication::{Acknowledger, ReplicationStream};
-use downriver_source::postgres::setup;
+use downriver_source::postgres::replication::{Acknowledger, ReplicationStream, Session};
+use downriver_source::postgres::{heartbeat, reach, setup};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -28,7 +27,7 @@ use super::registry::Registry;
 use super::request::{CaptureControl, Reread};
 use super::snapshot::{self, Begun, HeldChunk, LostShape, TableTask};
 use super::spool::{Spool, Spooled};
-use super::{CaptureConfig, CaptureError};
+use super::{CaptureConfig, CaptureError, captured, not_ours};
 use crate::status::{Board, SourceStatus};
 
 /// How often an idle source's position is stored.
@@ -90,39 +89,22 @@ pub(super) async fn run(
     control: &CaptureControl,
     streaming: Streaming,
 ) -> Result<Infallible, CaptureError> {
-    let catalog = Catalog::connect(&config.postgres).await?;
-    let identity = catalog.identity().await?;
-    let known = log.state(&config.name);
-    let position = known
-        .as_ref()
-        .and_then(|state| state.position.as_ref()?.lsn());
-    if let Some(known) = known.filter(|k| !k.identity.is_empty() && k.identity != identity) {
-        return Err(CaptureError::Problem(Problem::new(
-            "DR-1021",
-            format!(
-                "the database is not the one that source {:?} captured up to {}: its system identifier differs",
-                config.name,
-                known
-                    .position
-                    .as_ref()
-                    .map_or_else(String::new, ToString::to_string),
-            ),
-            "point the source back at the original database, or delete the source and apply it under a new name",
-        )));
-    }
-    let prepared = setup::prepare(&config.postgres, position).await?;
+    // Every session of this run comes to one server, whichever of the url's it is.
+    let config = &CaptureConfig {
+        postgres: reach(&config.postgres).await?,
+        ..config.clone()
+    };
+    // First: a server that has no walsender left is left as it is.
+    let mut session = Session::connect(&config.postgres).await?;
+    let known = captured(log, &config.name)?;
+    let prepared = setup::prepare(&config.postgres, &mut session, known.as_ref()).await?;
     let start = SourcePosition::Postgres(prepared.position);
+    let identity = prepared.identity.encode();
     let state = log
-        .open(&config.name, Some(start.clone()), identity)
+        .open(&config.name, Some(start.clone()), identity.clone())
         .await?;
     let position = state.position.clone().unwrap_or(start);
-    let from = position.lsn().ok_or_else(|| {
-        CaptureError::Problem(Problem::new(
-            "DR-1022",
-            format!("stream {:?} holds another kind of source", config.name),
-            "delete the source and apply it under a new name",
-        ))
-    })?;
+    let from = position.lsn().ok_or_else(|| not_ours(&config.name))?;
     let tip = Tip {
         stream: config.name.clone(),
         incarnation: state.incarnation,
@@ -130,7 +112,18 @@ pub(super) async fn run(
         next: state.next,
         position: state.position.clone(),
     };
+    let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
+    if state.identity != identity {
+        // The same history, which goes on elsewhere: under a new timeline, say.
+        outbox.move_source(Moved {
+            identity,
+            anew: false,
+        });
+        outbox.append();
+        outbox.appended().await.map_err(CaptureError::from)?;
+    }
     let spool = Spool::open(&config.spill)?;
+    let catalog = Catalog::connect(&config.postgres).await?;
     let mut run = Run {
         config,
         log,
@@ -143,7 +136,7 @@ pub(super) async fn run(
         replay: None,
         builder: BlockBuilder::new(),
         unmeasured_bytes: 0,
-        outbox: Outbox::new(Arc::clone(log), config.spill.clone(), tip),
+        outbox,
         recent: RecentChanges::default(),
         snapshots: HashMap::new(),
         held: Vec::new(),
@@ -162,16 +155,23 @@ pub(super) async fn run(
         s.passed_offset = state.next;
     });
     let tasks = run.take_tables(prepared.tables, &state)?;
-    let stream = ReplicationStream::start(&config.postgres, from, streaming).await?;
+    let stream = ReplicationStream::start(session, &config.postgres, from, streaming).await?;
     let known = state.position.is_some().then_some(from);
     run.decoder = PgDecoder::new(known, stream.streaming());
     let catalog = Arc::clone(&run.catalog);
     let lost =
         setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
     let known = status.get().known;
+    let beating = async {
+        match config.heartbeat {
+            Some(every) => heartbeat::beat(&catalog, every).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         result = run.run(stream, tasks, control) => result,
         lost = lost => Err(lost.into()),
+        failed = beating => Err(failed.into()),
         new = catalog.new_table(&known) => Err(CaptureError::NewTable(new?)),
     }
 }

@@ -66,7 +66,11 @@ impl DeliveryError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Lake(error) => error.is_transient(),
-            Self::Read(error) => matches!(error, ReadError::Store(_) | ReadError::NoStream(_)),
+            // What retention took is told of each table when they are opened anew.
+            Self::Read(error) => matches!(
+                error,
+                ReadError::Store(_) | ReadError::NoStream(_) | ReadError::Trimmed { .. }
+            ),
             Self::Progress(_) => true,
             Self::Block(_) => false,
         }
@@ -83,7 +87,7 @@ impl DeliveryError {
             Self::Read(ReadError::Trimmed { .. }) => Problem::new(
                 "DR-3030",
                 self.to_string(),
-                "delete the pipeline and the source and apply them again: the new snapshot repairs the tables",
+                "downriver resnapshot PIPELINE: its tables begin again with the new snapshot",
             ),
             Self::Read(_) | Self::Block(_) => Problem::new(
                 "DR-2035",

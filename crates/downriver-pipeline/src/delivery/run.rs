@@ -191,7 +191,7 @@ impl Run<'_> {
         let state = self.log.state(&self.config.source);
         let schemas = state.map(|state| Arc::clone(&state.schemas));
         let schemas = schemas.unwrap_or_default();
-        self.tables.apply(&changes, end, &schemas).await?;
+        let met = self.tables.apply(&changes, end, &schemas).await?;
         self.next = end;
         let events = end.0 - stored.base.0;
         for transaction in &changes.transactions {
@@ -203,6 +203,9 @@ impl Run<'_> {
             if transaction.ends {
                 self.boundary = stored.base.plus(ends_at);
             }
+        }
+        if met {
+            self.tables.show(self.board, |_| {});
         }
         if self.tables.has_changes() {
             self.held_bytes += downriver_event::block::check_frame(&stored.frame)

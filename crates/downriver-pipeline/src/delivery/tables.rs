@@ -26,6 +26,8 @@ pub(super) struct Table {
     target: TableName,
     /// `None`: it stands still.
     writer: Option<TableWriter>,
+    /// Retention took what comes next: it begins again where a generation of its snapshot starts, which brings all rows.
+    waits_for_snapshot: bool,
     /// Events before it were applied.
     applied: Offset,
     /// Everything of it before this is in the lake.
@@ -140,6 +142,7 @@ impl<'a> Tables<'a> {
             qualified,
             target: target.clone(),
             writer: None,
+            waits_for_snapshot: false,
             applied: delivered,
             delivered,
             stored: (delivered, Instant::now()),
@@ -169,14 +172,7 @@ impl<'a> Tables<'a> {
                 table.state = TableState::Streaming;
                 table.writer = Some(writer);
                 if table.delivered < state.trimmed {
-                    table.stop(Problem::new(
-                        "DR-3030",
-                        format!(
-                            "offsets {} to {} of the log, which {} needs, are gone by retention",
-                            table.delivered, state.trimmed, table.qualified
-                        ),
-                        "delete the pipeline and the source and apply them again: the new snapshot repairs the tables",
-                    ));
+                    table.wait_for_snapshot(state.trimmed);
                 }
             }
             Err(error) if error.is_transient() => return Err(error.into()),
@@ -207,31 +203,35 @@ impl<'a> Tables<'a> {
         writers.map(TableWriter::window_bytes).sum()
     }
 
-    /// Applies the events before `end` that a table has not applied yet.
+    /// Applies the events before `end` that a table has not applied yet. Whether one met the snapshot that it waits for.
     pub(super) async fn apply(
         &mut self,
         changes: &Changes,
         end: Offset,
         schemas: &Schemas,
-    ) -> Result<(), DeliveryError> {
+    ) -> Result<bool, DeliveryError> {
         let event = |offset: Offset| {
             let events = offset.0.saturating_sub(changes.base.0);
             u32::try_from(events)
                 .unwrap_or(u32::MAX)
                 .min(changes.events)
         };
-        for table in self.by_id.values_mut() {
+        let mut met = false;
+        for (id, table) in &mut self.by_id {
+            if table.waits_for_snapshot {
+                met |= table.find_snapshot(*id, changes, end);
+            }
             let Some(writer) = &mut table.writer else {
                 continue;
             };
-            if table.applied < end {
+            if table.applied < end && !table.waits_for_snapshot {
                 let range = event(table.applied)..event(end);
                 let applied = writer.apply(changes, range, schemas).await;
                 table.take(applied)?;
                 table.applied = end;
             }
         }
-        Ok(())
+        Ok(met)
     }
 
     /// Writes what is in memory into files.
@@ -308,6 +308,44 @@ impl Table {
         self.stored.0.max(committed.unwrap_or_default())
     }
 
+    fn wait_for_snapshot(&mut self, trimmed: Offset) {
+        let problem = Problem::new(
+            "DR-3030",
+            format!(
+                "offsets {} to {trimmed} of the log, which {} needs, are gone by retention",
+                self.delivered, self.qualified
+            ),
+            "downriver resnapshot PIPELINE: the table begins again with the new snapshot",
+        );
+        tracing::error!(
+            table = self.qualified,
+            code = problem.code,
+            reason = problem.reason,
+            "a table waits for a snapshot; the others go on"
+        );
+        self.waits_for_snapshot = true;
+        self.applied = trimmed;
+        self.state = TableState::Stopped;
+        self.problem = Some(problem);
+    }
+
+    /// Begins again where a generation of the table's snapshot starts; passes over what comes before. Whether it does.
+    fn find_snapshot(&mut self, id: TableId, changes: &Changes, end: Offset) -> bool {
+        use downriver_event::pb::marker::Kind;
+        let starts = changes.markers.iter().filter(|marker| {
+            matches!(&marker.kind, Some(Kind::SnapshotStart(start)) if start.table_id == id.0)
+        });
+        let starts = starts.map(|marker| changes.base.plus(u64::from(marker.event)));
+        let first = starts.filter(|at| *at >= self.applied && *at < end).min();
+        self.applied = self.applied.max(first.unwrap_or(end));
+        if first.is_some() {
+            self.waits_for_snapshot = false;
+            self.state = TableState::Streaming;
+            self.problem = None;
+        }
+        first.is_some()
+    }
+
     fn stop(&mut self, problem: Problem) {
         tracing::error!(
             table = self.qualified,
@@ -316,6 +354,7 @@ impl Table {
             "a table stopped; the others go on"
         );
         self.writer = None;
+        self.waits_for_snapshot = false;
         self.applied = self.delivered;
         self.state = TableState::Stopped;
         self.problem = Some(problem);
@@ -340,6 +379,9 @@ impl Table {
         config: &DeliveryConfig,
         progress: &Arc<dyn Progress>,
     ) -> Result<(), DeliveryError> {
+        if self.waits_for_snapshot {
+            return Ok(());
+        }
         let Some(writer) = &mut self.writer else {
             return Ok(());
         };

@@ -9,7 +9,7 @@ use downriver_cluster::{Node, NodeConfig};
 use downriver_event::{Lsn, Offset};
 use downriver_log::Log;
 use downriver_log::store::LocalStore;
-use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig};
+use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_source::postgres::catalog::Catalog;
@@ -42,6 +42,9 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
             max_workers: 2,
             rows_per_second: 0,
         },
+        repairs_holes: false,
+        wal_behind: WalBehind::default(),
+        heartbeat: None,
         spill: folder.join("spill"),
     }
 }

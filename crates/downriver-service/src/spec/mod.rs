@@ -13,7 +13,10 @@ use serde_json::Value;
 
 pub use pipeline::{Mode, Pipeline, parse_bytes, parse_duration};
 pub use sink::{CatalogSpec, Iceberg, RestSpec, S3Spec, Sink};
-pub use source::{CaFile, Postgres, Snapshot, SnapshotMode, SnapshotOptions, Source, Tls};
+pub use source::{
+    CaFile, Failover, OnHole, OnMaxWalBehind, Postgres, Snapshot, SnapshotMode, SnapshotOptions,
+    Source, Tls,
+};
 
 /// Reads the documents of a file, in order.
 ///

@@ -1,12 +1,16 @@
 //! A source: a database, what is captured of it, and how its snapshot is taken.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use downriver_event::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Secret, at, fields};
+use super::{Secret, at, fields, parse_bytes, parse_duration};
+
+/// The shortest time between two heartbeats.
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +33,45 @@ pub struct Postgres {
     pub publication: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
+    /// What is done about changes that are not to be had any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_hole: Option<OnHole>,
+    /// WAL that the server may keep for the slot: `50GiB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_wal_behind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_max_wal_behind: Option<OnMaxWalBehind>,
+    /// How often a message is written into the database's WAL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Failover>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnHole {
+    #[default]
+    Stop,
+    Resnapshot,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMaxWalBehind {
+    #[default]
+    Warn,
+    DropSlot,
+}
+
+/// Whether the slot that is made follows a failover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Failover {
+    /// Where the server can: from version 17 on.
+    #[default]
+    Auto,
+    Off,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,7 +184,22 @@ impl Source {
             );
             return Err(at("postgres.snapshot", problem));
         }
+        postgres.check_limits()?;
         Ok(source)
+    }
+
+    /// Bytes of WAL that the server may keep for the slot.
+    #[must_use]
+    pub fn wal_behind_max(&self) -> Option<u64> {
+        self.postgres
+            .max_wal_behind
+            .as_deref()
+            .and_then(parse_bytes)
+    }
+
+    #[must_use]
+    pub fn heartbeat(&self) -> Option<Duration> {
+        self.postgres.heartbeat.as_deref().and_then(parse_duration)
     }
 
     /// The snapshot's options, with what is not given filled in.
@@ -158,6 +216,33 @@ impl Source {
             Some(Snapshot::Mode(mode)) => of(*mode),
             Some(Snapshot::Options(options)) => options.clone(),
         }
+    }
+}
+
+impl Postgres {
+    fn check_limits(&self) -> Result<(), Problem> {
+        let invalid = |field: &str, reason: String, fix: &str| {
+            Err(at(field, Problem::new("DR-2027", reason, fix)))
+        };
+        if let Some(text) = &self.max_wal_behind
+            && parse_bytes(text).is_none_or(|bytes| bytes == 0)
+        {
+            let reason = format!("max_wal_behind {text:?} is not a size");
+            let fix = "write a whole number with MiB, GiB or TiB: 50GiB";
+            return invalid("postgres.max_wal_behind", reason, fix);
+        }
+        if self.on_max_wal_behind.is_some() && self.max_wal_behind.is_none() {
+            let reason = "on_max_wal_behind goes with max_wal_behind".to_owned();
+            let fix = "give max_wal_behind as well, or leave both out";
+            return invalid("postgres.on_max_wal_behind", reason, fix);
+        }
+        if let Some(text) = &self.heartbeat
+            && parse_duration(text).is_none_or(|every| every < HEARTBEAT_MIN)
+        {
+            let reason = format!("heartbeat {text:?} is not a time of at least 1s");
+            return invalid("postgres.heartbeat", reason, "write 10s or 1m");
+        }
+        Ok(())
     }
 }
 
@@ -204,6 +289,26 @@ mod tests {
             (problem.code, problem.field.as_deref()),
             ("DR-2007", Some("postgres.tables[0]"))
         );
+        for (line, field) in [
+            ("max_wal_behind: much", "postgres.max_wal_behind"),
+            ("max_wal_behind: 0GiB", "postgres.max_wal_behind"),
+            ("on_max_wal_behind: drop_slot", "postgres.on_max_wal_behind"),
+            ("heartbeat: 10ms", "postgres.heartbeat"),
+        ] {
+            let problem = code(&format!("{base}  {line}\n"));
+            assert_eq!(
+                (problem.code, problem.field.as_deref()),
+                ("DR-2027", Some(field))
+            );
+        }
+        let whole = format!(
+            "{base}  on_hole: resnapshot\n  max_wal_behind: 2GiB\n  on_max_wal_behind: drop_slot\n  heartbeat: 30s\n  failover: off\n"
+        );
+        let Spec::Source(whole) = source(&whole).unwrap() else {
+            panic!("a source")
+        };
+        assert_eq!(whole.wal_behind_max(), Some(2 << 30));
+        assert_eq!(whole.heartbeat(), Some(Duration::from_secs(30)));
         assert_eq!(
             code(&base.replace("name: shop", "name: Shop")).code,
             "DR-2003"

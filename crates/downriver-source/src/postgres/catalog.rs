@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use bytes::Bytes;
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
 use downriver_event::{Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
@@ -78,11 +77,8 @@ impl Catalog {
         &self.client
     }
 
-    /// What identifies the database's history.
-    ///
-    /// # Errors
-    /// The query failed.
-    pub async fn identity(&self) -> Result<Bytes, SourceError> {
+    /// The cluster's system identifier, and the database's oid.
+    pub(super) async fn system_and_database(&self) -> Result<(String, String), SourceError> {
         let row = self
             .client
             .query_one(
@@ -91,11 +87,7 @@ impl Catalog {
                 &[],
             )
             .await?;
-        Ok(Bytes::from(format!(
-            "postgres {} {}",
-            row.get::<_, String>(0),
-            row.get::<_, String>(1)
-        )))
+        Ok((row.get(0), row.get(1)))
     }
 
     /// Where the server writes: everything committed before the call lies before it.

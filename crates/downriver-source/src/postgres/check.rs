@@ -5,7 +5,7 @@ use downriver_event::problem::Problem;
 
 use super::catalog::Catalog;
 use super::config::PostgresConfig;
-use super::setup::check_wal_level;
+use super::setup::{check_primary, check_wal_level};
 use super::sql::{identifier, qualified};
 use crate::error::SourceError;
 
@@ -67,6 +67,10 @@ async fn look(
     config: &PostgresConfig,
     findings: &mut Vec<Finding>,
 ) -> Result<(), SourceError> {
+    findings.push(match check_primary(catalog).await {
+        Ok(()) => Finding::ok("primary"),
+        Err(error) => Finding::error("primary", error.problem()),
+    });
     findings.push(match check_wal_level(catalog).await {
         Ok(()) => Finding::ok("wal_level"),
         Err(error) => Finding::error("wal_level", error.problem()),

@@ -18,10 +18,21 @@ pub enum SslMode {
     VerifyFull,
 }
 
+/// As libpq's target_session_attrs, as far as it makes a difference here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Any,
+    /// Also `read-write`: a server that is in no recovery.
+    Primary,
+}
+
 #[derive(Clone)]
 pub struct PostgresConfig {
     pub host: String,
     pub port: u16,
+    /// Further servers of the cluster, tried in this order.
+    pub others: Vec<(String, u16)>,
+    pub target: Target,
     pub user: String,
     pub database: String,
     pub password: Option<String>,
@@ -31,6 +42,8 @@ pub struct PostgresConfig {
     pub tables: Vec<String>,
     pub slot: String,
     pub publication: String,
+    /// Whether the slot that is made follows a failover, from version 17 on.
+    pub failover: bool,
 }
 
 impl std::fmt::Debug for PostgresConfig {
@@ -53,8 +66,8 @@ impl std::fmt::Debug for PostgresConfig {
 pub struct InvalidUrl(pub String);
 
 impl PostgresConfig {
-    /// Reads `postgres://user[:password]@host[:port]/database[?sslmode=…]`. Tables, slot and publication are
-    /// left empty.
+    /// Reads `postgres://user[:password]@host[:port][,host[:port]…]/database[?sslmode=…]`. Tables, slot and publication
+    /// are left empty. Of several servers the primary is meant, unless `target_session_attrs` says otherwise.
     ///
     /// # Errors
     /// What is wrong with the url.
@@ -76,25 +89,23 @@ impl PostgresConfig {
             Some((user, password)) => (user, Some(unescape(password)?)),
             None => (login, None),
         };
-        let (host, port) = match address.strip_prefix('[') {
-            Some(v6) => {
-                let (host, port) = v6
-                    .split_once(']')
-                    .ok_or_else(|| invalid("the host is not closed by ]"))?;
-                (host, port.strip_prefix(':'))
-            }
-            None => match address.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (address, None),
-            },
-        };
-        let port = port.map_or(Ok(5432), |port| {
-            port.parse()
-                .map_err(|_| invalid("the port is not a number"))
-        })?;
-        if host.is_empty() || user.is_empty() || database.is_empty() {
+        let mut hosts = Vec::new();
+        for address in address.split(',') {
+            hosts.push(host_and_port(address).map_err(invalid)?);
+        }
+        let mut others = hosts.into_iter();
+        let (host, port) = others
+            .next()
+            .ok_or_else(|| invalid("the url names no host"))?;
+        let others: Vec<_> = others.collect();
+        if user.is_empty() || database.is_empty() {
             return Err(invalid("the url needs a user, a host and a database"));
         }
+        let mut target = if others.is_empty() {
+            Target::Any
+        } else {
+            Target::Primary
+        };
         let mut ssl_mode = SslMode::Prefer;
         let mut ca_file = None;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -103,16 +114,19 @@ impl PostgresConfig {
             match key {
                 "sslmode" => ssl_mode = parse_ssl_mode(&value)?,
                 "sslrootcert" => ca_file = Some(PathBuf::from(value)),
+                "target_session_attrs" => target = parse_target(&value)?,
                 _ => {
                     return Err(InvalidUrl(format!(
-                        "the url's parameter {key:?} is not known: use sslmode or sslrootcert"
+                        "the url's parameter {key:?} is not known: use sslmode, sslrootcert or target_session_attrs"
                     )));
                 }
             }
         }
         Ok(Self {
-            host: unescape(host)?,
+            host,
             port,
+            others,
+            target,
             user: unescape(user)?,
             database: unescape(database)?,
             password,
@@ -121,6 +135,7 @@ impl PostgresConfig {
             tables: Vec::new(),
             slot: String::new(),
             publication: String::new(),
+            failover: true,
         })
     }
 
@@ -130,6 +145,18 @@ impl PostgresConfig {
         pattern::selects(&self.tables, namespace, table)
     }
 
+    /// One configuration for each server.
+    pub(super) fn servers(&self) -> impl Iterator<Item = Self> + '_ {
+        let first = std::iter::once((&self.host, self.port));
+        let others = self.others.iter().map(|(host, port)| (host, *port));
+        first.chain(others).map(|(host, port)| Self {
+            host: host.clone(),
+            port,
+            others: Vec::new(),
+            ..self.clone()
+        })
+    }
+
     /// For messages.
     #[must_use]
     pub fn place(&self) -> String {
@@ -137,6 +164,37 @@ impl PostgresConfig {
             "{}@{}:{}/{}",
             self.user, self.host, self.port, self.database
         )
+    }
+}
+
+fn host_and_port(address: &str) -> Result<(String, u16), &'static str> {
+    let (host, port) = match address.strip_prefix('[') {
+        Some(v6) => {
+            let (host, port) = v6.split_once(']').ok_or("the host is not closed by ]")?;
+            (host, port.strip_prefix(':'))
+        }
+        None => match address.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (address, None),
+        },
+    };
+    if host.is_empty() {
+        return Err("the url needs a user, a host and a database");
+    }
+    let port = port.map_or(Ok(5432), |port| {
+        port.parse().map_err(|_| "the port is not a number")
+    })?;
+    let host = unescape(host).map_err(|_| "the host has an invalid % escape")?;
+    Ok((host, port))
+}
+
+fn parse_target(attributes: &str) -> Result<Target, InvalidUrl> {
+    match attributes {
+        "any" => Ok(Target::Any),
+        "primary" | "read-write" => Ok(Target::Primary),
+        other => Err(InvalidUrl(format!(
+            "target_session_attrs {other:?} is not supported: use any, primary or read-write"
+        ))),
     }
 }
 
@@ -189,7 +247,19 @@ mod tests {
         assert_eq!(config.ssl_mode, SslMode::VerifyFull);
         let config = PostgresConfig::from_url("postgresql://u@[::1]:6543/d").unwrap();
         assert_eq!((config.host.as_str(), config.port), ("::1", 6543));
+        let config = PostgresConfig::from_url("postgres://u@one,two:6543,[::1]/d").unwrap();
+        let servers: Vec<_> = config.servers().map(|one| (one.host, one.port)).collect();
+        let expected = [("one", 5432), ("two", 6543), ("::1", 5432)];
+        assert_eq!(
+            servers,
+            expected.map(|(host, port)| (host.to_owned(), port))
+        );
+        assert_eq!(config.target, Target::Primary);
+        let any = "postgres://u@one,two/d?target_session_attrs=any";
+        assert_eq!(PostgresConfig::from_url(any).unwrap().target, Target::Any);
         for wrong in [
+            "postgres://u@h,/d",
+            "postgres://u@h/d?target_session_attrs=standby",
             "mysql://u@h/d",
             "postgres://h/d",
             "postgres://u@h",

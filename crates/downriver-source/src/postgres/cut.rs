@@ -10,6 +10,7 @@ use downriver_event::{Lsn, TableSchema};
 
 use super::catalog::{Catalog, parse_lsn};
 use super::config::PostgresConfig;
+use super::reach;
 use super::replication::Session;
 use super::snapshot::{BinaryRow, copy_table};
 use crate::error::SourceError;
@@ -28,6 +29,7 @@ impl DatabaseCut {
     /// # Errors
     /// The server cannot be reached, or has no slot left.
     pub async fn take(config: &PostgresConfig) -> Result<Self, SourceError> {
+        let config = &reach(config).await?;
         let mut session = Session::connect(config).await?;
         // Two may be taken at once, and one that was dropped may still be there.
         let name = format!(

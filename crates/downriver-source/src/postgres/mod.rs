@@ -5,8 +5,13 @@ pub mod check;
 mod columns;
 pub mod config;
 pub mod cut;
+pub mod heartbeat;
+pub mod identity;
 pub mod replication;
 pub mod setup;
+pub mod slot;
 pub mod snapshot;
 mod sql;
 mod transport;
+
+pub use sql::reach;

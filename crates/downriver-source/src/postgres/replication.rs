@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use super::config::PostgresConfig;
 use super::sql::{self, APPLICATION, PINNED, UNLIMITED};
 use super::transport::{self, Stream};
-use crate::error::{PUBLICATION_GONE, START_ANEW, SourceError, from_server};
+use crate::error::{PUBLICATION_GONE, SourceError, from_server};
 
 /// Largest message that is accepted: PostgreSQL's own limit.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
@@ -141,16 +141,16 @@ impl Drop for ReplicationStream {
 }
 
 impl ReplicationStream {
-    /// Connects and starts the slot at a position, with streaming if it is wanted and the server knows it.
+    /// Starts the slot at a position, with streaming if it is wanted and the server knows it.
     ///
     /// # Errors
-    /// The server cannot be reached, or refuses.
+    /// The server refuses, or the connection failed.
     pub async fn start(
+        mut session: Session,
         config: &PostgresConfig,
         from: Lsn,
         wanted: Streaming,
     ) -> Result<Self, SourceError> {
-        let mut session = Session::connect(config).await?;
         let timeout = session.query("SHOW wal_sender_timeout").await?;
         let timeout = timeout.into_iter().next().flatten();
         let status_every = status_interval(timeout.as_deref());
@@ -165,7 +165,6 @@ impl ReplicationStream {
         session.start_copy(&command).await?;
         let shared = Arc::new(Shared::default());
         shared.received.store(from.0, Ordering::Relaxed);
-        shared.acknowledged.store(from.0, Ordering::Relaxed);
         let (reader, writer) = tokio::io::split(session.stream);
         let writer = tokio::spawn(keep_alive(writer, Arc::clone(&shared), status_every));
         Ok(Self {
@@ -341,7 +340,7 @@ fn error_response(body: &[u8]) -> SourceError {
     if state == UNDEFINED_OBJECT {
         // All that a stream names is its slot, which it holds, and its publication.
         let reason = format!("the database ended the stream: {message}");
-        return SourceError::definite(PUBLICATION_GONE, reason, START_ANEW);
+        return SourceError::hole(PUBLICATION_GONE, reason);
     }
     from_server(state, message, None)
 }
@@ -420,13 +419,15 @@ async fn keep_alive(mut writer: WriteHalf<Stream>, shared: Arc<Shared>, every: D
 }
 
 /// A replication session before it streams.
-pub(super) struct Session {
+pub struct Session {
     stream: Stream,
     buffer: BytesMut,
 }
 
 impl Session {
-    pub(super) async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
+    /// # Errors
+    /// The server cannot be reached, or refuses: it has no walsender left, among others.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         let stream = transport::connect(config).await?;
         let mut session = Self {
             stream,

@@ -1,61 +1,215 @@
-//! Makes or adopts the publication and the slot, and notices a hole in the source's log.
+//! Makes or adopts the publication and the slot, notices a hole in the source's log, and makes what is needed to go on
+//! behind one.
 //!
 //! The publication comes first: a slot that is older than its publication decodes with a catalog that does not
 //! know it. What we make carries our mark, so that deleting a source drops only that.
+//!
+//! A hole is whatever the slot cannot bring any more of what follows the log's position: the slot is missing, lost,
+//! or stands behind it; the publication was gone for a while; or the server left the timeline that the position is
+//! of before it got there. [`prepare`] only finds one. [`repair`] drops the slot first, so that until a new one is
+//! there, and the log knows it, the hole is found again whatever happens.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use downriver_event::Lsn;
 
-use super::catalog::{Catalog, SourceTable, parse_lsn};
+use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
-use super::sql::{APPLICATION, identifier, literal, qualified};
-use crate::error::{PUBLICATION_GONE, START_ANEW, SourceError};
+use super::identity::{Identity, Lineage, Server, fork, identify};
+use super::replication::Session;
+use super::slot;
+use super::sql::{identifier, literal, qualified};
+use crate::error::{PUBLICATION_GONE, SourceError};
 
 /// The comment on a publication that we made.
 const MARK: &str = "made by downriver";
-/// How long the server may take to notice that a slot's reader is gone, before it is told, and in all.
-const SLOT_ASK_AFTER: Duration = Duration::from_secs(2);
-const SLOT_FREE_WITHIN: Duration = Duration::from_secs(15);
-const SLOT_LOOK_EVERY: Duration = Duration::from_millis(50);
 const PUBLICATION_LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Tells a publication from another that was made later under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublicationId(u32);
+pub struct PublicationId(pub(super) u32);
+
+/// What a log has of a source.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    pub position: Lsn,
+    pub identity: Identity,
+}
 
 #[derive(Debug)]
 pub struct Prepared {
     /// Where the slot stands: streaming can start at it or later.
     pub position: Lsn,
+    pub identity: Identity,
     pub publication: PublicationId,
     pub tables: Vec<SourceTable>,
 }
 
-/// Prepares a database for streaming from `position` on; `None`: nothing was captured yet.
+/// Prepares a database for streaming, by this session and from where the log stands; `None`: nothing was captured yet.
 ///
 /// # Errors
-/// A setting or privilege is missing, or the source's log has a hole since `position`.
+/// A setting or privilege is missing, or the source's log has a hole since that position.
 pub async fn prepare(
     config: &PostgresConfig,
-    position: Option<Lsn>,
+    session: &mut Session,
+    captured: Option<&Captured>,
 ) -> Result<Prepared, SourceError> {
     let catalog = Catalog::connect(config).await?;
-    check_wal_level(&catalog).await?;
-    let tables = catalog.list_tables(config).await?;
-    // What changed while there was none is not in the stream: only the first one is made.
-    if position.is_some() {
-        publication_id(&catalog, config).await?;
+    let server = check_server(&catalog, session, captured).await?;
+    let mut position = None;
+    if let Some(captured) = captured {
+        // Before anything is made: a hole is left as it is.
+        check_timeline(session, &server, captured).await?;
+        check_publication(&catalog, config, captured).await?;
+        position = Some(prepare_slot(&catalog, config, Some(captured)).await?);
+    } else if slot::find(&catalog, config).await?.is_none() {
+        slot::check_room(&catalog).await?;
     }
+    let tables = catalog.list_tables(config).await?;
     prepare_publication(&catalog, config, &tables).await?;
     let publication = publication_id(&catalog, config).await?;
-    let position = prepare_slot(&catalog, config, position).await?;
+    let position = match position {
+        Some(position) => position,
+        None => prepare_slot(&catalog, config, None).await?,
+    };
+    let identity = identity(&catalog, server, publication).await?;
     Ok(Prepared {
         position,
+        identity,
         publication,
         tables,
     })
+}
+
+/// Makes a new slot, and the publication if it is gone, for a source that stands in a hole. The old slot is dropped.
+///
+/// # Errors
+/// A setting or privilege is missing, or somebody else reads the slot.
+pub async fn repair(
+    config: &PostgresConfig,
+    session: &mut Session,
+    captured: Option<&Captured>,
+) -> Result<Prepared, SourceError> {
+    let catalog = Catalog::connect(config).await?;
+    let server = check_server(&catalog, session, captured).await?;
+    match slot::find(&catalog, config).await? {
+        Some(found) => {
+            found.check_kind(config)?;
+            slot::take_over(&catalog, config).await?;
+            slot::drop(&catalog, config).await?;
+        }
+        None => slot::check_room(&catalog).await?,
+    }
+    let tables = catalog.list_tables(config).await?;
+    prepare_publication(&catalog, config, &tables).await?;
+    let publication = publication_id(&catalog, config).await?;
+    let position = slot::create(&catalog, config).await?;
+    Ok(Prepared {
+        position,
+        identity: identity(&catalog, server, publication).await?,
+        publication,
+        // As they are now that every change from here on is in the stream.
+        tables: catalog.list_tables(config).await?,
+    })
+}
+
+/// Refuses another database, and a server that cannot be streamed from.
+async fn check_server(
+    catalog: &Catalog,
+    session: &mut Session,
+    captured: Option<&Captured>,
+) -> Result<Server, SourceError> {
+    let server = identify(session).await?;
+    let (system, database) = catalog.system_and_database().await?;
+    if system != server.system {
+        return Err(SourceError::transient(
+            "DR-1002",
+            "two connections came to two servers",
+            "let the url name servers of one cluster; it is tried again by itself",
+        ));
+    }
+    if let Some(captured) = captured
+        && (captured.identity.system != system || captured.identity.database != database)
+    {
+        return Err(SourceError::definite(
+            "DR-1021",
+            format!(
+                "the database is not the one that was captured up to {}: its system identifier or its oid differs",
+                captured.position
+            ),
+            "point the source back at the original database, or delete the source and apply it under a new name",
+        ));
+    }
+    check_primary(catalog).await?;
+    check_wal_level(catalog).await?;
+    Ok(server)
+}
+
+async fn identity(
+    catalog: &Catalog,
+    server: Server,
+    publication: PublicationId,
+) -> Result<Identity, SourceError> {
+    let (system, database) = catalog.system_and_database().await?;
+    let timeline = server.timeline;
+    Ok(Identity {
+        system,
+        database,
+        lineage: Some(Lineage {
+            timeline,
+            publication,
+        }),
+    })
+}
+
+/// Goes on where the position lies before the point at which the server left its timeline: what the slot brings from
+/// there on is then what it would have brought.
+async fn check_timeline(
+    session: &mut Session,
+    server: &Server,
+    captured: &Captured,
+) -> Result<(), SourceError> {
+    let Some(known) = captured.identity.lineage else {
+        return Ok(());
+    };
+    if known.timeline == server.timeline {
+        return Ok(());
+    }
+    let hole = |reason: String| Err(SourceError::hole("DR-1026", reason));
+    let (before, now) = (known.timeline, server.timeline);
+    let position = captured.position;
+    let forked = if before < now {
+        fork(session, now, before).await?
+    } else {
+        None
+    };
+    match forked {
+        Some(at) if position <= at => {
+            tracing::info!(before, now, %at, "the server was promoted; capture goes on");
+            Ok(())
+        }
+        Some(at) => hole(format!(
+            "the server was promoted at {at}, from timeline {before} to {now}, and the log has what timeline {before} had up to {position}: changes between are not in the database any more"
+        )),
+        None => hole(format!(
+            "the server is on timeline {now}, which does not come from timeline {before} that was captured up to {position}"
+        )),
+    }
+}
+
+async fn check_publication(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+    captured: &Captured,
+) -> Result<(), SourceError> {
+    let found = publication_id(catalog, config).await?;
+    match captured.identity.lineage {
+        Some(known) if known.publication != found => {
+            Err(publication_gone("is not the one that was captured", config))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns when the publication of a running stream is gone or was made anew, or the database does not answer. From
@@ -90,14 +244,31 @@ async fn publication_id(
 }
 
 fn publication_gone(what: &str, config: &PostgresConfig) -> SourceError {
-    SourceError::definite(
+    SourceError::hole(
         PUBLICATION_GONE,
         format!(
             "publication {:?} {what}: changes since it was dropped are not in the stream",
             config.publication
         ),
-        START_ANEW,
     )
+}
+
+/// A standby is refused: it shows neither which transactions run on its primary nor, at once, what they committed.
+pub(super) async fn check_primary(catalog: &Catalog) -> Result<(), SourceError> {
+    let query = "select pg_is_in_recovery()";
+    if !catalog
+        .client()
+        .query_one(query, &[])
+        .await?
+        .get::<_, bool>(0)
+    {
+        return Ok(());
+    }
+    Err(SourceError::transient(
+        "DR-1014",
+        "the server is a standby, and only a primary is captured",
+        "name the primary in the url, or every server of the cluster: postgres://user@one:5432,two:5432/database",
+    ))
 }
 
 pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError> {
@@ -191,71 +362,45 @@ async fn prepare_publication(
 async fn prepare_slot(
     catalog: &Catalog,
     config: &PostgresConfig,
-    position: Option<Lsn>,
+    captured: Option<&Captured>,
 ) -> Result<Lsn, SourceError> {
-    let client = catalog.client();
-    let hole = |what: &str, until: &str| {
-        let from = position.unwrap_or_default();
-        SourceError::definite(
-            "DR-1020",
-            format!(
-                "replication slot {:?} {what}: changes from {from} to {until} are not to be had",
-                config.slot
-            ),
-            START_ANEW,
-        )
+    let Some(found) = slot::find(catalog, config).await? else {
+        return match captured {
+            None => slot::create(catalog, config).await,
+            Some(_) => Err(hole(catalog, config, captured, "is missing").await?),
+        };
     };
-    let found = client
-        .query_opt(
-            "select plugin::text, database::text, confirmed_flush_lsn::text, wal_status, slot_type
-               from pg_replication_slots where slot_name = $1",
-            &[&config.slot],
-        )
-        .await?;
-    let Some(found) = found else {
-        if position.is_some() {
-            let now = catalog.current_position().await?;
-            return Err(hole("is missing", &now.to_string()));
-        }
-        let row = client
-            .query_one(
-                "select lsn::text from pg_create_logical_replication_slot($1, 'pgoutput')",
-                &[&config.slot],
-            )
-            .await?;
-        return parse_lsn(row.get(0));
+    found.check_kind(config)?;
+    if let Some(why) = found.state.lost_because() {
+        let what = format!("was invalidated: {why}");
+        return Err(hole(catalog, config, captured, &what).await?);
+    }
+    let Some(confirmed) = found.confirmed else {
+        return Err(slot::in_the_making(config));
     };
-    let (plugin, database): (Option<String>, Option<String>) = (found.get(0), found.get(1));
-    if found.get::<_, &str>(4) != "logical"
-        || plugin.as_deref() != Some("pgoutput")
-        || database.as_deref() != Some(&config.database)
-    {
-        return Err(SourceError::definite(
-            "DR-1024",
-            format!(
-                "replication slot {:?} is not a pgoutput slot of database {}",
-                config.slot, config.database
-            ),
-            "name another slot in the source, or drop this one",
-        ));
+    if captured.is_some_and(|captured| confirmed > captured.position) {
+        let what = format!("was made anew or advanced by somebody else, to {confirmed}");
+        return Err(hole(catalog, config, captured, &what).await?);
     }
-    let confirmed = match found.get::<_, Option<&str>>(2) {
-        Some(confirmed) => parse_lsn(confirmed)?,
-        None => return Err(hole("has no position", "an unknown position")),
-    };
-    if found.get::<_, Option<&str>>(3) == Some("lost") {
-        return Err(hole(
-            "was invalidated because the server removed its WAL",
-            &confirmed.to_string(),
-        ));
-    }
-    match position {
-        Some(position) if confirmed > position => Err(hole(
-            "was advanced by somebody else",
-            &confirmed.to_string(),
-        )),
-        _ => Ok(confirmed),
-    }
+    slot::take_over(catalog, config).await?;
+    Ok(confirmed)
+}
+
+async fn hole(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+    captured: Option<&Captured>,
+    what: &str,
+) -> Result<SourceError, SourceError> {
+    let until = catalog.current_position().await?;
+    let from = captured.map_or_else(|| "it was made".to_owned(), |c| c.position.to_string());
+    Ok(SourceError::hole(
+        "DR-1020",
+        format!(
+            "replication slot {:?} {what}: changes from {from} to {until} or later are not to be had",
+            config.slot
+        ),
+    ))
 }
 
 /// What deleting a source drops: the slot, and the publication if we made it.
@@ -265,7 +410,7 @@ async fn prepare_slot(
 pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> {
     let catalog = Catalog::connect(config).await?;
     let mut owned = Vec::new();
-    if slot_exists(&catalog, config).await? {
+    if slot::find(&catalog, config).await?.is_some() {
         owned.push(format!("replication slot {}", config.slot));
     }
     if publication_is_ours(&catalog, config).await? {
@@ -281,7 +426,7 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
 /// A query failed, or somebody else reads the slot.
 pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
     let catalog = Catalog::connect(config).await?;
-    drop_slot(&catalog, config).await?;
+    slot::drop(&catalog, config).await?;
     if publication_is_ours(&catalog, config).await? {
         catalog
             .client()
@@ -292,76 +437,6 @@ pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
             .await?;
     }
     Ok(())
-}
-
-/// A walsender notices the end of its connection when it next waits or sends, so the slot may stay active for a
-/// while after its reader is gone.
-async fn drop_slot(catalog: &Catalog, config: &PostgresConfig) -> Result<(), SourceError> {
-    let client = catalog.client();
-    let began = Instant::now();
-    let mut ended = false;
-    loop {
-        let holder = client
-            .query_opt(
-                "select s.active_pid, a.application_name = $2 and a.usename = current_user
-                   from pg_replication_slots s left join pg_stat_activity a on a.pid = s.active_pid
-                  where s.slot_name = $1",
-                &[&config.slot, &APPLICATION],
-            )
-            .await?;
-        let Some(holder) = holder else {
-            return Ok(());
-        };
-        let waited = began.elapsed();
-        match holder.get::<_, Option<i32>>(0) {
-            None => {
-                let dropped = client
-                    .execute("select pg_drop_replication_slot($1)", &[&config.slot])
-                    .await;
-                let in_use = |error: &tokio_postgres::Error| {
-                    error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE)
-                };
-                match dropped {
-                    Ok(_) => return Ok(()),
-                    // Somebody took it between the two statements.
-                    Err(error) if in_use(&error) && waited < SLOT_FREE_WITHIN => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Some(pid) if waited >= SLOT_FREE_WITHIN => {
-                return Err(SourceError::definite(
-                    "DR-1012",
-                    format!(
-                        "replication slot {:?} cannot be dropped: pid {pid} still reads it",
-                        config.slot
-                    ),
-                    format!(
-                        "stop that client; then select pg_drop_replication_slot({})",
-                        literal(&config.slot)
-                    ),
-                ));
-            }
-            Some(pid) => {
-                let ours = holder.get::<_, Option<bool>>(1) == Some(true);
-                if ours && !ended && waited >= SLOT_ASK_AFTER {
-                    ended = true;
-                    client
-                        .execute("select pg_terminate_backend($1)", &[&pid])
-                        .await?;
-                }
-            }
-        }
-        tokio::time::sleep(SLOT_LOOK_EVERY).await;
-    }
-}
-
-async fn slot_exists(catalog: &Catalog, config: &PostgresConfig) -> Result<bool, SourceError> {
-    let query = "select from pg_replication_slots where slot_name = $1";
-    Ok(catalog
-        .client()
-        .query_opt(query, &[&config.slot])
-        .await?
-        .is_some())
 }
 
 async fn publication_is_ours(

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, NoTls};
 
-use super::config::PostgresConfig;
+use super::config::{PostgresConfig, Target};
 use super::transport;
 use crate::error::SourceError;
 
@@ -29,7 +29,49 @@ pub(super) const UNLIMITED: [(&str, &str); 3] = [
 
 /// Opens a session with the pinned settings. It ends when the client is dropped.
 pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceError> {
-    open(config, &PINNED).await
+    Ok(find(config).await?.1)
+}
+
+/// The one server that all sessions of a task come to: of several the first that can be reached and is wanted, as
+/// libpq finds it.
+///
+/// # Errors
+/// None can be reached, or one refuses.
+pub async fn reach(config: &PostgresConfig) -> Result<PostgresConfig, SourceError> {
+    if config.others.is_empty() && config.target == Target::Any {
+        return Ok(config.clone());
+    }
+    Ok(find(config).await?.0)
+}
+
+async fn find(config: &PostgresConfig) -> Result<(PostgresConfig, Client), SourceError> {
+    let mut failures = Vec::new();
+    for server in config.servers() {
+        let client = match open(&server, &PINNED).await {
+            Ok(client) => client,
+            Err(error) if config.others.is_empty() || !error.is_transient() => return Err(error),
+            Err(error) => {
+                failures.push(error.problem().reason);
+                continue;
+            }
+        };
+        let is_wanted = match config.target {
+            Target::Any => true,
+            Target::Primary => {
+                let query = "select not pg_is_in_recovery()";
+                client.query_one(query, &[]).await?.get(0)
+            }
+        };
+        if is_wanted {
+            return Ok((server, client));
+        }
+        failures.push(format!("{}:{} is a standby", server.host, server.port));
+    }
+    Err(SourceError::transient(
+        "DR-1002",
+        format!("no server of the url can be used: {}", failures.join("; ")),
+        "let the url name the primary, and see that it runs; capture goes on by itself",
+    ))
 }
 
 async fn open(config: &PostgresConfig, pinned: &[(&str, &str)]) -> Result<Client, SourceError> {
@@ -76,7 +118,8 @@ async fn open(config: &PostgresConfig, pinned: &[(&str, &str)]) -> Result<Client
 
 /// How many digits make a unit of the database's own currency: what `money` means without the pinned lc_monetary.
 pub(super) async fn currency_digits(config: &PostgresConfig) -> Result<i32, SourceError> {
-    let unpinned = open(config, &[]).await?;
+    let server = reach(config).await?;
+    let unpinned = open(&server, &[]).await?;
     let row = unpinned
         .query_one("select scale('1'::money::numeric)", &[])
         .await?;

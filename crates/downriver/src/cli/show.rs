@@ -150,6 +150,7 @@ pub(super) async fn describe(
             text.push_str(&problem_lines(
                 resource.status.as_ref().and_then(|s| s.problem.as_ref()),
             ));
+            text.push_str(&resource.status.as_ref().map(slot_lines).unwrap_or_default());
             (text, to_json(&resource))
         }
         (KindName::Tables, None) => {
@@ -273,6 +274,14 @@ fn to_json(resource: &pb::Resource) -> Value {
         pb::Kind::Source => {
             value["position"] = json!(status.position);
             value["acknowledged_position"] = json!(status.acknowledged_position);
+            value["slot"] = status.slot.as_ref().map_or(Value::Null, slot_json);
+            if let Some(warning) = &status.warning {
+                value["warning"] = json!({
+                    "code": warning.code,
+                    "reason": warning.reason,
+                    "fix": warning.fix,
+                });
+            }
         }
         pb::Kind::Pipeline => {
             value["delivered_offset"] = json!(status.delivered_offset);
@@ -281,6 +290,20 @@ fn to_json(resource: &pb::Resource) -> Value {
         _ => {}
     }
     add_problem(&mut value, status.problem.as_ref());
+    value
+}
+
+fn slot_json(slot: &pb::Slot) -> Value {
+    let mut value = json!({
+        "wal_status": slot.wal_status,
+        "retained_bytes": slot.retained_bytes,
+        "safe_bytes": slot.safe_bytes,
+        "catalog_xmin_age": slot.catalog_xmin_age,
+        "active": slot.active,
+    });
+    if !slot.invalidation_reason.is_empty() {
+        value["invalidation_reason"] = json!(slot.invalidation_reason);
+    }
     value
 }
 
@@ -344,6 +367,29 @@ pub(super) fn add_problem(value: &mut Value, problem: Option<&pb::Problem>) {
 
 fn problem(problem: Option<&pb::Problem>) -> String {
     problem.map_or_else(String::new, |p| format!("{}: {}", p.code, p.reason))
+}
+
+fn problem_or_warning(status: &pb::Status) -> String {
+    problem(status.problem.as_ref().or(status.warning.as_ref()))
+}
+
+/// The slot in one line, and what will become of it.
+fn slot_lines(status: &pb::Status) -> String {
+    let mut text = String::new();
+    if let Some(slot) = &status.slot {
+        let mib = |bytes: u64| bytes >> 20;
+        let safe = slot.safe_bytes.map_or_else(String::new, |safe| {
+            format!(", {} MiB more may be written", mib(safe))
+        });
+        text = format!(
+            "\nslot: {} {}, {} MiB of WAL kept{safe}\n",
+            if slot.active { "read," } else { "not read," },
+            slot.wal_status,
+            mib(slot.retained_bytes)
+        );
+    }
+    text.push_str(&problem_lines(status.warning.as_ref()));
+    text
 }
 
 fn problem_lines(problem: Option<&pb::Problem>) -> String {
@@ -436,7 +482,7 @@ fn overview(kind: pb::Kind, resources: &[pb::Resource]) -> String {
                     status.position.clone(),
                     status.acknowledged_position.clone(),
                     format!("{:.0}", status.rows_per_second),
-                    problem(status.problem.as_ref()),
+                    problem_or_warning(&status),
                 ]
             });
             render::table(&header, &rows)
@@ -464,7 +510,7 @@ fn health(resources: &[pb::Resource]) -> String {
             lag(&status),
             format!("{:.0}", status.rows_per_second),
             status.position.clone(),
-            problem(status.problem.as_ref()),
+            problem_or_warning(&status),
         ]
     });
     render::table(&header, &rows.collect::<Vec<_>>())

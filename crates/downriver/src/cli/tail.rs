@@ -145,6 +145,7 @@ impl Line<'_> {
             pb::Op::SnapshotStart => "snapshot_start",
             pb::Op::SnapshotEnd => "snapshot_end",
             pb::Op::Message => "message",
+            pb::Op::Hole => "hole",
             pb::Op::Unspecified => "unknown",
         }
     }
@@ -224,6 +225,18 @@ impl Line<'_> {
         }))
     }
 
+    /// The range of the source that the log has not.
+    fn hole(&self) -> Option<Value> {
+        let Some(pb::marker::Kind::Hole(hole)) = &self.event.marker.as_ref()?.kind else {
+            return None;
+        };
+        let text = |position: &Option<pb::SourcePosition>| {
+            let position = position.as_ref().and_then(SourcePosition::from_pb);
+            position.map(|position| position.to_string())
+        };
+        Some(json!({ "from": text(&hole.from), "to": text(&hole.to), "code": hole.code }))
+    }
+
     fn json(&self) -> Value {
         let mut line = json!({
             "offset": self.event.offset,
@@ -240,6 +253,9 @@ impl Line<'_> {
         });
         if let Some(message) = self.message() {
             line["message"] = message;
+        }
+        if let Some(hole) = self.hole() {
+            line["hole"] = hole;
         }
         line
     }
@@ -281,7 +297,9 @@ impl Line<'_> {
             pb::Op::Delete => self.key(),
             _ => self.row(self.event.after.as_ref()),
         };
-        let row = if row.is_null() {
+        let row = if let Some(hole) = self.hole() {
+            hole.to_string()
+        } else if row.is_null() {
             String::new()
         } else {
             row.to_string()

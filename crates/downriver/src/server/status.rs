@@ -6,6 +6,7 @@ use downriver_event::problem::Problem;
 use downriver_log::StreamState;
 use downriver_pipeline::{SnapshotProgress, SourceStatus, TableState};
 use downriver_service::problem::to_pb;
+use downriver_source::postgres::slot::SlotState;
 
 use super::engine::PipelineView;
 
@@ -39,6 +40,8 @@ pub(super) fn source_status(
         acknowledged_position: status.acknowledged.to_string(),
         next_offset: stream.map_or(0, |stream| stream.next.0),
         events: status.events,
+        slot: status.slot.as_ref().map(slot),
+        warning: status.warning.as_ref().map(to_pb),
         ..pb::Status::default()
     }
 }
@@ -74,6 +77,17 @@ fn shown(whole: TableState, table: TableState) -> TableState {
             TableState::Pending | TableState::Snapshotting | TableState::Streaming,
         ) => TableState::Stopped,
         (_, state) => state,
+    }
+}
+
+fn slot(state: &SlotState) -> pb::Slot {
+    pb::Slot {
+        wal_status: state.wal_status.clone(),
+        retained_bytes: state.retained_bytes,
+        safe_bytes: state.safe_bytes,
+        invalidation_reason: state.invalidation_reason.clone().unwrap_or_default(),
+        catalog_xmin_age: state.catalog_xmin_age,
+        active: state.active,
     }
 }
 

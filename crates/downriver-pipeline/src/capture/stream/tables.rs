@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::{TableId, TableSchema, pb};
-use downriver_log::{ChunkDone, LogError, StreamState};
+use downriver_log::{LogError, StreamState};
 use downriver_source::postgres::catalog::SourceTable;
 
 use super::super::CaptureError;
 use super::super::progress::Resume;
 use super::super::registry::Registered;
+use super::super::repair::wanted;
 use super::super::request::Request;
 use super::super::snapshot::{LostShape, TableTask};
 use super::{Run, TableProgress};
@@ -97,6 +98,7 @@ impl Run<'_> {
                 TableState::Streaming
             };
             s.problem = None;
+            s.in_hole = false;
             s.tables = statuses;
             s.known = known;
         });
@@ -232,7 +234,7 @@ impl Run<'_> {
             .filter_map(|table| Some((table, self.read_again(table)?)))
             .collect();
         if requested.is_empty() {
-            let _ = request.answer.send(requested);
+            let _ = request.answer.send(Ok(requested));
             return Ok(());
         }
         self.reread.answer(request.answer, requested);
@@ -255,17 +257,7 @@ impl Run<'_> {
         // What is under way of the last one must not be stored after this.
         self.recent.forget(table);
         self.snapshots.remove(&table);
-        let resume = Resume {
-            requested: true,
-            ..Resume::default()
-        };
-        self.outbox.chunk_done_with_open(ChunkDone {
-            table,
-            generation,
-            resume_after: resume.encode(),
-            rows: 0,
-            last: false,
-        });
+        self.outbox.chunk_done_with_open(wanted(table, generation));
         self.reread.wait_for(table, generation, name);
         Some(generation)
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
-use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig};
+use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
-use downriver_service::spec::{SnapshotMode, Source, Spec};
+use downriver_service::spec::{Failover, OnHole, OnMaxWalBehind, SnapshotMode, Source, Spec};
 use downriver_service::{Finding, StoredSpec, TableName};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::check::{Severity, check};
@@ -127,6 +127,12 @@ impl NodeEngine {
                 max_workers: options.max_workers,
                 rows_per_second: options.rows_per_second,
             },
+            repairs_holes: source.postgres.on_hole == Some(OnHole::Resnapshot),
+            wal_behind: WalBehind {
+                max_bytes: source.wal_behind_max(),
+                drop_slot: source.postgres.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
+            },
+            heartbeat: source.heartbeat(),
             spill: self.data.join("spill").join(name),
         })
     }
@@ -205,6 +211,7 @@ pub(super) fn postgres_config(name: &str, source: &Source) -> Result<PostgresCon
     config.tables.clone_from(&spec.tables);
     config.slot = spec.slot.clone().unwrap_or_else(|| own.clone());
     config.publication = spec.publication.clone().unwrap_or(own);
+    config.failover = spec.failover != Some(Failover::Off);
     Ok(config)
 }
 

@@ -1,16 +1,24 @@
 //! Snapshots that are taken again: the capture is asked, and answers when its log knows of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use downriver_event::TableId;
 use downriver_event::problem::Problem;
+use downriver_pipeline::capture::NotRequested;
 use downriver_service::TableName;
 
 use super::{NodeEngine, locked};
 
 /// How long a capture may take to take a request in: an append, after a transaction that is open.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// The same of one that has to make a slot, which waits for the transactions that run.
+const REPAIR_WITHIN: Duration = Duration::from_secs(150);
+
+/// How long a delivery may take to read where the snapshot begins.
+const MEET_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl NodeEngine {
     /// Each table that will be read again, and the generation of that snapshot.
@@ -24,8 +32,13 @@ impl NodeEngine {
             [] => self.pipeline_tables(name, &pipeline),
             some => self.select(name, some)?,
         };
-        // What stands still is said, instead of waited for.
-        self.seen_running(name, &pipeline)?;
+        let in_hole = locked(&self.captures)
+            .get(&pipeline.source)
+            .is_some_and(|capture| capture.status.get().in_hole);
+        if !in_hole {
+            // What stands still is said, instead of waited for.
+            self.seen_running(name, &pipeline)?;
+        }
         let names = self.logged_tables(&pipeline.source);
         let wanted = names.iter();
         let wanted: Vec<TableId> = wanted
@@ -49,16 +62,49 @@ impl NodeEngine {
             )
         };
         let control = control.ok_or_else(|| refused("is not captured"))?;
-        let asked = tokio::time::timeout(ANSWER_WITHIN, control.resnapshot(wanted)).await;
+        let within = if in_hole {
+            REPAIR_WITHIN
+        } else {
+            ANSWER_WITHIN
+        };
+        let asked = tokio::time::timeout(within, control.resnapshot(wanted)).await;
         let requested = match asked {
-            Ok(Ok(requested)) if !requested.is_empty() => requested,
+            Ok(Ok(requested)) if !requested.is_empty() || in_hole => requested,
             Ok(Ok(_)) => return Err(refused("captures none of these tables")),
+            Ok(Err(NotRequested::Problem(problem))) => return Err(problem),
             Ok(Err(error)) => return Err(refused(&format!("cannot be asked ({error})"))),
             Err(_) => return Err(refused("does not take the request in")),
         };
+        self.until_met(name, &requested, &names).await;
+        // A repair may have met tables for the first time.
+        let names = self.logged_tables(&pipeline.source);
         let named = requested
             .into_iter()
             .filter_map(|(table, generation)| Some((names.get(&table)?.clone(), generation)));
         Ok(named.collect())
+    }
+
+    /// Waits a while for tables that retention took something from: the delivery says that they stand still until it
+    /// has read where the snapshot begins.
+    async fn until_met(
+        &self,
+        name: &str,
+        requested: &[(TableId, u64)],
+        names: &BTreeMap<TableId, TableName>,
+    ) {
+        let waits = || {
+            let deliveries = locked(&self.deliveries);
+            let status = deliveries.get(name).map(|d| d.status.get());
+            let tables = status.map(|status| status.tables).unwrap_or_default();
+            requested.iter().any(|(table, _)| {
+                let table = names.get(table).and_then(|n| tables.get(&n.to_string()));
+                let problem = table.and_then(|table| table.problem.as_ref());
+                problem.is_some_and(|problem| problem.code == "DR-3030")
+            })
+        };
+        let began = Instant::now();
+        while waits() && began.elapsed() < MEET_WITHIN {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 }
