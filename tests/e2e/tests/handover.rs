@@ -333,10 +333,10 @@ async fn what_commits_between_a_chunks_snapshot_and_its_rows_wins_over_the_chunk
     let gate = Open::begin(&shop.postgres, "").await?;
     deliver(&shop, 5_000, "").await?;
     until_chunks_wait(&shop.postgres).await?;
-    // A chunk takes its snapshot first and then waits for the lock.
+    // A chunk takes its snapshot and then waits for the index, which it looks for its end in.
     let writer = Open::begin(
         &shop.postgres,
-        "lock table ledger, documents in access exclusive mode",
+        "reindex index ledger_pkey; reindex index documents_pkey",
     )
     .await?;
     gate.commit().await?;

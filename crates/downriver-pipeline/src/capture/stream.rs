@@ -73,7 +73,9 @@ struct Run<'a> {
     received: Lsn,
     /// The position of the newest whole transaction in the builder.
     committed: Option<SourcePosition>,
-    /// `received` when the append under way began.
+    /// Every commit up to here was handed to the outbox; those behind it may be in the builder.
+    handed_over: Lsn,
+    /// Every commit up to here is in the log when the append under way has succeeded.
     received_at_append: Lsn,
     position_appended: Instant,
     /// When the server was last asked where it is, and whether something came since.
@@ -145,6 +147,7 @@ pub(super) async fn run(
         reread: Reread::default(),
         received: from,
         committed: None,
+        handed_over: from,
         received_at_append: from,
         position_appended: Instant::now(),
         asked: Instant::now(),
@@ -198,7 +201,12 @@ impl Run<'_> {
         self.acknowledge(&acknowledger);
         loop {
             if self.outbox.can_append() {
-                self.received_at_append = self.received;
+                self.received_at_append =
+                    if self.builder.events() == 0 && !self.builder.in_transaction() {
+                        self.received
+                    } else {
+                        self.handed_over
+                    };
                 self.outbox.append();
             }
             let full = self.outbox.is_full();
@@ -264,6 +272,7 @@ impl Run<'_> {
     fn flush(&mut self) -> Result<(), CaptureError> {
         debug_assert!(!self.builder.in_transaction());
         let block = self.cut();
+        self.handed_over = self.received;
         let position = self.committed.take();
         Ok(self.outbox.commit(block, position)?)
     }
