@@ -291,6 +291,18 @@ pub(crate) fn evolve(
     let mut next_id = metadata.last_column_id() + 1;
     let mut fields: Vec<NestedFieldRef> = layout.schema.as_struct().fields().to_vec();
     let mut changed = false;
+    // The source may reuse the name of a column that it dropped, for a new one or for another that is renamed.
+    for (field, holds) in fields.iter_mut().zip(&layout.holds) {
+        let dropped =
+            matches!(holds, Holds::Column(id) if source.columns.iter().all(|c| c.id != *id));
+        let name = field.name.to_lowercase();
+        if dropped && source.columns.iter().any(|c| c.name.to_lowercase() == name) {
+            let mut renamed = (**field).clone();
+            renamed.name = format!("{}_dropped_{}", field.name, field.id);
+            *field = Arc::new(renamed);
+            changed = true;
+        }
+    }
     for column in &source.columns {
         let Some(at) = layout
             .holds
@@ -300,12 +312,6 @@ pub(crate) fn evolve(
             let id = next_id;
             next_id += 1;
             let ty = lake_type(&column.ty, &mut next_id);
-            // The source may reuse the name of a column that it dropped.
-            if let Some(dropped) = fields.iter_mut().find(|f| f.name == column.name) {
-                let mut renamed = (**dropped).clone();
-                renamed.name = format!("{}_dropped_{}", column.name, renamed.id);
-                *dropped = Arc::new(renamed);
-            }
             fields.push(Arc::new(NestedField::optional(id, &column.name, ty)));
             mapping.insert(id, column.id);
             changed = true;

@@ -513,17 +513,14 @@ async fn a_slot_that_another_reads_is_left_to_it_and_a_silent_session_of_ours_is
     deliver(&shop, &[]).await?;
     shop.ensure_lake_equal().await?;
     shop.daemon.kill();
-    let holder = "select active_pid from pg_replication_slots where active";
-    host::until("the slot to be free", CATCH_UP, async || {
-        Ok(shop
-            .postgres
-            .client()
-            .await?
-            .query_opt(holder, &[])
-            .await?
-            .is_none())
-    })
-    .await?;
+    let until_read = async |wanted: bool| {
+        host::until("the slot to be read, or free", CATCH_UP, async || {
+            let active = "select count(*) from pg_replication_slots where active";
+            Ok((shop.postgres.number(active).await? > 0) == wanted)
+        })
+        .await
+    };
+    until_read(false).await?;
     let read = |application: &str| {
         let database = format!(
             "{} application_name={application}",
@@ -550,20 +547,8 @@ async fn a_slot_that_another_reads_is_left_to_it_and_a_silent_session_of_ours_is
             .env("PGPASSWORD", downriver_testkit::postgres::CDC_PASSWORD)
             .spawn()
     };
-    let is_read = async || {
-        host::until("the slot to be read", CATCH_UP, async || {
-            Ok(shop
-                .postgres
-                .client()
-                .await?
-                .query_opt(holder, &[])
-                .await?
-                .is_some())
-        })
-        .await
-    };
     let mut other = read("another")?;
-    is_read().await?;
+    until_read(true).await?;
     shop.daemon.start().await?;
     let source = until_source(&shop, "the other client to be named", |source| {
         source["code"] == "DR-1012"
@@ -582,14 +567,9 @@ async fn a_slot_that_another_reads_is_left_to_it_and_a_silent_session_of_ours_is
 
     // What a network split leaves: a session of ours at the server, and nobody at its other end.
     shop.daemon.kill();
-    let mut zombie = loop {
-        let mut started = read("downriver")?;
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        if started.try_wait()?.is_none() {
-            break started;
-        }
-    };
-    is_read().await?;
+    until_read(false).await?;
+    let mut zombie = read("downriver")?;
+    until_read(true).await?;
     host::signal(zombie.id(), "STOP");
     shop.daemon.start().await?;
     shop.caught_up().await?;

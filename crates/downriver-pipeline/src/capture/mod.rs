@@ -36,7 +36,6 @@ use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::identity::Identity;
 use downriver_source::postgres::setup::Captured;
-use downriver_source::postgres::slot;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -225,16 +224,16 @@ async fn keep_capturing(
                     s.problem = Some(problem);
                 });
                 over_budget.notified().await;
-                give_up(config, log, status, control).await;
+                repair::give_up(config, log, status, control).await;
                 continue;
             }
             Act::Repair(problem) => {
                 tracing::error!(source = config.name, code = problem.code, error = %chain(&error), "the source's log has a hole");
-                until_repaired(config, log, status, control, problem).await;
+                repair::until_repaired(config, log, status, control, problem).await;
                 continue;
             }
             Act::GiveUp => {
-                give_up(config, log, status, control).await;
+                repair::give_up(config, log, status, control).await;
                 continue;
             }
             Act::Leave => {
@@ -243,91 +242,6 @@ async fn keep_capturing(
             }
         }
         backoff.wait().await;
-    }
-}
-
-/// Drops the slot before the server's disk is full of what is kept for it. Returns when the hole is repaired.
-async fn give_up(
-    config: &CaptureConfig,
-    log: &Arc<dyn Log>,
-    status: &Board<SourceStatus>,
-    control: &CaptureControl,
-) {
-    let mut backoff = Backoff::new();
-    let max = config.wal_behind.max_bytes.unwrap_or_default();
-    loop {
-        match slot::give_up(&config.postgres, max).await {
-            Ok(true) => break,
-            // It has caught up meanwhile.
-            Ok(false) => return,
-            Err(error) => status.update(|s| s.problem = Some(error.problem())),
-        }
-        backoff.wait().await;
-    }
-    let position = captured(log, &config.name).ok().flatten();
-    let position = position.map_or_else(String::new, |known| format!(" after {}", known.position));
-    let reason = format!(
-        "replication slot {:?} was given up because more than {} MiB of WAL were kept for it (max_wal_behind): changes{position} are not to be had",
-        config.postgres.slot,
-        max >> 20
-    );
-    let problem = SourceError::hole("DR-1029", reason).problem();
-    tracing::error!(
-        source = config.name,
-        code = problem.code,
-        "the slot was given up"
-    );
-    until_repaired(config, log, status, control, problem).await;
-}
-
-/// Stands still until the hole is repaired: when somebody asks for it, or at once.
-async fn until_repaired(
-    config: &CaptureConfig,
-    log: &Arc<dyn Log>,
-    status: &Board<SourceStatus>,
-    control: &CaptureControl,
-    hole: Problem,
-) {
-    let code = hole.code;
-    status.update(|s| {
-        s.state = TableState::Stopped;
-        s.problem = Some(hole);
-        s.in_hole = true;
-    });
-    let mut requests = control.requests.lock().await;
-    let mut backoff = Backoff::new();
-    loop {
-        let request = if config.repairs_holes {
-            None
-        } else {
-            requests.recv().await
-        };
-        let error = match repair::repair(config, log, code).await {
-            Ok(generations) => {
-                status.update(|s| {
-                    s.state = TableState::Pending;
-                    s.problem = None;
-                    s.in_hole = false;
-                });
-                if let Some(request) = request {
-                    // Whoever asked may have given up.
-                    let _ = request.answer.send(Ok(generations));
-                }
-                return;
-            }
-            Err(error) => error,
-        };
-        tracing::warn!(source = config.name, error = %chain(&error), "the hole is not repaired");
-        let problem = problem_of(&error);
-        match request {
-            Some(request) => {
-                let _ = request.answer.send(Err(problem));
-            }
-            None => {
-                status.update(|s| s.problem = Some(problem));
-                backoff.wait().await;
-            }
-        }
     }
 }
 
@@ -351,15 +265,14 @@ fn act_on(error: &CaptureError) -> Act {
         },
         CaptureError::OverBudget => Act::GiveUp,
         CaptureError::Fenced(_) => Act::Leave,
-        CaptureError::Reread(_) => Act::Again,
-        CaptureError::Behind(_)
-        | CaptureError::NewTable(_)
-        | CaptureError::SchemaMoved(_)
-        | CaptureError::Uncertain(_) => Act::Retry(Problem::new(
-            "DR-1102",
-            error.to_string(),
-            "nothing: the capture starts again by itself",
-        )),
+        CaptureError::Reread(_) | CaptureError::NewTable(_) => Act::Again,
+        CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
+            Act::Retry(Problem::new(
+                "DR-1102",
+                error.to_string(),
+                "nothing: the capture starts again by itself",
+            ))
+        }
         CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
             "DR-1100",
             chain(error),

@@ -16,7 +16,9 @@ use downriver_event::{
     EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
 };
 use downriver_log::segment::SegmentWriter;
-use downriver_log::{Append, AppendError, Appended, ChunkDone, Log, Moved, Payload, StoreError};
+use downriver_log::{
+    Append, AppendError, Appended, ChunkDone, Log, Moved, Payload, StoreError, StreamState,
+};
 use tokio::task::JoinHandle;
 
 /// Largest block that travels inline, after compression.
@@ -51,6 +53,18 @@ pub(crate) struct Tip {
     pub(crate) epoch: Epoch,
     pub(crate) next: Offset,
     pub(crate) position: Option<SourcePosition>,
+}
+
+impl Tip {
+    pub(crate) fn of(stream: &str, state: &StreamState) -> Self {
+        Self {
+            stream: stream.to_owned(),
+            incarnation: state.incarnation,
+            epoch: state.epoch,
+            next: state.next,
+            position: state.position.clone(),
+        }
+    }
 }
 
 /// Blocks in memory, or in finished and unfinished segments.

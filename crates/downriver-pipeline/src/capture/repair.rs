@@ -7,19 +7,108 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, SourcePosition, TableId, pb};
 use downriver_log::{ChunkDone, Log, Moved};
+use downriver_source::SourceError;
 use downriver_source::postgres::replication::Session;
-use downriver_source::postgres::{reach, setup};
+use downriver_source::postgres::{reach, setup, slot};
 
 use super::outbox::{Outbox, Tip};
 use super::progress::Resume;
 use super::registry::{Registered, Registry};
-use super::request::Requested;
-use super::{CaptureConfig, CaptureError, captured, snapshot};
+use super::request::{CaptureControl, Requested};
+use super::{CaptureConfig, CaptureError, captured, chain, problem_of, snapshot};
+use crate::retry::Backoff;
+use crate::status::{Board, SourceStatus, TableState};
+
+/// Drops the slot before the server's disk is full of what is kept for it. Returns when the hole is repaired.
+pub(super) async fn give_up(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+) {
+    let mut backoff = Backoff::new();
+    let max = config.wal_behind.max_bytes.unwrap_or_default();
+    loop {
+        match slot::give_up(&config.postgres, max).await {
+            Ok(true) => break,
+            // It has caught up meanwhile.
+            Ok(false) => return,
+            Err(error) => status.update(|s| s.problem = Some(error.problem())),
+        }
+        backoff.wait().await;
+    }
+    let position = captured(log, &config.name).ok().flatten();
+    let position = position.map_or_else(String::new, |known| format!(" after {}", known.position));
+    let reason = format!(
+        "replication slot {:?} was given up because more than {} MiB of WAL were kept for it (max_wal_behind): changes{position} are not to be had",
+        config.postgres.slot,
+        max >> 20
+    );
+    let problem = SourceError::hole("DR-1029", reason).problem();
+    tracing::error!(
+        source = config.name,
+        code = problem.code,
+        "the slot was given up"
+    );
+    until_repaired(config, log, status, control, problem).await;
+}
+
+/// Stands still until the hole is repaired: when somebody asks for it, or at once.
+pub(super) async fn until_repaired(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+    hole: Problem,
+) {
+    let code = hole.code;
+    status.update(|s| {
+        s.state = TableState::Stopped;
+        s.problem = Some(hole);
+        s.in_hole = true;
+    });
+    let mut requests = control.requests.lock().await;
+    let mut backoff = Backoff::new();
+    loop {
+        let request = if config.repairs_holes {
+            None
+        } else {
+            requests.recv().await
+        };
+        let error = match repair(config, log, code).await {
+            Ok(generations) => {
+                status.update(|s| {
+                    s.state = TableState::Pending;
+                    s.problem = None;
+                    s.in_hole = false;
+                });
+                if let Some(request) = request {
+                    // Whoever asked may have given up.
+                    let _ = request.answer.send(Ok(generations));
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(source = config.name, error = %chain(&error), "the hole is not repaired");
+        let problem = problem_of(&error);
+        match request {
+            Some(request) => {
+                let _ = request.answer.send(Err(problem));
+            }
+            None => {
+                status.update(|s| s.problem = Some(problem));
+                backoff.wait().await;
+            }
+        }
+    }
+}
 
 /// Goes on behind a hole that has this code. Every captured table, and the generation that it will have.
-pub(super) async fn repair(
+async fn repair(
     config: &CaptureConfig,
     log: &Arc<dyn Log>,
     code: &str,
@@ -37,13 +126,7 @@ pub(super) async fn repair(
         // There was a slot to take up, and it was of no use: the first snapshot is still to come.
         return Ok(Requested::new());
     }
-    let tip = Tip {
-        stream: config.name.clone(),
-        incarnation: state.incarnation,
-        epoch: state.epoch,
-        next: state.next,
-        position: state.position.clone(),
-    };
+    let tip = Tip::of(&config.name, &state);
     let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
     let mut registry = Registry::new(&state);
     let mut builder = BlockBuilder::new();

@@ -107,13 +107,7 @@ pub(super) async fn run(
         .await?;
     let position = state.position.clone().unwrap_or(start);
     let from = position.lsn().ok_or_else(|| not_ours(&config.name))?;
-    let tip = Tip {
-        stream: config.name.clone(),
-        incarnation: state.incarnation,
-        epoch: state.epoch,
-        next: state.next,
-        position: state.position.clone(),
-    };
+    let tip = Tip::of(&config.name, &state);
     let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
     if state.identity != identity {
         // The same history, which goes on elsewhere: under a new timeline, say.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
@@ -14,8 +14,10 @@ use super::config::PostgresConfig;
 use super::sql;
 use crate::error::SourceError;
 
-/// How often tables are looked for that were made or renamed since.
+/// How often tables are looked for that were made or renamed since, and for how much of the time at most: a database may
+/// have very many.
 const NEW_TABLES_LOOK_EVERY: Duration = Duration::from_secs(1);
+const NEW_TABLES_LOOK_SHARE: u32 = 50;
 /// Where tables are found that a pattern may select: `c` of `pg_class`, `n` of `pg_namespace`.
 const ORDINARY_TABLES: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind = 'r' and c.relpersistence = 'p'
@@ -141,9 +143,12 @@ impl Catalog {
     /// # Errors
     /// The query failed.
     pub async fn new_table(&self, known: &HashSet<TableId>) -> Result<String, SourceError> {
+        let mut rest = NEW_TABLES_LOOK_EVERY;
         loop {
-            tokio::time::sleep(NEW_TABLES_LOOK_EVERY).await;
+            tokio::time::sleep(rest).await;
+            let began = Instant::now();
             let mut tables = self.selected_names().await?.into_iter();
+            rest = NEW_TABLES_LOOK_EVERY.max(began.elapsed() * NEW_TABLES_LOOK_SHARE);
             if let Some((_, name)) = tables.find(|(table, _)| !known.contains(table)) {
                 return Ok(name);
             }

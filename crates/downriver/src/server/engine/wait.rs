@@ -52,9 +52,10 @@ impl NodeEngine {
             let (capture, status) = self.seen(name, &pipeline)?;
             let known = capture.as_ref().map(|capture| &capture.known);
             tables.retain(|table| known.is_none_or(|known| !known.contains(table)));
-            if !tables.is_empty() {
-                // One that is gone again will never be known.
-                let now = catalog.selected_names().await.map_err(|e| e.problem())?;
+            // One that is gone again will never be known. A database that does not answer now is asked again.
+            if !tables.is_empty()
+                && let Ok(now) = catalog.selected_names().await
+            {
                 tables.retain(|table| now.iter().any(|(there, _)| there == table));
             }
             if until.is_none()
