@@ -186,6 +186,12 @@ pub(crate) fn from_server(
                 "make the database reachable; capture goes on by itself",
             )
         }
+        // Tables, columns and schemas are named as the catalog had them a moment ago.
+        "42P01" | "42703" | "3F000" => (
+            Class::Transient,
+            "DR-1005",
+            "nothing, if a table was dropped or changed a moment ago: it is tried again by itself",
+        ),
         _ => (Class::Definite, "DR-1005", "see the server's message"),
     };
     let reason = format!("the database refused ({state}): {message}");

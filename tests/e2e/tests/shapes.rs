@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use downriver_testkit::readers::{self, Lake};
-use downriver_testkit::{daemon, resources};
+use downriver_testkit::{daemon, host, resources};
 use e2e::{CATCH_UP, Shop};
 
 async fn ensure_equal(shop: &Shop, tables: &[&str]) -> Result<()> {
@@ -89,6 +89,36 @@ async fn the_name_of_a_dropped_column_is_free_for_another() -> Result<()> {
         ensure_equal(&shop, &["public.names"]).await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_goes_while_it_is_taken_in_stops_nothing() -> Result<()> {
+    let shop = Shop::open(100).await?;
+    shop.deliver("1s").await?;
+    shop.ensure_lake_equal().await?;
+    let fleeting =
+        "create table fleeting (id bigint primary key); alter table fleeting owner to shop_owner";
+    shop.postgres.execute(fleeting).await?;
+    let client = shop.postgres.client().await?;
+    client
+        .batch_execute("begin; lock table fleeting in access exclusive mode")
+        .await?;
+    host::until(
+        "the publication to wait for the table",
+        CATCH_UP,
+        async || {
+            let waiting =
+                "select count(*) from pg_stat_activity where application_name = 'downriver'
+            and wait_event_type = 'Lock' and query like 'alter publication%fleeting%'";
+            Ok(shop.postgres.number(waiting).await? > 0)
+        },
+    )
+    .await?;
+    client.batch_execute("drop table fleeting; commit").await?;
+    shop.postgres
+        .execute("insert into ledger values (7000, 'behind it')")
+        .await?;
+    ensure_equal(&shop, &["public.ledger"]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
