@@ -14,6 +14,7 @@ mod encoding;
 mod error;
 mod files;
 mod index;
+mod reshape;
 mod scan;
 mod schema;
 mod snapshot;

@@ -79,6 +79,18 @@ impl Layout {
         })
     }
 
+    /// Source column by field id.
+    pub(crate) fn mapping(&self) -> BTreeMap<i32, u32> {
+        let fields = self.schema.as_struct().fields().iter();
+        let pairs = fields
+            .zip(&self.holds)
+            .filter_map(|(field, holds)| match holds {
+                Holds::Column(id) => Some((field.id, *id)),
+                _ => None,
+            });
+        pairs.collect()
+    }
+
     pub(crate) fn field_of(&self, column: u32) -> Option<&NestedFieldRef> {
         let at = self
             .holds
@@ -212,18 +224,23 @@ pub(crate) fn new_schema(source: &TableSchema) -> Result<Schema, LakeError> {
         .into_iter()
         .map(|at| &fields[at])
         .collect();
-    let identifiers = if key.iter().all(|field| may_identify(&field.field_type)) {
-        key.iter().map(|field| field.id).collect()
-    } else {
-        Vec::new()
-    };
+    let identifiers = identifiers(&key);
     Ok(Schema::builder()
         .with_fields(fields)
         .with_identifier_field_ids(identifiers)
         .build()?)
 }
 
-fn refuse_own_names(source: &TableSchema) -> Result<(), LakeError> {
+/// Ids of a key's fields, if the format lets all of them identify a row.
+pub(crate) fn identifiers(key: &[&NestedFieldRef]) -> Vec<i32> {
+    if key.iter().all(|field| may_identify(&field.field_type)) {
+        key.iter().map(|field| field.id).collect()
+    } else {
+        Vec::new()
+    }
+}
+
+pub(crate) fn refuse_own_names(source: &TableSchema) -> Result<(), LakeError> {
     let own = |name: &str| {
         name.eq_ignore_ascii_case(OFFSET_FIELD) || name.eq_ignore_ascii_case(COMMIT_TIME_FIELD)
     };
@@ -287,7 +304,7 @@ pub(crate) fn evolve(
     source: &TableSchema,
 ) -> Result<Option<Evolution>, LakeError> {
     refuse_own_names(source)?;
-    let mut mapping = mapping_of(metadata);
+    let mut mapping = layout.mapping();
     let mut next_id = metadata.last_column_id() + 1;
     let mut fields: Vec<NestedFieldRef> = layout.schema.as_struct().fields().to_vec();
     let mut changed = false;
@@ -329,7 +346,7 @@ pub(crate) fn evolve(
                     column.source_type,
                     field.field_type
                 ),
-                "delete the lake's table and the pipeline, and apply the pipeline again: changes of a column's type are not built yet",
+                "downriver resnapshot PIPELINE --tables SCHEMA.TABLE: a new snapshot replaces the table's rows",
             ));
         }
         if field.name != column.name {
@@ -349,7 +366,7 @@ pub(crate) fn evolve(
     Ok(Some(Evolution { schema, mapping }))
 }
 
-fn same_type(field: &Type, ty: &LogicalType) -> bool {
+pub(crate) fn same_type(field: &Type, ty: &LogicalType) -> bool {
     match (field, ty) {
         (Type::List(list), LogicalType::Array(element)) => {
             same_type(&list.element_field.field_type, element)

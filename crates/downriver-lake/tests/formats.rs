@@ -55,7 +55,8 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             committed: None,
             folder: folder.path().join("index"),
         };
-        TableWriter::open(catalog.clone(), warehouse.clone(), config, schema())
+        let (catalog, warehouse) = (catalog.clone(), warehouse.clone());
+        async move { TableWriter::open(catalog, warehouse, config, &[schema()]).await }
     };
     drop(open(1).await.unwrap());
 

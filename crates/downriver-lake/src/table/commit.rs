@@ -20,12 +20,13 @@ use iceberg::spec::{DataFile, MAIN_BRANCH, SnapshotReference, SnapshotRetention,
 use iceberg::{TableRequirement, TableUpdate};
 use roaring::RoaringBitmap;
 
+use super::beside::{Beside, Standing};
 use super::local::{FORMAT, Garbage, LocalState, Version};
 use super::spill::hash_keys;
 use super::{
     DATA_SNAPSHOT_SUMMARY, EPOCH_PROPERTY, FROM_SUMMARY, INCARNATION_PROPERTY, KEY_PROPERTY,
-    OFFSET_PROPERTY, PIPELINE_PROPERTY, Pending, STREAM_PROPERTY, TABLE_PROPERTY, TO_SUMMARY,
-    TableWriter, key_property,
+    OFFSET_PROPERTY, PIPELINE_PROPERTY, Pending, SCHEMA_PROPERTY, STREAM_PROPERTY, TABLE_PROPERTY,
+    TO_SUMMARY, TableWriter, key_property,
 };
 use crate::LakeError;
 use crate::catalog::CatalogError;
@@ -163,7 +164,7 @@ impl TableWriter {
                 match KeyIndex::open(&self.config.folder, &version.runs) {
                     Ok(index) => {
                         self.index = index;
-                        self.committed_runs.clone_from(&version.runs);
+                        self.committed_runs = Some(version.runs.clone());
                         self.seed = state.seed;
                         return Ok(());
                     }
@@ -258,28 +259,31 @@ impl TableWriter {
     /// Brings the lake's columns up to the source's newest schema. A commit of its own: a crash after it finds
     /// nothing left to do.
     pub(super) async fn ensure_schema(&mut self) -> Result<(), LakeError> {
-        let Some(evolution) = evolve(&self.metadata, &self.layout, &self.source)? else {
+        let metadata = match &self.standing {
+            Standing::Beside(beside) => &beside.metadata,
+            Standing::Whole | Standing::Waiting(_) => &self.metadata,
+        };
+        let Some(evolution) = evolve(metadata, &self.layout, &self.source)? else {
             return Ok(());
         };
+        if matches!(self.standing, Standing::Beside(_)) {
+            return self.evolve_beside(evolution);
+        }
         let mut requirements = self.requirements();
-        requirements.extend([
-            TableRequirement::LastAssignedFieldIdMatch {
-                last_assigned_field_id: self.metadata.last_column_id(),
-            },
-            TableRequirement::CurrentSchemaIdMatch {
-                current_schema_id: self.metadata.current_schema_id(),
-            },
-        ]);
+        requirements.extend(Beside::requirements(&self.metadata));
         let updates = vec![
             TableUpdate::AddSchema {
                 schema: evolution.schema,
             },
             TableUpdate::SetCurrentSchema { schema_id: -1 },
             TableUpdate::SetProperties {
-                updates: HashMap::from([(
-                    COLUMNS_PROPERTY.to_owned(),
-                    mapping_property(&evolution.mapping),
-                )]),
+                updates: HashMap::from([
+                    (
+                        COLUMNS_PROPERTY.to_owned(),
+                        mapping_property(&evolution.mapping),
+                    ),
+                    (SCHEMA_PROPERTY.to_owned(), self.source.version.to_string()),
+                ]),
             },
         ];
         let done = self
@@ -371,8 +375,13 @@ impl TableWriter {
     /// # Errors
     /// Fenced, edited by somebody else, or the catalog or the store's.
     pub async fn commit(&mut self, to: Offset) -> Result<bool, LakeError> {
+        let replaces = match &self.standing {
+            Standing::Whole => false,
+            Standing::Beside(beside) if beside.ended => true,
+            Standing::Waiting(_) | Standing::Beside(_) => return Ok(false),
+        };
         self.spill().await?;
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && !replaces {
             return Ok(false);
         }
         let mut change = Change {
@@ -453,9 +462,13 @@ impl TableWriter {
         to: Offset,
         data_snapshot: i64,
     ) -> Result<(), LakeError> {
+        let replacing = match &self.standing {
+            Standing::Beside(beside) => Some(beside),
+            Standing::Whole | Standing::Waiting(_) => None,
+        };
         let mut staged = stage(
             &self.warehouse,
-            &self.metadata,
+            replacing.map_or(&self.metadata, |beside| &beside.metadata),
             &self.live,
             change,
             now_ms(),
@@ -476,13 +489,25 @@ impl TableWriter {
             (INCARNATION_PROPERTY.to_owned(), incarnation),
             (PIPELINE_PROPERTY.to_owned(), self.config.pipeline.clone()),
             (TABLE_PROPERTY.to_owned(), self.source.id.0.to_string()),
-            (KEY_PROPERTY.to_owned(), key_property(&self.source)),
         ]);
+        // The rows of a table that waits are not of this shape.
+        if self.waits().is_none() {
+            properties.extend([
+                (KEY_PROPERTY.to_owned(), key_property(&self.source)),
+                (SCHEMA_PROPERTY.to_owned(), self.source.version.to_string()),
+            ]);
+        }
         let (set, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending.properties)
             .into_iter()
             .partition(|(_, value)| !value.is_empty());
         properties.extend(set);
-        let mut updates = vec![
+        let mut requirements = self.requirements();
+        let mut updates = Vec::new();
+        if let Some(beside) = replacing {
+            requirements.extend(Beside::requirements(&self.metadata));
+            updates = beside.updates();
+        }
+        updates.extend([
             TableUpdate::AddSnapshot {
                 snapshot: staged.snapshot.clone(),
             },
@@ -493,7 +518,7 @@ impl TableWriter {
             TableUpdate::SetProperties {
                 updates: properties,
             },
-        ];
+        ]);
         if !removed.is_empty() {
             updates.push(TableUpdate::RemoveProperties {
                 removals: removed.into_iter().map(|(name, _)| name).collect(),
@@ -507,14 +532,17 @@ impl TableWriter {
         }
         // The index is for the new snapshot from here on, and for the old one as long as that is current.
         if self.seed != 0 {
-            let before = Version {
-                runs: self.committed_runs.clone(),
+            let before = self.committed_runs.clone().map(|runs| Version {
+                runs,
                 ..self.version(&self.live, self.data_snapshot)
-            };
+            });
             let after = self.version(&staged.live, data_snapshot);
-            self.write_versions(vec![before, after])?;
+            self.write_versions(before.into_iter().chain([after]).collect())?;
         }
-        self.metadata = self.send(id, self.requirements(), updates).await?;
+        self.metadata = self.send(id, requirements, updates).await?;
+        if self.waits().is_none() {
+            self.standing = Standing::Whole;
+        }
         self.layout = Layout::of(&self.metadata)?;
         self.committed = to;
         self.data_snapshot = data_snapshot;
@@ -647,12 +675,11 @@ impl TableWriter {
             .map(|path| Garbage { path, sequence: 0 });
         self.garbage.extend(lists);
         let version = self.version(&self.live, self.data_snapshot);
-        self.committed_runs.clone_from(&version.runs);
+        let runs = version.runs.clone();
         self.write_versions(vec![version])?;
-        Ok(KeyIndex::remove_others(
-            &self.config.folder,
-            &self.committed_runs,
-        )?)
+        KeyIndex::remove_others(&self.config.folder, &runs)?;
+        self.committed_runs = Some(runs);
+        Ok(())
     }
 
     /// Deletes the files that no snapshot needs any more. One that cannot be deleted now is tried again.

@@ -13,6 +13,7 @@
 //!   A file that was stored and that no snapshot names is nobody's; it is never deleted while a commit that
 //!   names it may still land.
 
+mod beside;
 mod commit;
 #[cfg(test)]
 mod compat;
@@ -25,16 +26,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use downriver_event::block::{Block, RowGroup};
+use downriver_event::problem::Problem;
 use downriver_event::{Epoch, Incarnation, Offset, TableId, TableSchema, pb};
 use iceberg::spec::{DataFile, TableMetadata};
 use roaring::RoaringBitmap;
 
 use crate::catalog::{Catalog, CatalogError, NewTable, TableName};
 use crate::index::KeyIndex;
+use crate::reshape::{holds, keyless};
 use crate::schema::{COLUMNS_PROPERTY, Layout, mapping_by_name, mapping_property, new_schema};
 use crate::snapshot::Live;
 use crate::window::Window;
 use crate::{LakeError, Warehouse};
+use beside::Standing;
 use local::Garbage;
 
 /// Of the properties and summaries that are ours.
@@ -50,6 +54,8 @@ pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
 const TABLE_PROPERTY: &str = "downriver.table";
 /// Column ids of the key that the rows are known by.
 const KEY_PROPERTY: &str = "downriver.key";
+/// Version of the source's schema that the rows were brought up to.
+const SCHEMA_PROPERTY: &str = "downriver.schema";
 /// While a snapshot of the source's table is being delivered: the last sequence number of the files from before
 /// it. What is still in them at its end is gone at the source. Until then a value that was not sent may be one
 /// that the snapshot brings later.
@@ -65,6 +71,8 @@ pub struct Changes {
     pub events: u32,
     pub transactions: Vec<pb::Transaction>,
     pub markers: Vec<pb::Marker>,
+    /// Its first transaction began in an earlier block.
+    pub continues: bool,
     groups: Vec<Arc<RowGroup>>,
 }
 
@@ -76,6 +84,7 @@ impl Changes {
             events: block.events,
             transactions: block.transactions,
             markers: block.markers,
+            continues: false,
             groups: block.groups.into_iter().map(Arc::new).collect(),
         }
     }
@@ -83,6 +92,15 @@ impl Changes {
     /// Tables that have rows in it.
     pub fn tables(&self) -> impl Iterator<Item = TableId> + '_ {
         self.groups.iter().map(|group| group.table)
+    }
+
+    /// The first event of the transaction that has this one; `None`: it is in an earlier block.
+    fn begin_of(&self, event: u32) -> Option<u32> {
+        let at = self
+            .transactions
+            .partition_point(|t| t.first_event + t.events <= event);
+        let first = self.transactions.get(at)?.first_event;
+        (at > 0 || !self.continues).then_some(first)
     }
 
     fn time_of(&self, event: u32) -> i64 {
@@ -141,12 +159,16 @@ pub struct TableWriter {
     config: TableConfig,
     metadata: TableMetadata,
     layout: Layout,
-    /// The newest schema of the source's table that was met.
+    /// The newest schema of the source's table that was met and that the rows are brought up to.
     source: Arc<TableSchema>,
+    /// The one that was met last.
+    met: Arc<TableSchema>,
+    standing: Standing,
     live: Live,
     index: KeyIndex,
     /// The index's runs as of the last commit: those of what is pending may never count.
-    committed_runs: Vec<String>,
+    /// `None`: nothing is known of the index of what is committed.
+    committed_runs: Option<Vec<String>>,
     seed: u64,
     next_file: u32,
     /// The snapshot that last changed rows.
@@ -172,22 +194,13 @@ impl TableWriter {
         catalog: Arc<dyn Catalog>,
         warehouse: Warehouse,
         config: TableConfig,
-        source: Arc<TableSchema>,
+        versions: &[Arc<TableSchema>],
     ) -> Result<Self, LakeError> {
         std::fs::create_dir_all(&config.folder)?;
-        if source.key.is_empty() {
-            return Err(LakeError::stopped(
-                "DR-3016",
-                format!(
-                    "table {} has no primary key, and a mirror needs one",
-                    source.qualified_name()
-                ),
-                format!(
-                    "alter table {} add primary key (...)",
-                    source.qualified_name()
-                ),
-            ));
-        }
+        let newest = versions.last().expect("a table has a schema");
+        let keyed = versions.iter().rev().find(|schema| !schema.key.is_empty());
+        let keyed = keyed.ok_or_else(|| LakeError::Stopped(keyless(newest)))?;
+        let source = Arc::clone(keyed);
         let metadata = match catalog.load(&config.name).await? {
             Some(loaded) => loaded.metadata,
             None => Self::create(&*catalog, &config, &source).await?,
@@ -208,7 +221,7 @@ impl TableWriter {
             data_snapshot: 0,
             live: Live::default(),
             index: KeyIndex::empty(&config.folder),
-            committed_runs: Vec::new(),
+            committed_runs: None,
             garbage: Vec::new(),
             window: Window::default(),
             pending: Pending::default(),
@@ -218,10 +231,12 @@ impl TableWriter {
             config,
             metadata,
             layout,
+            met: Arc::clone(&source),
             source,
+            standing: Standing::Whole,
         };
         table.take_progress()?;
-        table.layout.key_fields(&table.source)?;
+        table.take_shape(versions);
         if let Some(mapping) = mapping {
             table
                 .pending
@@ -229,7 +244,9 @@ impl TableWriter {
                 .insert(COLUMNS_PROPERTY.to_owned(), mapping_property(&mapping));
         }
         table.fence().await?;
-        table.take_index().await?;
+        if table.is_whole() {
+            table.take_index().await?;
+        }
         table.window = Window::new(table.seed);
         Ok(table)
     }
@@ -300,7 +317,7 @@ impl TableWriter {
             ));
         }
         if stream == self.config.stream {
-            self.check_table_and_key()?;
+            self.check_table()?;
         }
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
@@ -384,8 +401,8 @@ impl TableWriter {
         }
     }
 
-    /// The lake's table is of this table of the source, with the key that its rows are known by.
-    fn check_table_and_key(&self) -> Result<(), LakeError> {
+    /// The lake's table is of this table of the source.
+    fn check_table(&self) -> Result<(), LakeError> {
         let source = self.source.qualified_name();
         let differs = |name: &str, mine: &str| self.property(name).is_some_and(|is| is != mine);
         if differs(TABLE_PROPERTY, &self.source.id.0.to_string()) {
@@ -398,32 +415,52 @@ impl TableWriter {
                 "delete the lake's table and the pipeline, and apply the pipeline again: tables that were made again or renamed are not followed yet",
             ));
         }
-        if differs(KEY_PROPERTY, &key_property(&self.source)) {
-            return Err(self.key_changed());
-        }
         Ok(())
     }
 
-    fn key_changed(&self) -> LakeError {
-        LakeError::stopped(
-            "DR-3022",
+    /// Finds the version of the source's schema that the table's rows have. If there is none, only a generation of the
+    /// source's snapshot can be taken.
+    fn take_shape(&mut self, versions: &[Arc<TableSchema>]) {
+        let is_ours = self.property(STREAM_PROPERTY) == Some(&self.config.stream);
+        let said = self.property(SCHEMA_PROPERTY).filter(|_| is_ours);
+        let said = said.and_then(|text| text.parse::<u32>().ok());
+        let key = self.property(KEY_PROPERTY).filter(|_| is_ours);
+        let fits = |schema: &&Arc<TableSchema>| {
+            !schema.key.is_empty()
+                && key.is_none_or(|key| key == key_property(schema))
+                && holds(&self.layout, schema)
+        };
+        let of_rows = versions
+            .iter()
+            .find(|schema| Some(schema.version) == said)
+            .filter(fits)
+            .or_else(|| versions.iter().rev().find(fits));
+        match of_rows {
+            Some(schema) => {
+                self.source = Arc::clone(schema);
+                self.met = Arc::clone(schema);
+            }
+            None => {
+                self.standing = Standing::Waiting(self.outgrown());
+                if !is_ours {
+                    let unknown = [KEY_PROPERTY, SCHEMA_PROPERTY]
+                        .map(|name| (name.to_owned(), String::new()));
+                    self.pending.properties.extend(unknown);
+                }
+            }
+        }
+    }
+
+    fn outgrown(&self) -> Problem {
+        Problem::new(
+            "DR-3014",
             format!(
-                "the primary key of {} is of other columns than before",
+                "the rows of table {} have another shape than {} of the source",
+                self.config.name,
                 self.source.qualified_name()
             ),
-            "delete the lake's table and the pipeline, and apply the pipeline again: changes of a key are not built yet",
+            "downriver resnapshot PIPELINE --tables SCHEMA.TABLE: a new snapshot replaces the table's rows",
         )
-    }
-
-    /// Takes a newer version of the source's schema over.
-    fn meet(&mut self, schema: &Arc<TableSchema>) -> Result<(), LakeError> {
-        if schema.version > self.source.version {
-            if schema.key != self.source.key {
-                return Err(self.key_changed());
-            }
-            self.source = Arc::clone(schema);
-        }
-        Ok(())
     }
 
     #[must_use]
@@ -465,7 +502,25 @@ impl TableWriter {
     /// Whether there is anything to commit.
     #[must_use]
     pub fn has_changes(&self) -> bool {
-        !self.window.is_empty() || !self.pending.is_empty()
+        match &self.standing {
+            Standing::Whole => !self.window.is_empty() || !self.pending.is_empty(),
+            Standing::Waiting(_) => false,
+            Standing::Beside(beside) => beside.ended,
+        }
+    }
+
+    /// Whether rows are in memory that are in no file.
+    #[must_use]
+    pub fn holds_rows(&self) -> bool {
+        !self.window.is_empty()
+    }
+
+    /// Whether a row may still come that an earlier one takes values from.
+    fn chunks_are_to_come(&self) -> bool {
+        match &self.standing {
+            Standing::Beside(beside) => !beside.ended,
+            Standing::Whole | Standing::Waiting(_) => self.snapshot_since.is_some(),
+        }
     }
 
     /// Applies the events of a block that lie in `range`, as far as they are of this table.
@@ -484,15 +539,25 @@ impl TableWriter {
             if !range.contains(&marker.event) || !speaks_of(marker, table) {
                 continue;
             }
-            self.apply_rows(changes, from..marker.event, schemas)?;
+            if self.is_whole()
+                && announced(marker).is_some_and(|s| self.misfit(&s).is_some())
+                && let Some(begin) = changes.begin_of(marker.event).filter(|at| *at >= from)
+            {
+                // Readers go on seeing what was before the change. The rest of its transaction the generation has.
+                self.apply_rows(changes, from..begin, schemas).await?;
+                self.commit(changes.base.plus(u64::from(begin))).await?;
+            } else {
+                self.apply_rows(changes, from..marker.event, schemas)
+                    .await?;
+            }
             from = marker.event;
             let at = changes.base.plus(u64::from(marker.event));
             self.marker(marker, at).await?;
         }
-        self.apply_rows(changes, from..range.end, schemas)
+        self.apply_rows(changes, from..range.end, schemas).await
     }
 
-    fn apply_rows(
+    async fn apply_rows(
         &mut self,
         changes: &Changes,
         range: Range<u32>,
@@ -519,7 +584,10 @@ impl TableWriter {
                     "report it",
                 )
             })?;
-            self.meet(schema)?;
+            self.meet(schema).await?;
+            if self.waits().is_some() {
+                return Ok(());
+            }
             let held = self.window.hold(Arc::clone(group), Arc::clone(schema))?;
             for (row, (op, image, at_new, at_old)) in
                 group.images().enumerate().skip(first).take(last - first)
@@ -537,13 +605,14 @@ impl TableWriter {
     async fn marker(&mut self, marker: &pb::Marker, at: Offset) -> Result<(), LakeError> {
         use pb::marker::Kind;
         match &marker.kind {
-            Some(Kind::SchemaChange(change)) => {
-                let schema = change.schema.as_ref().map(TableSchema::from_pb);
-                if let Some(Ok(schema)) = schema {
-                    self.meet(&Arc::new(schema))?;
+            Some(Kind::SchemaChange(_)) => {
+                if let Some(schema) = announced(marker) {
+                    self.meet(&Arc::new(schema)).await?;
                 }
             }
+            Some(Kind::Truncate(_)) if self.waits().is_some() => {}
             Some(Kind::Truncate(_)) => self.truncate().await?,
+            Some(Kind::SnapshotStart(_)) if !self.is_whole() => self.begin_beside().await?,
             // The marker is a transaction of its own: what came before it may be committed.
             Some(Kind::SnapshotStart(_)) => {
                 self.commit(at).await?;
@@ -552,6 +621,12 @@ impl TableWriter {
                 self.pending
                     .properties
                     .insert(SNAPSHOT_PROPERTY.to_owned(), last.to_string());
+            }
+            Some(Kind::SnapshotEnd(_)) if matches!(self.standing, Standing::Beside(_)) => {
+                self.spill().await?;
+                if let Standing::Beside(beside) = &mut self.standing {
+                    beside.ended = true;
+                }
             }
             Some(Kind::SnapshotEnd(_)) => {
                 if let Some(last) = self.snapshot_since {
@@ -587,6 +662,15 @@ impl TableWriter {
 fn key_property(source: &TableSchema) -> String {
     let key = source.key.iter().map(u32::to_string);
     key.collect::<Vec<_>>().join(",")
+}
+
+fn announced(marker: &pb::Marker) -> Option<TableSchema> {
+    match &marker.kind {
+        Some(pb::marker::Kind::SchemaChange(change)) => {
+            TableSchema::from_pb(change.schema.as_ref()?).ok()
+        }
+        _ => None,
+    }
 }
 
 fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {

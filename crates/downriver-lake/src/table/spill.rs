@@ -261,7 +261,7 @@ impl TableWriter {
                                         inherited.entry(at).or_default().push((row, location));
                                     }
                                     // The row's chunk comes later and brings the value.
-                                    None if self.snapshot_since.is_some() => {}
+                                    None if self.chunks_are_to_come() => {}
                                     None => {
                                         return Err(self.lost_row(version.offset, field.name()));
                                     }

@@ -15,6 +15,7 @@
 
 pub(crate) mod merge;
 mod outbox;
+mod outgrown;
 mod progress;
 mod registry;
 mod repair;

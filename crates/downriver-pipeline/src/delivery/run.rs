@@ -186,7 +186,8 @@ impl Run<'_> {
 
     async fn block(&mut self, stored: &StoredBlock, end: Offset) -> Result<(), DeliveryError> {
         let block = Block::decode(&stored.frame)?;
-        let changes = Changes::new(stored.base, block);
+        let mut changes = Changes::new(stored.base, block);
+        changes.continues = self.boundary != self.next;
         self.meet(&changes).await?;
         let state = self.log.state(&self.config.source);
         let schemas = state.map(|state| Arc::clone(&state.schemas));
@@ -207,9 +208,11 @@ impl Run<'_> {
         if met {
             self.tables.show(self.board, |_| {});
         }
-        if self.tables.has_changes() {
+        if self.tables.hold_rows() {
             self.held_bytes += downriver_event::block::check_frame(&stored.frame)
                 .map_or(stored.frame.len(), |frame| frame.uncompressed_len);
+        }
+        if self.tables.has_changes() {
             self.oldest.get_or_insert_with(Instant::now);
         }
         self.board.update(|status| status.events += events);
@@ -248,13 +251,22 @@ impl Run<'_> {
 
     async fn cut(&mut self, at: Offset) -> Result<(), DeliveryError> {
         self.tables.commit(at).await?;
-        self.held_bytes = 0;
+        // What is built beside is not written at a cut, but when memory is full.
+        if !self.tables.hold_rows() {
+            self.held_bytes = 0;
+        }
         self.oldest = None;
         self.delivered = at;
+        if let Some(state) = self.log.state(&self.config.source) {
+            self.tables.stop_unawaited(at, &state);
+        }
+        let delivered = self.tables.delivered(at);
         let time_us = self.time_us;
         self.tables.show(self.board, |status| {
-            status.delivered = at;
-            status.delivered_time_us = time_us;
+            status.delivered = delivered;
+            if delivered == at {
+                status.delivered_time_us = time_us;
+            }
             status.problem = None;
         });
         Ok(())

@@ -95,11 +95,16 @@ impl<'a> Tables<'a> {
         }
         newest.retain(|table, schema| !self.has(*table) && self.wants(schema));
         let this = &*self;
+        let versions = |id: TableId| -> Vec<Arc<TableSchema>> {
+            let of_table = state.schemas.range((id, 0)..=(id, u32::MAX));
+            of_table.map(|(_, schema)| Arc::clone(schema)).collect()
+        };
         let opened: Vec<(TableId, Table)> = futures_util::stream::iter(newest)
             .map(|(id, schema)| {
                 let is_paused = paused(&schema.qualified_name());
+                let versions = versions(id);
                 async move {
-                    let table = this.open_one(state, schema, first, is_paused).await?;
+                    let table = this.open_one(state, &versions, first, is_paused).await?;
                     Ok::<_, DeliveryError>((id, table))
                 }
             })
@@ -113,11 +118,12 @@ impl<'a> Tables<'a> {
     async fn open_one(
         &self,
         state: &StreamState,
-        schema: &Arc<TableSchema>,
+        versions: &[Arc<TableSchema>],
         first: Offset,
         paused: bool,
     ) -> Result<Table, DeliveryError> {
         let config = self.config;
+        let schema = versions.last().expect("a table of the log has a schema");
         let qualified = schema.qualified_name();
         let target = TableName {
             namespace: config
@@ -165,14 +171,14 @@ impl<'a> Tables<'a> {
             folder,
         };
         let (catalog, warehouse) = (Arc::clone(&config.catalog), config.warehouse.clone());
-        match TableWriter::open(catalog, warehouse, open, Arc::clone(schema)).await {
+        match TableWriter::open(catalog, warehouse, open, versions).await {
             Ok(writer) => {
                 table.delivered = delivered.max(writer.committed());
                 table.applied = table.delivered;
-                table.state = TableState::Streaming;
                 table.writer = Some(writer);
+                table.look();
                 if table.delivered < state.trimmed {
-                    table.wait_for_snapshot(state.trimmed);
+                    table.wait_for_snapshot(state.trimmed).await?;
                 }
             }
             Err(error) if error.is_transient() => return Err(error.into()),
@@ -203,7 +209,36 @@ impl<'a> Tables<'a> {
         writers.map(TableWriter::window_bytes).sum()
     }
 
-    /// Applies the events before `end` that a table has not applied yet. Whether one met the snapshot that it waits for.
+    /// Whether rows are in memory that are in no file.
+    pub(super) fn hold_rows(&self) -> bool {
+        let mut writers = self
+            .by_id
+            .values()
+            .filter_map(|table| table.writer.as_ref());
+        writers.any(TableWriter::holds_rows)
+    }
+
+    /// Everything before it is in the lake: not what only a generation has that is built beside what readers see.
+    pub(super) fn delivered(&self, applied: Offset) -> Offset {
+        let beside = self.by_id.values().filter(|table| !table.is_whole());
+        beside
+            .map(|table| table.delivered)
+            .fold(applied, Offset::min)
+    }
+
+    /// Stops tables that wait for a generation although everything was read and none is asked for. They go on when one
+    /// starts.
+    pub(super) fn stop_unawaited(&mut self, at: Offset, state: &StreamState) {
+        for (id, table) in &mut self.by_id {
+            let comes = state.chunks.get(id).is_some_and(|chunks| !chunks.done);
+            let waits = table.writer.as_ref().is_some_and(|w| w.waits().is_some());
+            if waits && !comes && at >= state.next && table.state == TableState::Pending {
+                table.state = TableState::Stopped;
+            }
+        }
+    }
+
+    /// Applies the events before `end` that a table has not applied yet. Whether the state of one is another then.
     pub(super) async fn apply(
         &mut self,
         changes: &Changes,
@@ -229,6 +264,7 @@ impl<'a> Tables<'a> {
                 let applied = writer.apply(changes, range, schemas).await;
                 table.take(applied)?;
                 table.applied = end;
+                met |= table.look();
             }
         }
         Ok(met)
@@ -260,7 +296,7 @@ impl<'a> Tables<'a> {
     pub(super) async fn cuts(&mut self) -> Result<Vec<TableCut>, DeliveryError> {
         let mut cuts = Vec::with_capacity(self.by_id.len());
         for (id, table) in &mut self.by_id {
-            let Some(writer) = &table.writer else {
+            let Some(writer) = table.writer.as_ref().filter(|writer| writer.is_whole()) else {
                 continue;
             };
             let current = writer.current_snapshot().await;
@@ -308,7 +344,7 @@ impl Table {
         self.stored.0.max(committed.unwrap_or_default())
     }
 
-    fn wait_for_snapshot(&mut self, trimmed: Offset) {
+    async fn wait_for_snapshot(&mut self, trimmed: Offset) -> Result<(), DeliveryError> {
         let problem = Problem::new(
             "DR-3030",
             format!(
@@ -323,10 +359,34 @@ impl Table {
             reason = problem.reason,
             "a table waits for a snapshot; the others go on"
         );
+        if let Some(writer) = &mut self.writer {
+            writer.wait_for_generation(problem.clone()).await?;
+        }
         self.waits_for_snapshot = true;
         self.applied = trimmed;
         self.state = TableState::Stopped;
         self.problem = Some(problem);
+        Ok(())
+    }
+
+    fn is_whole(&self) -> bool {
+        self.writer.as_ref().is_none_or(TableWriter::is_whole)
+    }
+
+    /// Takes over what the writer says of itself. Whether that is news.
+    fn look(&mut self) -> bool {
+        let Some(writer) = &self.writer else {
+            return false;
+        };
+        let before = self.state;
+        (self.state, self.problem) = match writer.waits() {
+            // Stopped: nothing was seen to come, and that has not changed.
+            Some(problem) if before == TableState::Stopped => (before, Some(problem.clone())),
+            Some(problem) => (TableState::Pending, Some(problem.clone())),
+            None if writer.is_whole() => (TableState::Streaming, None),
+            None => (TableState::Snapshotting, None),
+        };
+        self.state != before
     }
 
     /// Begins again where a generation of the table's snapshot starts; passes over what comes before. Whether it does.
@@ -390,7 +450,16 @@ impl Table {
         let Some(writer) = &self.writer else {
             return Ok(());
         };
-        self.delivered = self.delivered.max(at);
+        let delivered = if writer.is_whole() {
+            at
+        } else {
+            writer.committed()
+        };
+        self.delivered = self.delivered.max(delivered);
+        self.look();
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
         let (stored, when) = self.stored;
         let due = wrote || when.elapsed() >= IDLE_PROGRESS_EVERY;
         if !due || stored == self.delivered {

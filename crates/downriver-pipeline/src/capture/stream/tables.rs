@@ -9,6 +9,7 @@ use downriver_log::{LogError, StreamState};
 use downriver_source::postgres::catalog::SourceTable;
 
 use super::super::CaptureError;
+use super::super::outgrown::outgrown;
 use super::super::progress::Resume;
 use super::super::registry::Registered;
 use super::super::repair::wanted;
@@ -147,7 +148,7 @@ impl Run<'_> {
         postgres.captures(&relation.namespace, &relation.name)
     }
 
-    /// The shape of a table's rows from here on. Where old rows were filled without events they are read again.
+    /// The shape of a table's rows from here on. Where old rows got other values without events they are read again.
     async fn reshape(&mut self, schema: TableSchema) -> Result<Arc<TableSchema>, CaptureError> {
         let table = schema.id;
         let before = self.registry.newest(table).cloned();
@@ -155,10 +156,11 @@ impl Run<'_> {
         self.announce(&registered);
         if let Some(before) = before
             && self.config.snapshot.initial
-            && self
-                .catalog
-                .fills_rows(&before, registered.schema())
-                .await?
+            && (outgrown(&before, registered.schema())
+                || self
+                    .catalog
+                    .fills_rows(&before, registered.schema())
+                    .await?)
         {
             self.read_again(table);
         }

@@ -1,0 +1,401 @@
+//! A generation that replaces the table's rows: readers see it whole or not at all, wherever the owner crashes.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use common::Memory;
+use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::{
+    BlockBuilder, Column, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema, pb,
+};
+use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
+use downriver_lake::{
+    Changes, Digest, LakeError, Schemas, TableConfig, TableScan, TableWriter, Warehouse,
+};
+use downriver_log::store::LocalStore;
+
+const TABLE: TableId = TableId(7);
+/// 1: text; 2: the column is an int; 3: and part of the key; 4: and another one came.
+const VERSIONS: std::ops::RangeInclusive<u32> = 1..=4;
+
+fn schema(version: u32) -> Arc<TableSchema> {
+    let column = |id, name: &str, ty, source_type: &str| Column {
+        id,
+        name: name.into(),
+        ty,
+        nullable: true,
+        source_type: source_type.into(),
+    };
+    let (ty, name) = match version {
+        1 => (LogicalType::Text, "text"),
+        _ => (LogicalType::Int32, "integer"),
+    };
+    let mut columns = vec![
+        column(1, "id", LogicalType::Int64, "bigint"),
+        column(2, "number", ty, name),
+        column(3, "body", LogicalType::Text, "text"),
+    ];
+    if version > 3 {
+        columns.push(column(4, "more", LogicalType::Text, "text"));
+    }
+    Arc::new(TableSchema {
+        id: TABLE,
+        version,
+        namespace: "public".into(),
+        name: "things".into(),
+        columns,
+        key: if version < 3 { vec![1] } else { vec![1, 2] },
+        identity: ReplicaIdentity::Default,
+    })
+}
+
+/// `None` as body: it was not sent.
+type Row = (i64, i32, Option<&'static str>);
+
+fn push(builder: &mut BlockBuilder, version: u32, op: RowOp, (id, number, body): Row) {
+    let columns = builder.row(&schema(version), op, OldImage::None);
+    columns.new[0].push_i64(id);
+    match version {
+        1 => columns.new[1].push_bytes(number.to_string().as_bytes()),
+        _ => columns.new[1].push_i32(number),
+    }
+    match body {
+        Some(body) => columns.new[2].push_bytes(body.as_bytes()),
+        None => columns.new[2].push_presence(Presence::Unchanged),
+    }
+    if let Some(more) = columns.new.get_mut(3) {
+        more.push_bytes(b"more");
+    }
+}
+
+enum Event {
+    Turn(u32),
+    Start,
+    End,
+    Row(u32, RowOp, Row),
+}
+
+/// A transaction, and what readers see when it is delivered.
+struct Step {
+    events: Vec<Event>,
+    version: u32,
+    seen: Vec<Row>,
+}
+
+fn step(events: Vec<Event>, version: u32, seen: &[Row]) -> Step {
+    let seen = seen.to_vec();
+    Step {
+        events,
+        version,
+        seen,
+    }
+}
+
+fn block(events: &[Event]) -> Result<Block> {
+    use pb::marker::Kind;
+    let mut builder = BlockBuilder::new();
+    builder.begin("1".into(), 0);
+    let generation = 2;
+    for event in events {
+        match event {
+            Event::Turn(version) => builder.marker(Kind::SchemaChange(pb::SchemaChange {
+                schema: Some(schema(*version).to_pb()),
+                previous_version: version - 1,
+            })),
+            Event::Start => builder.marker(Kind::SnapshotStart(pb::SnapshotStart {
+                table_id: TABLE.0,
+                generation,
+            })),
+            Event::End => builder.marker(Kind::SnapshotEnd(pb::SnapshotEnd {
+                table_id: TABLE.0,
+                generation,
+                rows: 0,
+            })),
+            Event::Row(version, op, row) => push(&mut builder, *version, *op, *row),
+        }
+    }
+    builder.commit(&SourcePosition::Postgres(Lsn(1)));
+    let (_, block) = builder.cut_and_read().context("a block")?;
+    Ok(block)
+}
+
+struct Lake {
+    folder: tempfile::TempDir,
+    catalog: Arc<BuiltinCatalog>,
+    pointers: Arc<Memory>,
+    warehouse: Warehouse,
+    name: TableName,
+    epoch: u64,
+}
+
+impl Lake {
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = LocalStore::open(&folder.path().join("warehouse"))?;
+        let warehouse = Warehouse::open(Arc::new(store), &folder.path().join("spool"))?;
+        let pointers = Arc::new(Memory::default());
+        let catalog = BuiltinCatalog::new("lake", warehouse.clone(), pointers.clone());
+        Ok(Self {
+            catalog: Arc::new(catalog),
+            pointers,
+            warehouse,
+            name: TableName {
+                namespace: "shop_public".into(),
+                table: "things".into(),
+            },
+            folder,
+            epoch: 0,
+        })
+    }
+
+    async fn open(&mut self, versions: &[u32]) -> Result<TableWriter, LakeError> {
+        self.epoch += 1;
+        let config = TableConfig {
+            name: self.name.clone(),
+            pipeline: "p".into(),
+            stream: "shop/1".into(),
+            incarnation: Incarnation(1),
+            epoch: Epoch(self.epoch),
+            start: Offset(0),
+            committed: None,
+            folder: self.folder.path().join("index"),
+        };
+        let versions: Vec<_> = versions.iter().map(|version| schema(*version)).collect();
+        let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
+        TableWriter::open(catalog, warehouse, config, &versions).await
+    }
+
+    async fn ensure_is(&self, version: u32, rows: &[Row]) -> Result<()> {
+        let loaded = self.catalog.load(&self.name).await?.context("no table")?;
+        let snapshot = loaded
+            .metadata
+            .current_snapshot_id()
+            .context("no snapshot")?;
+        let (warehouse, shape) = (self.warehouse.clone(), schema(version));
+        let scan = TableScan::open(&*self.catalog, warehouse, &self.name, snapshot, shape).await?;
+        let mut lake: Vec<Digest> = Vec::new();
+        scan.digests(|digest, _| {
+            lake.push(digest);
+            Ok(())
+        })
+        .await?;
+        let mut builder = BlockBuilder::new();
+        builder.begin("model".into(), 0);
+        for row in rows {
+            push(&mut builder, version, RowOp::Snapshot, *row);
+        }
+        let mut wanted: Vec<Digest> = Vec::new();
+        if let Some((_, block)) = builder.cut_and_read() {
+            for group in &block.groups {
+                scan.digest_group(group, |digest, _| {
+                    wanted.push(digest);
+                    Ok(())
+                })?;
+            }
+        }
+        lake.sort_unstable();
+        wanted.sort_unstable();
+        ensure!(lake == wanted, "{} rows, not {rows:?}", lake.len());
+        Ok(())
+    }
+}
+
+/// Delivers the steps, one commit after each; the owner crashes before the step `crash`, and after applying it.
+async fn play(steps: &[Step], crash: usize) -> Result<Lake> {
+    let mut lake = Lake::new()?;
+    let all: Vec<u32> = VERSIONS.collect();
+    let schemas: Schemas = VERSIONS.map(|v| ((TABLE, v), schema(v))).collect();
+    let mut next = Offset(0);
+    let mut blocks = Vec::new();
+    for step in steps {
+        let block = block(&step.events)?;
+        let base = next;
+        next = next.plus(u64::from(block.events));
+        blocks.push((base, block, next));
+    }
+    let mut writer = lake.open(&[1]).await?;
+    for (at, step) in steps.iter().enumerate() {
+        let mut lost_answer = false;
+        if at == crash {
+            let (base, block, _) = &blocks[at];
+            let changes = Changes::new(*base, block.clone());
+            writer.apply(&changes, 0..changes.events, &schemas).await?;
+            writer.spill().await?;
+            writer = lake.open(&all).await?;
+            // What was beside is gone: it is read again from where the table stands.
+            let from = writer.committed();
+            for (base, block, end) in &blocks[..at] {
+                if *end > from {
+                    let changes = Changes::new(*base, block.clone());
+                    let first = u32::try_from(from.0.saturating_sub(base.0))?;
+                    writer
+                        .apply(&changes, first..changes.events, &schemas)
+                        .await?;
+                }
+            }
+            lost_answer = true;
+        }
+        let (base, block, end) = &blocks[at];
+        let changes = Changes::new(*base, block.clone());
+        let first = u32::try_from(writer.committed().0.saturating_sub(base.0))?;
+        writer
+            .apply(&changes, first..changes.events, &schemas)
+            .await?;
+        if lost_answer && writer.has_changes() {
+            *lake.pointers.lose_answer.lock().unwrap() = true;
+        }
+        writer.commit(*end).await?;
+        if writer.is_whole() {
+            ensure!(writer.committed() <= *end);
+        } else {
+            ensure!(
+                writer.committed() < *end,
+                "what is beside counts as delivered"
+            );
+        }
+        let checked = lake.ensure_is(step.version, &step.seen).await;
+        checked.with_context(|| format!("after step {at}, crashed at {crash}"))?;
+    }
+    Ok(lake)
+}
+
+fn history() -> Vec<Step> {
+    use Event::{End, Start, Turn};
+    use RowOp::{Insert, Snapshot, Update};
+    let old: &[Row] = &[(1, 10, Some("a")), (2, 20, Some("b")), (3, 30, Some("c"))];
+    let new: &[Row] = &[
+        (1, 11, Some("a")),
+        (2, 22, Some("b")),
+        (3, 33, Some("c")),
+        (4, 44, Some("d")),
+    ];
+    let last: &[Row] = &[
+        (1, 11, Some("a")),
+        (2, 22, Some("b")),
+        (3, 33, Some("c")),
+        (3, 34, Some("e")),
+    ];
+    let insert = |version, row| Event::Row(version, Insert, row);
+    let changed = |version, row| Event::Row(version, Update, row);
+    let snapshot = |version, row| Event::Row(version, Snapshot, row);
+    vec![
+        step(old.iter().map(|row| insert(1, *row)).collect(), 1, old),
+        // A row before and after the change of the type, in its transaction.
+        step(
+            vec![
+                insert(1, (4, 40, Some("d"))),
+                Turn(2),
+                insert(2, (5, 50, Some("e"))),
+            ],
+            1,
+            old,
+        ),
+        step(vec![changed(2, (4, 44, None))], 1, old),
+        step(vec![Start], 1, old),
+        step(vec![snapshot(2, new[0]), snapshot(2, new[1])], 1, old),
+        // The chunk that brings the body comes later, as an update that leaves out what the stream knows better.
+        step(vec![changed(2, (3, 33, None))], 1, old),
+        step(vec![changed(2, new[2]), snapshot(2, new[3])], 1, old),
+        step(vec![End], 2, new),
+        step(
+            vec![changed(2, (4, 45, None))],
+            2,
+            &[new[0], new[1], new[2], (4, 45, Some("d"))],
+        ),
+        // The key: rows are told apart by more than before.
+        step(
+            vec![Turn(3)],
+            2,
+            &[new[0], new[1], new[2], (4, 45, Some("d"))],
+        ),
+        step(
+            vec![Start],
+            2,
+            &[new[0], new[1], new[2], (4, 45, Some("d"))],
+        ),
+        step(
+            vec![snapshot(3, last[0])],
+            2,
+            &[new[0], new[1], new[2], (4, 45, Some("d"))],
+        ),
+        // A column that comes while it is built beside.
+        step(
+            vec![
+                Turn(4),
+                snapshot(4, last[1]),
+                insert(4, last[2]),
+                insert(4, last[3]),
+            ],
+            2,
+            &[new[0], new[1], new[2], (4, 45, Some("d"))],
+        ),
+        step(vec![changed(4, last[0]), End], 4, last),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_the_old_rows_until_all_new_ones_are_there_wherever_the_owner_crashes()
+-> Result<()> {
+    let steps = history();
+    for crash in 0..=steps.len() {
+        let lake = play(&steps, crash).await?;
+        let metadata = lake
+            .catalog
+            .load(&lake.name)
+            .await?
+            .context("table")?
+            .metadata;
+        let fields = metadata.current_schema().as_struct().fields();
+        let ids: Vec<(&str, i32)> = fields.iter().map(|f| (f.name.as_str(), f.id)).collect();
+        ensure!(
+            ids[0] == ("id", 1) && ids[1].1 > 5 && ids[2] == ("body", 3),
+            "{ids:?}"
+        );
+        let schemas = metadata.snapshots().map(|snapshot| snapshot.schema_id());
+        ensure!(schemas.collect::<std::collections::BTreeSet<_>>().len() == 3);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_another_one_overtakes_leaves_nothing() -> Result<()> {
+    use Event::{End, Start, Turn};
+    let row = |version, row| Event::Row(version, RowOp::Snapshot, row);
+    let old: &[Row] = &[(1, 10, Some("a"))];
+    let new: &[Row] = &[(2, 20, Some("b"))];
+    let steps = [
+        step(vec![row(1, old[0])], 1, old),
+        step(vec![Turn(2)], 1, old),
+        step(vec![Start, row(2, (7, 70, Some("lost")))], 1, old),
+        // Asked for again.
+        step(vec![Start, row(2, (8, 80, Some("lost")))], 1, old),
+        // Another change of the shape; then the rows that nobody carries over, and the generation that has them.
+        step(vec![Turn(3), row(3, (9, 90, Some("lost")))], 1, old),
+        step(vec![Start, row(3, new[0])], 1, old),
+        step(vec![End], 3, new),
+    ];
+    for crash in 0..=steps.len() {
+        let lake = play(&steps, crash).await?;
+        if crash == steps.len() {
+            let data = lake.folder.path().join("warehouse/shop_public");
+            let mut files = Vec::new();
+            let mut folders = vec![data];
+            while let Some(folder) = folders.pop() {
+                for entry in std::fs::read_dir(folder)? {
+                    let path = entry?.path();
+                    if path.is_dir() {
+                        folders.push(path);
+                    } else if path.extension().is_some_and(|e| e == "parquet") {
+                        files.push(path);
+                    }
+                }
+            }
+            ensure!(files.len() == 2, "{files:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Changes of a table that its rows in the lake do not survive: types, keys.
+
+use anyhow::{Context, Result, ensure};
+use downriver_testkit::readers::{self, Lake};
+use downriver_testkit::workload::{Style, Workload};
+use downriver_testkit::{daemon, host, resources};
+use e2e::{CATCH_UP, Shop};
+
+async fn ensure_equal(shop: &Shop, tables: &[&str]) -> Result<()> {
+    shop.daemon.wait(CATCH_UP).await?;
+    readers::ensure_equal(&shop.postgres, &Lake::builtin(&shop.daemon)?, tables).await?;
+    let tables = tables.join(",");
+    let verify = ["verify", resources::PIPELINE, "--tables", &tables];
+    shop.daemon.ok(&verify).await?;
+    Ok(())
+}
+
+/// What readers see of a lake's table now: the type of a column, and the number of rows.
+async fn seen(shop: &Shop, table: &str, column: &str) -> Result<String> {
+    let script = "
+import sys
+from pyiceberg.catalog import load_catalog
+table = load_catalog('lake', type='rest', uri=sys.argv[1], warehouse='lake').load_table(('shop_public', sys.argv[2]))
+print(table.schema().find_field(sys.argv[3]).field_type, table.scan().count())
+";
+    let output = tokio::process::Command::new(host::venv_program("python")?)
+        .args(["-c", script, &shop.daemon.catalog_uri()?, table, column])
+        .output()
+        .await?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{error}");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+const KINDS: &str = "
+create type mood as enum ('low', 'high');
+create table kinds (id bigint primary key, whole int, sum numeric(12,2), what text, list int[], mood mood, at timestamp, body text);
+alter table kinds owner to shop_owner; alter type mood owner to shop_owner;
+alter table kinds alter body set storage external;
+insert into kinds select i, i, i / 7.0, (i % 100)::text, array[i, null], (enum_range(null::mood))[i % 2 + 1],
+    timestamp '2026-01-01' + i * interval '1.1 s', repeat('body ' || i, 800) from generate_series(1, 2000) i";
+
+/// The type of each of its columns changes, with values that are rounded and converted.
+const CHANGES: [&str; 7] = [
+    "alter table kinds alter whole type bigint",
+    "alter table kinds alter sum type numeric(10,1)",
+    "alter table kinds alter what type int using what::int * 2, alter list type text[]",
+    "alter table kinds alter whole type text using 'number ' || whole",
+    "alter table kinds alter at type timestamp(0)",
+    "alter table kinds alter mood type text",
+    "alter type mood rename value 'low' to 'deep'; alter table kinds alter sum type float8",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_read_again_when_a_columns_type_changes() -> Result<()> {
+    let mut shop = Shop::open(300).await?;
+    shop.postgres.execute(KINDS).await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.kinds"]).await?;
+    let style = Style {
+        scale: 300,
+        ..Style::default()
+    };
+    let during = Workload::start(&shop.postgres, style);
+    // Told by a row that leaves out a value; and a change that follows before the first is delivered.
+    for change in &CHANGES[..2] {
+        shop.postgres.execute(change).await?;
+        let touch = "update kinds set id = id where id % 50 = 0";
+        shop.postgres.execute(touch).await?;
+    }
+    ensure_equal(&shop, &["public.kinds"]).await?;
+
+    // A backlog, with rows of every shape, and a change in the middle of a transaction.
+    shop.daemon.kill();
+    for (at, change) in CHANGES[2..].iter().enumerate() {
+        let change = format!(
+            "insert into kinds (id, body) values ({0}, 'before'); delete from kinds where id % 97 = {at};
+             begin; update kinds set body = 'in {at}' where id % 31 = {at}; {change};
+             insert into kinds (id, body) values ({0} + 1, 'behind'); commit;
+             update kinds set id = -id where id % 41 = {at} and id > 0",
+            10_000 + 2 * at
+        );
+        shop.postgres.execute(&change).await?;
+    }
+    shop.daemon.start().await?;
+    during.stop().await?;
+    ensure_equal(&shop, &["public.kinds"]).await?;
+    shop.ensure_lake_equal().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_see_the_old_rows_until_the_new_ones_are_there_over_kills() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres
+        .execute(
+            "create table large (id bigint primary key, number int, body text); alter table large owner to shop_owner;
+             insert into large select i, i, repeat('b', 50) from generate_series(1, 20000) i",
+        )
+        .await?;
+    let slowly = ["snapshot: { mode: initial, chunk_rows: 1000, rows_per_second: 4000 }"];
+    let source = resources::source(&shop.postgres, &["public.large"], &slowly);
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let all = source + &sink + &resources::pipeline("1s");
+    shop.daemon.apply(&all).await?;
+    ensure_equal(&shop, &["public.large"]).await?;
+    let change = "alter table large alter number type text using 'n' || number; delete from large where id > 19990;
+         insert into large select i, 'new', '' from generate_series(30001, 30010) i; delete from large where id = 5";
+    shop.postgres.execute(change).await?;
+    for _ in 0..2 {
+        shop.daemon
+            .until_described(
+                "pipeline",
+                resources::PIPELINE,
+                "the table to be built beside",
+                CATCH_UP,
+                |pipeline| {
+                    daemon::table_in(pipeline, "public.large")
+                        .is_some_and(|table| table["state"] == "snapshotting")
+                },
+            )
+            .await?;
+        let before = seen(&shop, "large", "number").await?;
+        ensure!(before == "int 20000", "readers see {before}");
+        shop.daemon.kill();
+        shop.daemon.start().await?;
+    }
+    // Changes that stream meanwhile are in it.
+    shop.postgres
+        .execute("update large set number = 'streamed' where id % 100 = 7; delete from large where id % 100 = 8")
+        .await?;
+    let before = seen(&shop, "large", "number").await?;
+    ensure!(before == "int 20000", "readers see {before}");
+    ensure_equal(&shop, &["public.large"]).await?;
+    let after = seen(&shop, "large", "number").await?;
+    ensure!(after.starts_with("string 19"), "readers see {after}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_known_by_its_new_primary_key() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres
+        .execute(
+            "create table keyed (id bigint primary key, code text not null, part int not null, body text);
+             alter table keyed owner to shop_owner;
+             insert into keyed select i, 'code ' || i, i % 5, 'body' from generate_series(1, 2000) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.keyed"]).await?;
+    let changes = [
+        "alter table keyed drop constraint keyed_pkey, add primary key (code)",
+        // Ids are not unique any more.
+        "insert into keyed select id, code || '!', part, 'twice' from keyed where id % 10 = 0",
+        "update keyed set code = code || '?' where id % 7 = 0; delete from keyed where id % 11 = 0",
+    ];
+    for change in changes {
+        shop.postgres.execute(change).await?;
+    }
+    ensure_equal(&shop, &["public.keyed"]).await?;
+    // Without one for a while, and two changes in a backlog; the last is of a column that gets another type with it.
+    shop.daemon.kill();
+    let changes = [
+        "alter table keyed drop constraint keyed_pkey; insert into keyed values (9001, 'keyless', 1, null)",
+        "alter table keyed add primary key (code, part); update keyed set part = part + 1 where id % 3 = 0",
+        "alter table keyed drop constraint keyed_pkey, alter part type text, add primary key (part, code)",
+        "update keyed set part = part || 'x', body = 'last' where id % 5 = 0",
+    ];
+    for change in changes {
+        shop.postgres.execute(change).await?;
+    }
+    shop.daemon.start().await?;
+    ensure_equal(&shop, &["public.keyed"]).await?;
+    let described = shop
+        .daemon
+        .describe("pipeline", resources::PIPELINE)
+        .await?;
+    let table = daemon::table_in(&described, "public.keyed").context("the table")?;
+    ensure!(table["state"] == "streaming", "{table}");
+    Ok(())
+}
