@@ -22,6 +22,9 @@ pub enum LakeError {
     /// Somebody else owns the table.
     #[error("another owner of the table has epoch {0}")]
     Fenced(Epoch),
+    /// Another table of the source has the lake's table.
+    #[error("{}", .0.reason)]
+    OfAnother(Problem),
     /// Only a person can help; the table stops and the others go on.
     #[error("{}", .0.reason)]
     Stopped(Problem),
@@ -48,7 +51,7 @@ impl LakeError {
             Self::Iceberg(error) => has_transient_cause(error),
             Self::Parquet(error) => has_transient_cause(error),
             Self::Local(_) => true,
-            Self::Fenced(_) | Self::Stopped(_) => false,
+            Self::Fenced(_) | Self::OfAnother(_) | Self::Stopped(_) => false,
         }
     }
 
@@ -56,7 +59,7 @@ impl LakeError {
     #[must_use]
     pub fn problem(&self) -> Problem {
         match self {
-            Self::Stopped(problem) => problem.clone(),
+            Self::Stopped(problem) | Self::OfAnother(problem) => problem.clone(),
             Self::Store(StoreError::Unavailable(_)) => Problem::new(
                 "DR-3001",
                 self.to_string(),

@@ -24,4 +24,4 @@ mod window;
 pub use error::LakeError;
 pub use files::Warehouse;
 pub use scan::{Digest, TableScan};
-pub use table::{Changes, Schemas, TableConfig, TableWriter};
+pub use table::{Changes, Schemas, TableConfig, TableWriter, owner_of};

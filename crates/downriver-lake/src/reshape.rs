@@ -17,7 +17,7 @@ use crate::schema::{
     same_type,
 };
 
-const WHEN_NONE_COMES: &str = "nothing while the source takes snapshots: a new one is on its way and replaces the table's rows, and readers see the old ones until then; otherwise downriver resnapshot PIPELINE --tables SCHEMA.TABLE";
+pub(crate) const WHEN_NONE_COMES: &str = "nothing while the source takes snapshots: a new one is on its way and replaces the table's rows, and readers see the old ones until then; otherwise downriver resnapshot PIPELINE --tables SCHEMA.TABLE";
 
 /// Why rows of one shape cannot stand in a table that has rows of another; `None`: they can.
 pub(crate) fn misfit(before: &TableSchema, after: &TableSchema) -> Option<Problem> {

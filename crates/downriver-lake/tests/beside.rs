@@ -153,6 +153,16 @@ impl Lake {
     }
 
     async fn open(&mut self, versions: &[u32]) -> Result<TableWriter, LakeError> {
+        let versions: Vec<_> = versions.iter().map(|version| schema(*version)).collect();
+        self.open_of(&versions, None).await
+    }
+
+    /// The writer of a table that got the lake's table's name at an offset.
+    async fn open_of(
+        &mut self,
+        versions: &[Arc<TableSchema>],
+        claim: Option<Offset>,
+    ) -> Result<TableWriter, LakeError> {
         self.epoch += 1;
         let config = TableConfig {
             name: self.name.clone(),
@@ -160,13 +170,13 @@ impl Lake {
             stream: "shop/1".into(),
             incarnation: Incarnation(1),
             epoch: Epoch(self.epoch),
-            start: Offset(0),
+            start: claim.unwrap_or_default(),
+            claim,
             committed: None,
             folder: self.folder.path().join("index"),
         };
-        let versions: Vec<_> = versions.iter().map(|version| schema(*version)).collect();
         let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
-        TableWriter::open(catalog, warehouse, config, &versions).await
+        TableWriter::open(catalog, warehouse, config, versions).await
     }
 
     async fn ensure_is(&self, version: u32, rows: &[Row]) -> Result<()> {
@@ -397,5 +407,76 @@ async fn a_generation_that_another_one_overtakes_leaves_nothing() -> Result<()> 
             ensure!(files.len() == 2, "{files:?}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_that_got_the_name_last_has_the_lakes_table_and_replaces_its_rows() -> Result<()>
+{
+    use Event::{End, Start, Turn};
+    let mut lake = Lake::new()?;
+    let schemas: Schemas = VERSIONS.map(|v| ((TABLE, v), schema(v))).collect();
+    let old: &[Row] = &[(1, 10, Some("a")), (2, 20, Some("b"))];
+    let rows: Vec<Event> = old
+        .iter()
+        .map(|row| Event::Row(1, RowOp::Insert, *row))
+        .collect();
+    let apply = async |writer: &mut TableWriter, base, events: &[Event]| {
+        let changes = Changes::new(base, block(events)?);
+        writer.apply(&changes, 0..changes.events, &schemas).await?;
+        let end = changes.base.plus(u64::from(changes.events));
+        writer.commit(end).await?;
+        anyhow::Ok(end)
+    };
+    // The one before: it had the name from the first.
+    let before = [Arc::new(TableSchema {
+        id: TableId(8),
+        ..(*schema(1)).clone()
+    })];
+    let mut theirs = lake.open_of(&before, None).await?;
+    theirs.commit(Offset(0)).await?;
+    drop(theirs);
+    let loaded = |lake: &Lake| {
+        let (catalog, name) = (lake.catalog.clone(), lake.name.clone());
+        async move { anyhow::Ok(catalog.load(&name).await?.context("table")?.metadata) }
+    };
+    let uuid = loaded(&lake).await?.uuid();
+    let mine = [schema(1)];
+    let is_of_another =
+        |opened: Result<TableWriter, LakeError>| matches!(opened, Err(LakeError::OfAnother(_)));
+    ensure!(
+        is_of_another(lake.open_of(&mine, None).await),
+        "nothing says that it has the name"
+    );
+
+    let at = Offset(100);
+    let mut writer = lake.open_of(&mine, Some(at)).await?;
+    ensure!(writer.waits().is_some() && writer.committed() == at);
+    // Changes before the generation are in it, and are no rows of a table that waits.
+    let next = apply(&mut writer, at, &rows).await?;
+    ensure!(writer.committed() == at);
+    // The one before has it no more, whether it says so again or not.
+    ensure!(is_of_another(lake.open_of(&before, None).await));
+    ensure!(is_of_another(lake.open_of(&before, Some(Offset(99))).await));
+    // Nor does a crash forget what is to come.
+    let mut writer = lake.open_of(&mine, None).await?;
+    ensure!(writer.waits().is_some() && writer.committed() == at);
+    let next = apply(&mut writer, next, &[Start]).await?;
+    let mut chunk = vec![Turn(1)];
+    chunk.extend(old.iter().map(|row| Event::Row(1, RowOp::Snapshot, *row)));
+    let next = apply(&mut writer, next, &chunk).await?;
+    lake.ensure_is(1, &[]).await?;
+    let next = apply(&mut writer, next, &[End]).await?;
+    lake.ensure_is(1, old).await?;
+    ensure!(writer.is_whole() && writer.committed() == next);
+    // The same claim again, as a delivery makes it that was behind: it is done.
+    let writer = lake.open_of(&mine, Some(at)).await?;
+    ensure!(writer.is_whole() && writer.committed() == next);
+    // And the other way round, later.
+    let writer = lake.open_of(&before, Some(Offset(500))).await?;
+    ensure!(writer.waits().is_some() && writer.committed() == Offset(500));
+    ensure!(is_of_another(lake.open_of(&mine, None).await));
+    lake.ensure_is(1, old).await?;
+    ensure!(loaded(&lake).await?.uuid() == uuid);
     Ok(())
 }

@@ -52,6 +52,7 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             incarnation: Incarnation(1),
             epoch: Epoch(epoch),
             start: Offset(0),
+            claim: None,
             committed: None,
             folder: folder.path().join("index"),
         };

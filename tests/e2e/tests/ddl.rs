@@ -94,16 +94,21 @@ async fn readers_see_the_old_rows_until_the_new_ones_are_there_over_kills() -> R
     shop.postgres
         .execute(
             "create table large (id bigint primary key, number int, body text); alter table large owner to shop_owner;
-             insert into large select i, i, repeat('b', 50) from generate_series(1, 20000) i",
+             insert into large select i, i, repeat('b', 50) from generate_series(1, 4000) i",
         )
         .await?;
-    let slowly = ["snapshot: { mode: initial, chunk_rows: 1000, rows_per_second: 4000 }"];
+    let slowly = ["snapshot: { mode: initial, chunk_rows: 500, rows_per_second: 4000 }"];
     let source = resources::source(&shop.postgres, &["public.large"], &slowly);
     let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
     let all = source + &sink + &resources::pipeline("1s");
     shop.daemon.apply(&all).await?;
     ensure_equal(&shop, &["public.large"]).await?;
-    let change = "alter table large alter number type text using 'n' || number; delete from large where id > 19990;
+    // No chunk is read while a transaction runs that is older than the generation.
+    let older = shop.postgres.client().await?;
+    older
+        .batch_execute("begin; insert into ledger values (7000, 'open')")
+        .await?;
+    let change = "alter table large alter number type text using 'n' || number; delete from large where id > 3990;
          insert into large select i, 'new', '' from generate_series(30001, 30010) i; delete from large where id = 5";
     shop.postgres.execute(change).await?;
     for _ in 0..2 {
@@ -120,7 +125,7 @@ async fn readers_see_the_old_rows_until_the_new_ones_are_there_over_kills() -> R
             )
             .await?;
         let before = seen(&shop, "large", "number").await?;
-        ensure!(before == "int 20000", "readers see {before}");
+        ensure!(before == "int 4000", "readers see {before}");
         shop.daemon.kill();
         shop.daemon.start().await?;
     }
@@ -129,10 +134,14 @@ async fn readers_see_the_old_rows_until_the_new_ones_are_there_over_kills() -> R
         .execute("update large set number = 'streamed' where id % 100 = 7; delete from large where id % 100 = 8")
         .await?;
     let before = seen(&shop, "large", "number").await?;
-    ensure!(before == "int 20000", "readers see {before}");
+    ensure!(before == "int 4000", "readers see {before}");
+    older.batch_execute("commit").await?;
+    // Wherever it is now.
+    shop.daemon.kill();
+    shop.daemon.start().await?;
     ensure_equal(&shop, &["public.large"]).await?;
     let after = seen(&shop, "large", "number").await?;
-    ensure!(after.starts_with("string 19"), "readers see {after}");
+    ensure!(after.starts_with("string 39"), "readers see {after}");
     Ok(())
 }
 
@@ -178,4 +187,154 @@ async fn a_table_is_known_by_its_new_primary_key() -> Result<()> {
     let table = daemon::table_in(&described, "public.keyed").context("the table")?;
     ensure!(table["state"] == "streaming", "{table}");
     Ok(())
+}
+
+/// A row of the pipeline's description.
+async fn described(shop: &Shop, table: &str) -> Result<serde_json::Value> {
+    let described = shop
+        .daemon
+        .describe("pipeline", resources::PIPELINE)
+        .await?;
+    let table = daemon::table_in(&described, table);
+    Ok(table.with_context(|| format!("{described}"))?.clone())
+}
+
+const NAMED: &str = "
+create table one (id bigint primary key, what text, body text); alter table one owner to shop_owner;
+create table other (id bigint primary key, what text, number int); alter table other owner to shop_owner;
+alter table one alter body set storage external;
+insert into one select i, 'one ' || i, repeat('b' || i, 1500) from generate_series(1, 500) i;
+insert into other select i, 'other ' || i, i from generate_series(1, 300) i";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_made_again_under_its_name_replaces_the_rows_of_the_one_before() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres.execute(NAMED).await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.one", "public.other"]).await?;
+    shop.postgres
+        .execute(
+            "update one set what = 'last' where id < 10; drop table one;
+             create table one (what text, id uuid primary key); alter table one owner to shop_owner;
+             insert into one select 'new ' || i, md5(i::text)::uuid from generate_series(1, 200) i",
+        )
+        .await?;
+    ensure_equal(&shop, &["public.one", "public.other"]).await?;
+    shop.postgres
+        .execute("update one set what = 'streamed' where what like '%7'; delete from one where what like '%5'")
+        .await?;
+    ensure_equal(&shop, &["public.one"]).await?;
+    // Twice in a backlog, with rows of each; and killed while the last one is taken in.
+    shop.daemon.kill();
+    for (at, columns) in [
+        "id int primary key, a text",
+        "a text, id bigint primary key",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let again = format!(
+            "insert into one values ('of the one before', gen_random_uuid()); drop table one;
+             create table one ({columns}); alter table one owner to shop_owner;
+             insert into one (id, a) select i, 'again {at}' from generate_series(1, 400) i;
+             update one set a = 'changed' where id % 3 = {at}"
+        );
+        let again = if at == 0 {
+            again
+        } else {
+            again.replace(
+                "values ('of the one before', gen_random_uuid())",
+                "values (-1, '')",
+            )
+        };
+        shop.postgres.execute(&again).await?;
+    }
+    shop.daemon.start().await?;
+    shop.daemon
+        .until_described(
+            "pipeline",
+            resources::PIPELINE,
+            "the table to be taken in",
+            CATCH_UP,
+            |pipeline| daemon::table_in(pipeline, "public.one").is_some(),
+        )
+        .await?;
+    shop.daemon.kill();
+    shop.daemon.start().await?;
+    ensure_equal(&shop, &["public.one", "public.other"]).await?;
+    let table = described(&shop, "public.one").await?;
+    ensure!(table["state"] == "streaming", "{table}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_goes_on_under_its_new_name_and_leaves_the_old_one() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres.execute(NAMED).await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.one", "public.other"]).await?;
+    // No row follows, and none leaves the value out of line out of what is read again.
+    shop.postgres
+        .execute("insert into one values (9000, 'before', null); alter table one rename to first")
+        .await?;
+    shop.daemon
+        .until_described(
+            "pipeline",
+            resources::PIPELINE,
+            "the table under its new name",
+            CATCH_UP,
+            |pipeline| daemon::table_in(pipeline, "public.first").is_some(),
+        )
+        .await?;
+    ensure_equal(&shop, &["public.first", "public.other"]).await?;
+    let left = described(&shop, "public.one").await?;
+    ensure!(
+        left["code"] == "DR-3025" && left["target"] == "shop_public.one",
+        "{left}"
+    );
+    let stays = seen(&shop, "one", "what").await?;
+    ensure!(stays == "string 501", "{stays}");
+    shop.postgres
+        .execute("update first set what = 'streamed' where id % 9 = 0; alter table other rename to one; update one set what = '!' where id < 5")
+        .await?;
+    // The name that was left belongs to another table now.
+    ensure_equal(&shop, &["public.first", "public.one"]).await?;
+
+    // Names that change places in a backlog, twice, and a table that leaves the selection and comes back.
+    shop.daemon.kill();
+    let swap = "begin; alter table one rename to passing; alter table first rename to one; alter table passing rename to first; commit";
+    for sql in [
+        swap,
+        "update one set what = 'swapped' where id % 4 = 0; update first set what = 'swapped too' where id % 4 = 1",
+        swap,
+        "delete from one where id % 5 = 0",
+        swap,
+        "update first set number = number + 1 where id % 2 = 0",
+    ] {
+        shop.postgres.execute(sql).await?;
+    }
+    shop.daemon.start().await?;
+    ensure_equal(&shop, &["public.first", "public.one"]).await?;
+    shop.daemon.kill();
+    shop.daemon.start().await?;
+    shop.postgres
+        .execute("create schema elsewhere authorization shop_owner; alter table one set schema elsewhere; update elsewhere.one set what = 'missed'")
+        .await?;
+    shop.caught_up().await?;
+    shop.postgres
+        .execute("delete from elsewhere.one where id % 6 = 0; alter table elsewhere.one set schema public; update one set what = 'back' where id % 7 = 0")
+        .await?;
+    shop.daemon
+        .until_described(
+            "source",
+            resources::SOURCE,
+            "the table to be back",
+            CATCH_UP,
+            |source| {
+                daemon::table_in(source, "public.one")
+                    .is_some_and(|table| table["state"] == "streaming")
+            },
+        )
+        .await?;
+    ensure_equal(&shop, &["public.first", "public.one"]).await
 }

@@ -21,7 +21,7 @@ use downriver_event::problem::Problem;
 use iceberg::spec::{Schema, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
 
-use super::{Pending, SNAPSHOT_PROPERTY, TableWriter};
+use super::{AWAITS_PROPERTY, Pending, SNAPSHOT_PROPERTY, TableWriter};
 use crate::LakeError;
 use crate::reshape::{keyless, misfit, replacement};
 use crate::schema::{COLUMNS_PROPERTY, Evolution, Layout, mapping_property};
@@ -121,9 +121,11 @@ impl TableWriter {
         self.index.clear();
         self.snapshot_since = None;
         self.pending.removed = self.live.files.keys().copied().collect();
-        if self.property(SNAPSHOT_PROPERTY).is_some() {
-            let gone = (SNAPSHOT_PROPERTY.to_owned(), String::new());
-            self.pending.properties.extend([gone]);
+        for gone in [SNAPSHOT_PROPERTY, AWAITS_PROPERTY] {
+            if self.property(gone).is_some() {
+                let gone = (gone.to_owned(), String::new());
+                self.pending.properties.extend([gone]);
+            }
         }
         let layout = Layout::of(&self.metadata)?;
         let (schema, mapping) = replacement(&self.metadata, &layout, &self.source)?;

@@ -18,6 +18,7 @@ mod commit;
 #[cfg(test)]
 mod compat;
 mod local;
+mod owned;
 mod spill;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -40,6 +41,7 @@ use crate::window::Window;
 use crate::{LakeError, Warehouse};
 use beside::Standing;
 use local::Garbage;
+pub use owned::owner_of;
 
 /// Of the properties and summaries that are ours.
 const FORMAT_PROPERTY: &str = "downriver.format";
@@ -52,6 +54,10 @@ pub(crate) const INCARNATION_PROPERTY: &str = "downriver.incarnation";
 pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
 /// Of the source's table: one lake table is never of two.
 const TABLE_PROPERTY: &str = "downriver.table";
+/// Where the log says that the source's table got the name; nothing: it had it from the first.
+const CLAIM_PROPERTY: &str = "downriver.claim";
+/// Only a generation of the snapshot of the source's table fills what was claimed: it has not ended.
+const AWAITS_PROPERTY: &str = "downriver.awaits";
 /// Column ids of the key that the rows are known by.
 const KEY_PROPERTY: &str = "downriver.key";
 /// Version of the source's schema that the rows were brought up to.
@@ -95,7 +101,8 @@ impl Changes {
     }
 
     /// The first event of the transaction that has this one; `None`: it is in an earlier block.
-    fn begin_of(&self, event: u32) -> Option<u32> {
+    #[must_use]
+    pub fn begin_of(&self, event: u32) -> Option<u32> {
         let at = self
             .transactions
             .partition_point(|t| t.first_event + t.events <= event);
@@ -123,8 +130,11 @@ pub struct TableConfig {
     /// Of the stream's log.
     pub incarnation: Incarnation,
     pub epoch: Epoch,
-    /// Where the stream starts for a table that is made now, or that another stream filled.
+    /// Where the stream starts for a table that is made now, or that another stream or another of the source's tables
+    /// filled.
     pub start: Offset,
+    /// The source's table got this name where the log says so: from there on it has the lake's table, whichever had it.
+    pub claim: Option<Offset>,
     /// What is known elsewhere to have been committed by this stream, if anything: a table that says less was
     /// rolled back, one that is of another stream was taken over.
     pub committed: Option<Offset>,
@@ -316,8 +326,9 @@ impl TableWriter {
                 "run the version that made it, or drop or rename the table, or give the pipeline another namespace",
             ));
         }
-        if stream == self.config.stream {
-            self.check_table()?;
+        if self.is_claimed(stream == self.config.stream)? {
+            self.take_over();
+            return Ok(());
         }
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
@@ -346,6 +357,16 @@ impl TableWriter {
             }
             // Filled from another life of the source: the new snapshot replaces what is there.
             self.committed = self.config.start;
+            if self.config.claim.is_some() {
+                self.take_over();
+                return Ok(());
+            }
+            for of_that_life in [CLAIM_PROPERTY, AWAITS_PROPERTY] {
+                if self.property(of_that_life).is_some() {
+                    let gone = (of_that_life.to_owned(), String::new());
+                    self.pending.properties.extend([gone]);
+                }
+            }
             return Ok(());
         }
         self.check_incarnation()?;
@@ -401,27 +422,16 @@ impl TableWriter {
         }
     }
 
-    /// The lake's table is of this table of the source.
-    fn check_table(&self) -> Result<(), LakeError> {
-        let source = self.source.qualified_name();
-        let differs = |name: &str, mine: &str| self.property(name).is_some_and(|is| is != mine);
-        if differs(TABLE_PROPERTY, &self.source.id.0.to_string()) {
-            return Err(LakeError::stopped(
-                "DR-3023",
-                format!(
-                    "table {} holds another table of the source that was called {source} before",
-                    self.config.name
-                ),
-                "delete the lake's table and the pipeline, and apply the pipeline again: tables that were made again or renamed are not followed yet",
-            ));
-        }
-        Ok(())
-    }
-
     /// Finds the version of the source's schema that the table's rows have. If there is none, only a generation of the
     /// source's snapshot can be taken.
     fn take_shape(&mut self, versions: &[Arc<TableSchema>]) {
         let is_ours = self.property(STREAM_PROPERTY) == Some(&self.config.stream);
+        if is_ours && self.property(AWAITS_PROPERTY).is_some() {
+            self.await_rows();
+        }
+        if !self.is_whole() {
+            return;
+        }
         let said = self.property(SCHEMA_PROPERTY).filter(|_| is_ours);
         let said = said.and_then(|text| text.parse::<u32>().ok());
         let key = self.property(KEY_PROPERTY).filter(|_| is_ours);

@@ -1,5 +1,5 @@
 //! Whether rows from before a change of a table's shape have to be read again, because the change may have given them
-//! other values and no event tells of it, or because they are known by another key.
+//! other values and no event tells of it, or because they are known by another key or in a table of another name.
 
 use downriver_event::{LogicalType, TableSchema};
 
@@ -15,7 +15,8 @@ pub(super) fn outgrown(before: &TableSchema, after: &TableSchema) -> bool {
             was.source_type != column.source_type || !keeps_values(&was.ty, &column.ty)
         })
     });
-    before.key != after.key || converted
+    let renamed = (&before.namespace, &before.name) != (&after.namespace, &after.name);
+    renamed || before.key != after.key || converted
 }
 
 fn keeps_values(before: &LogicalType, after: &LogicalType) -> bool {

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod decode;
+mod names;
 mod tables;
 
 use std::collections::HashMap;
@@ -52,6 +53,8 @@ struct Run<'a> {
     catalog: Arc<Catalog>,
     /// Relations by id that this source captures; `false`: seen, and not captured.
     captured: HashMap<TableId, bool>,
+    /// The selected tables' names in the catalog when the run began.
+    names: HashMap<TableId, String>,
     registry: Registry,
     decoder: PgDecoder,
     /// Transactions in progress.
@@ -126,6 +129,7 @@ pub(super) async fn run(
         status,
         catalog: Arc::new(catalog),
         captured: HashMap::new(),
+        names: HashMap::new(),
         registry: Registry::new(&state),
         decoder: PgDecoder::new(None, Streaming::Off),
         spool,
@@ -151,6 +155,8 @@ pub(super) async fn run(
         s.passed = from;
         s.passed_offset = state.next;
     });
+    let selected = prepared.tables.iter().map(|table| table.schema.id);
+    run.leave_unselected(&selected.collect(), &state).await?;
     let tasks = run.take_tables(prepared.tables, &state)?;
     let stream = ReplicationStream::start(session, &config.postgres, from, streaming).await?;
     let known = state.position.is_some().then_some(from);
@@ -158,7 +164,7 @@ pub(super) async fn run(
     let catalog = Arc::clone(&run.catalog);
     let lost =
         setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
-    let known = status.get().known;
+    let known = run.names.clone();
     let beating = async {
         match config.heartbeat {
             Some(every) => heartbeat::beat(&catalog, every).await,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use downriver_event::block::Block;
 use downriver_event::{Offset, TableId};
 use downriver_lake::Changes;
-use downriver_log::{Log, StoredBlock, StreamState};
+use downriver_log::{Log, ReadError, StoredBlock, StreamState};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -192,7 +192,16 @@ impl Run<'_> {
         let state = self.log.state(&self.config.source);
         let schemas = state.map(|state| Arc::clone(&state.schemas));
         let schemas = schemas.unwrap_or_default();
-        let met = self.tables.apply(&changes, end, &schemas).await?;
+        let mut met = false;
+        while let Some(claim) = self.tables.next_claim(&changes, end) {
+            self.tables.apply(&changes, claim.begin, &schemas).await?;
+            let state = self.log.state(&self.config.source);
+            let state = state.ok_or_else(|| ReadError::NoStream(self.config.source.clone()))?;
+            let paused = |name: &str| self.paused.contains(name);
+            self.tables.claim(claim, &state, paused).await?;
+            met = true;
+        }
+        met |= self.tables.apply(&changes, end, &schemas).await?;
         self.next = end;
         let events = end.0 - stored.base.0;
         for transaction in &changes.transactions {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Offset, TableId, TableSchema, pattern};
+use downriver_event::{Epoch, Offset, TableId, TableSchema, pattern};
 use downriver_lake::catalog::TableName;
 use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
 use downriver_log::StreamState;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+
+mod names;
 
 use super::control::TableCut;
 use super::progress::{TableProgress, committed, encode};
@@ -26,6 +28,11 @@ pub(super) struct Table {
     target: TableName,
     /// `None`: it stands still.
     writer: Option<TableWriter>,
+    /// Another table of the source has the lake's table: changes are passed over, until one says that this has a name.
+    displaced: bool,
+    /// Where the log says that it got a name, and another table has it since later.
+    refused_at: Option<Offset>,
+    epoch: Epoch,
     /// Retention took what comes next: it begins again where a generation of its snapshot starts, which brings all rows.
     waits_for_snapshot: bool,
     /// Events before it were applied.
@@ -42,6 +49,8 @@ pub(super) struct Tables<'a> {
     config: &'a DeliveryConfig,
     progress: &'a Arc<dyn Progress>,
     by_id: BTreeMap<TableId, Table>,
+    /// Tables of the lake that were left behind under a name that the source does not have any more.
+    left: Vec<names::Left>,
 }
 
 impl<'a> Tables<'a> {
@@ -50,6 +59,7 @@ impl<'a> Tables<'a> {
             config,
             progress,
             by_id: BTreeMap::new(),
+            left: Vec::new(),
         }
     }
 
@@ -99,19 +109,24 @@ impl<'a> Tables<'a> {
             let of_table = state.schemas.range((id, 0)..=(id, u32::MAX));
             of_table.map(|(_, schema)| Arc::clone(schema)).collect()
         };
-        let opened: Vec<(TableId, Table)> = futures_util::stream::iter(newest)
+        let opened: Vec<(TableId, Table, Vec<names::Left>)> = futures_util::stream::iter(newest)
             .map(|(id, schema)| {
                 let is_paused = paused(&schema.qualified_name());
                 let versions = versions(id);
                 async move {
-                    let table = this.open_one(state, &versions, first, is_paused).await?;
-                    Ok::<_, DeliveryError>((id, table))
+                    let (name, left) = this.name_of(&versions).await?;
+                    let table = this.open_one(state, &versions, name, (first, None), is_paused);
+                    let table = table.await?;
+                    Ok::<_, DeliveryError>((id, table, left))
                 }
             })
             .buffer_unordered(COMMITS_AT_ONCE)
             .try_collect()
             .await?;
-        self.by_id.extend(opened);
+        for (id, table, left) in opened {
+            self.by_id.insert(id, table);
+            self.left.extend(left);
+        }
         Ok(())
     }
 
@@ -119,19 +134,12 @@ impl<'a> Tables<'a> {
         &self,
         state: &StreamState,
         versions: &[Arc<TableSchema>],
-        first: Offset,
+        names::Name { qualified, target }: names::Name,
+        (first, claim): (Offset, Option<Offset>),
         paused: bool,
     ) -> Result<Table, DeliveryError> {
         let config = self.config;
         let schema = versions.last().expect("a table of the log has a schema");
-        let qualified = schema.qualified_name();
-        let target = TableName {
-            namespace: config
-                .namespace
-                .clone()
-                .unwrap_or_else(|| format!("{}_{}", config.source, schema.namespace)),
-            table: schema.name.clone(),
-        };
         let stored = if paused {
             self.progress
                 .get(&config.pipeline, schema.id)
@@ -148,6 +156,9 @@ impl<'a> Tables<'a> {
             qualified,
             target: target.clone(),
             writer: None,
+            displaced: false,
+            refused_at: None,
+            epoch: stored.epoch,
             waits_for_snapshot: false,
             applied: delivered,
             delivered,
@@ -167,7 +178,8 @@ impl<'a> Tables<'a> {
             incarnation: state.incarnation,
             epoch: stored.epoch,
             start: first,
-            committed: known,
+            claim,
+            committed: known.filter(|_| claim.is_none()),
             folder,
         };
         let (catalog, warehouse) = (Arc::clone(&config.catalog), config.warehouse.clone());
@@ -182,6 +194,11 @@ impl<'a> Tables<'a> {
                 }
             }
             Err(error) if error.is_transient() => return Err(error.into()),
+            Err(LakeError::OfAnother(problem)) => {
+                table.displace(problem);
+                table.delivered = known.map_or(first, |_| stored.delivered);
+                table.applied = table.delivered;
+            }
             Err(error) => table.stop(error.problem()),
         }
         Ok(table)
@@ -189,7 +206,10 @@ impl<'a> Tables<'a> {
 
     /// The first offset that a running table has not applied.
     pub(super) fn next(&self) -> Option<Offset> {
-        let running = self.by_id.values().filter(|table| table.writer.is_some());
+        let mut running = self.by_id.values();
+        let running = running
+            .by_ref()
+            .filter(|t| t.writer.is_some() || t.displaced);
         running.map(|table| table.applied).min()
     }
 
@@ -256,6 +276,9 @@ impl<'a> Tables<'a> {
             if table.waits_for_snapshot {
                 met |= table.find_snapshot(*id, changes, end);
             }
+            if table.displaced {
+                table.applied = table.applied.max(end);
+            }
             let Some(writer) = &mut table.writer else {
                 continue;
             };
@@ -317,7 +340,10 @@ impl<'a> Tables<'a> {
         board: &Board<PipelineStatus>,
         more: impl FnOnce(&mut PipelineStatus),
     ) {
-        let tables = self.by_id.values().map(|table| {
+        let mut tables = BTreeMap::new();
+        let (displaced, held): (Vec<_>, Vec<_>) = self.by_id.values().partition(|t| t.displaced);
+        // Of two of one name the one that has it is shown.
+        for table in held.into_iter().chain(displaced) {
             let status = DeliveryStatus {
                 state: table.state,
                 problem: table.problem.clone(),
@@ -325,9 +351,12 @@ impl<'a> Tables<'a> {
                 target: table.target.to_string(),
                 rows: table.rows,
             };
-            (table.qualified.clone(), status)
-        });
-        let tables = tables.collect();
+            tables.entry(table.qualified.clone()).or_insert(status);
+        }
+        for left in &self.left {
+            let name = left.name.qualified.clone();
+            tables.entry(name).or_insert_with(|| left.status());
+        }
         let needed = self.by_id.values().map(Table::found_again).min();
         board.update(|status| {
             status.tables = tables;
@@ -441,6 +470,9 @@ impl Table {
     ) -> Result<(), DeliveryError> {
         if self.waits_for_snapshot {
             return Ok(());
+        }
+        if self.displaced {
+            return self.pass(id, at, config, progress).await;
         }
         let Some(writer) = &mut self.writer else {
             return Ok(());

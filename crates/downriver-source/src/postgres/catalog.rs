@@ -138,18 +138,29 @@ impl Catalog {
         Ok(named.collect())
     }
 
-    /// Returns when the patterns select a table that is not known; its name.
+    /// A table's name now, whether the patterns select it or not.
     ///
     /// # Errors
     /// The query failed.
-    pub async fn new_table(&self, known: &HashSet<TableId>) -> Result<String, SourceError> {
+    pub async fn name_of(&self, table: TableId) -> Result<Option<(String, String)>, SourceError> {
+        let query = "select n.nspname::text, c.relname::text
+                       from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $1";
+        let row = self.client.query_opt(query, &[&table.0]).await?;
+        Ok(row.map(|row| (row.get(0), row.get(1))))
+    }
+
+    /// Returns when the patterns select a table that is not known, or under another name; its name.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn new_table(&self, known: &HashMap<TableId, String>) -> Result<String, SourceError> {
         let mut rest = NEW_TABLES_LOOK_EVERY;
         loop {
             tokio::time::sleep(rest).await;
             let began = Instant::now();
             let mut tables = self.selected_names().await?.into_iter();
             rest = NEW_TABLES_LOOK_EVERY.max(began.elapsed() * NEW_TABLES_LOOK_SHARE);
-            if let Some((_, name)) = tables.find(|(table, _)| !known.contains(table)) {
+            if let Some((_, name)) = tables.find(|(table, name)| known.get(table) != Some(name)) {
                 return Ok(name);
             }
         }

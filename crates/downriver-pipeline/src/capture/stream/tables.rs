@@ -25,7 +25,11 @@ impl Run<'_> {
         tables: Vec<SourceTable>,
         state: &StreamState,
     ) -> Result<Vec<TableTask>, CaptureError> {
-        let known = tables.iter().map(|table| table.schema.id).collect();
+        let names = tables
+            .iter()
+            .map(|table| (table.schema.id, table.schema.qualified_name()));
+        self.names = names.collect();
+        let known = self.names.keys().copied().collect();
         let mut tasks = Vec::new();
         let mut statuses = BTreeMap::new();
         for table in tables {
@@ -41,25 +45,20 @@ impl Run<'_> {
                 statuses.insert(name, refused);
                 continue;
             }
-            let schema = match self.registry.newest(id) {
-                // What the stream brings decides when a known table's shape changes.
-                Some(known) => Arc::clone(known),
-                None => {
-                    let registered = self.registry.register(table.schema);
-                    self.announce(&registered);
-                    Arc::clone(registered.schema())
-                }
-            };
+            let (schema, is_renamed) = self.take_name(table.schema);
             let chunks = state.chunks.get(&id);
             let mut table_status = TableStatus {
                 state: TableState::Streaming,
                 ..TableStatus::default()
             };
+            let is_renamed = is_renamed && self.config.snapshot.initial;
             let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
-                !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
+                is_renamed
+                    || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
             });
             if wanted {
-                let resume = chunks.map_or_else(
+                let taken_up = chunks.filter(|_| !is_renamed);
+                let resume = taken_up.map_or_else(
                     || Some(Resume::default()),
                     |chunks| Resume::decode(chunks.resume_after.clone()),
                 );
@@ -69,8 +68,9 @@ impl Run<'_> {
                     )))
                 })?;
                 let generation = chunks.map_or(1, |chunks| chunks.generation);
-                let starts = std::mem::take(&mut resume.requested) || chunks.is_none();
-                let rows = chunks.map_or(0, |chunks| chunks.rows);
+                let generation = generation + u64::from(is_renamed && chunks.is_some());
+                let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
+                let rows = taken_up.map_or(0, |chunks| chunks.rows);
                 table_status.state = TableState::Snapshotting;
                 table_status.snapshot = Some(SnapshotProgress {
                     rows_done: rows,
@@ -110,8 +110,14 @@ impl Run<'_> {
     /// A relation's shape decides which schema its rows use from here on.
     pub(super) async fn relation(&mut self, relation: &Relation) -> Result<(), CaptureError> {
         let table = TableId(relation.id);
+        let relation = &self.called_today(relation).await?;
         match self.captured.get(&table) {
-            Some(true) => {}
+            Some(true) if self.is_selected(relation) => {}
+            Some(true) => {
+                self.leave(table);
+                self.decoder.set_schema(relation.id, None);
+                return Ok(());
+            }
             Some(false) => {
                 self.decoder.set_schema(relation.id, None);
                 return Ok(());

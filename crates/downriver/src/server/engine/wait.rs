@@ -177,8 +177,10 @@ impl NodeEngine {
                 && pipeline.delivers(schema, plain)
         });
         let logged = self.logged_tables(&pipeline.source).into_iter();
-        let mut of_capture = logged.filter(|(_, table)| {
+        // A table that is gone may have had the name of one that is there.
+        let mut of_capture = logged.filter(|(id, table)| {
             let captured = capture.tables.get(&table.to_string());
+            let captured = captured.filter(|_| capture.known.contains(id));
             captured.is_some_and(|table| table.state == TableState::Streaming)
                 && pipeline.delivers(&table.schema, &table.table)
         });

@@ -1,0 +1,79 @@
+//! Names of tables move: a table is renamed, leaves the selection by that, or comes back.
+//!
+//! The log names tables as the catalog does when the change is noticed, and not as each message of the stream does: of
+//! names that were passed around before a backlog is decoded only those of now belong to one table each.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use downriver_decode::postgres::decoder::Relation;
+use downriver_event::{TableId, TableSchema};
+use downriver_log::StreamState;
+
+use super::super::CaptureError;
+use super::super::repair::wanted;
+use super::Run;
+
+impl Run<'_> {
+    /// The shape that a table's rows have, under the table's name of now. Whether that is a new one.
+    pub(super) fn take_name(&mut self, today: TableSchema) -> (Arc<TableSchema>, bool) {
+        // What the stream brings decides when a known table's columns change.
+        let known = self.registry.newest(today.id);
+        let is_known = known.is_some();
+        let schema = match known {
+            Some(known) if (&known.namespace, &known.name) == (&today.namespace, &today.name) => {
+                return (Arc::clone(known), false);
+            }
+            Some(known) => TableSchema {
+                namespace: today.namespace,
+                name: today.name,
+                ..(**known).clone()
+            },
+            None => today,
+        };
+        let registered = self.registry.register(schema);
+        self.announce(&registered);
+        (Arc::clone(registered.schema()), is_known)
+    }
+
+    /// A relation under the name that its table has in the catalog, if it is another one than before. A table that is
+    /// gone keeps the last.
+    pub(super) async fn called_today(
+        &mut self,
+        relation: &Relation,
+    ) -> Result<Relation, CaptureError> {
+        let mut relation = relation.clone();
+        let Some(known) = self.registry.newest(TableId(relation.id)) else {
+            return Ok(relation);
+        };
+        if (&known.namespace, &known.name) != (&relation.namespace, &relation.name) {
+            let today = self.catalog.name_of(TableId(relation.id)).await?;
+            let last = || (known.namespace.clone(), known.name.clone());
+            (relation.namespace, relation.name) = today.unwrap_or_else(last);
+        }
+        Ok(relation)
+    }
+
+    /// A table that is not selected any more. What is missed of it from here on only a snapshot brings, if it comes
+    /// back: that is stored now.
+    pub(super) fn leave(&mut self, table: TableId) {
+        self.read_again(table);
+        self.captured.insert(table, false);
+    }
+
+    /// The same for tables that left while nothing was captured.
+    pub(super) async fn leave_unselected(
+        &mut self,
+        selected: &HashSet<TableId>,
+        state: &StreamState,
+    ) -> Result<(), CaptureError> {
+        for (table, chunks) in state.chunks.iter() {
+            let is_gone = chunks.done && !selected.contains(table);
+            if is_gone && self.catalog.name_of(*table).await?.is_some() {
+                self.outbox
+                    .chunk_done(wanted(*table, chunks.generation + 1));
+            }
+        }
+        Ok(())
+    }
+}
