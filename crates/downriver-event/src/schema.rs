@@ -14,7 +14,8 @@ pub struct TableSchema {
     pub namespace: String,
     pub name: String,
     pub columns: Vec<Column>,
-    /// Column ids of the primary key in key order; empty when the table has none.
+    /// Ids of the columns by which rows are known, in key order: of the primary key, or of the index that is the replica
+    /// identity. Empty when there is none.
     pub key: Vec<u32>,
     pub identity: ReplicaIdentity,
 }
@@ -107,7 +108,7 @@ impl TableSchema {
         self.columns.iter().position(|column| column.id == id)
     }
 
-    /// Indexes into `columns` of the primary key, in key order.
+    /// Indexes into `columns` of the key, in key order.
     #[must_use]
     pub fn key_indexes(&self) -> Vec<usize> {
         self.key

@@ -566,9 +566,10 @@ impl PgDecoder {
             old: old_columns,
         } = out.row(schema, RowOp::Update, kind);
         push_old(schema, kind, old, old_columns, at)?;
+        // An unchanged value that is in the old tuple is known: any under FULL, else one that is part of the key and
+        // is stored out of line, for which the server sends the key although it is the same.
         let cells = new.cells().zip(old.cells()).map(|(new, old)| match new {
-            // Under FULL an unchanged value stands in the old tuple.
-            Cell::Unchanged if kind == OldImage::Full => old,
+            Cell::Unchanged if old != Cell::Null => old,
             new => new,
         });
         push_cells(schema, cells, new_columns, at)?;

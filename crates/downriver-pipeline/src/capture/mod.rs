@@ -101,6 +101,8 @@ pub enum CaptureError {
     Behind(u64),
     #[error("table {0} was made since the capture began: starting again to take it in")]
     NewTable(String),
+    #[error("table {0} can be captured now: starting again to take it in")]
+    Mended(String),
     #[error("{0} to be read again: starting with the snapshot")]
     Reread(String),
     #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
@@ -266,7 +268,7 @@ fn act_on(error: &CaptureError) -> Act {
         },
         CaptureError::OverBudget => Act::GiveUp,
         CaptureError::Fenced(_) => Act::Leave,
-        CaptureError::Reread(_) | CaptureError::NewTable(_) => Act::Again,
+        CaptureError::Reread(_) | CaptureError::NewTable(_) | CaptureError::Mended(_) => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
             Act::Retry(Problem::new(
                 "DR-1102",

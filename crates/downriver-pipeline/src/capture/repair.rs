@@ -137,9 +137,12 @@ async fn repair(
         code: code.to_owned(),
     }));
     let mut generations = HashMap::new();
-    let captured = repaired.tables.into_iter().filter(|t| t.problem.is_none());
-    for table in captured {
+    for table in repaired.tables {
         let id = table.schema.id;
+        let goes_on = registry.newest(id).is_some_and(|b| table.goes_on_as(b));
+        if table.problem.is_some() && !goes_on {
+            continue;
+        }
         if let Registered::New {
             schema,
             previous_version,

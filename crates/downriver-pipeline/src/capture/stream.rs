@@ -5,7 +5,7 @@ mod decode;
 mod names;
 mod tables;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -165,6 +165,8 @@ pub(super) async fn run(
     let lost =
         setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
     let known = run.names.clone();
+    let refused = run.captured.iter().filter(|(_, captured)| !**captured);
+    let refused: HashSet<TableId> = refused.map(|(table, _)| *table).collect();
     let beating = async {
         match config.heartbeat {
             Some(every) => heartbeat::beat(&catalog, every).await,
@@ -176,6 +178,7 @@ pub(super) async fn run(
         lost = lost => Err(lost.into()),
         failed = beating => Err(failed.into()),
         new = catalog.new_table(&known) => Err(CaptureError::NewTable(new?)),
+        mended = catalog.mended(&refused) => Err(CaptureError::Mended(mended?)),
     }
 }
 

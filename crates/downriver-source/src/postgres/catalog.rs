@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 
 use super::columns::{self, Known};
 use super::config::PostgresConfig;
+use super::key::{KEYS, Keys};
 use super::sql;
 use crate::error::SourceError;
 
@@ -174,6 +175,26 @@ impl Catalog {
         Ok(self.selected(&self.config, Some(table)).await?.pop())
     }
 
+    /// Returns when one of these tables, which could not be captured, can be; its name.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn mended(&self, refused: &HashSet<TableId>) -> Result<String, SourceError> {
+        let mut rest = NEW_TABLES_LOOK_EVERY;
+        loop {
+            tokio::time::sleep(rest).await;
+            let began = Instant::now();
+            for table in refused {
+                if let Some(now) = self.table(*table).await?
+                    && now.problem.is_none()
+                {
+                    return Ok(now.schema.qualified_name());
+                }
+            }
+            rest = NEW_TABLES_LOOK_EVERY.max(began.elapsed() * NEW_TABLES_LOOK_SHARE);
+        }
+    }
+
     async fn selected(
         &self,
         config: &PostgresConfig,
@@ -181,16 +202,13 @@ impl Catalog {
     ) -> Result<Vec<SourceTable>, SourceError> {
         let query = format!(
             "select c.oid, n.nspname::text, c.relname::text, c.relreplident,
-                    greatest(c.reltuples, 0)::float8,
-                    coalesce((select array_agg(k.attnum::int4 order by k.place)
-                                from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
-                               where i.indrelid = c.oid and i.indisprimary), '{{}}')::int4[]
+                    greatest(c.reltuples, 0)::float8, {KEYS}
              {ORDINARY_TABLES} and ($1::oid is null or c.oid = $1)
              order by 2, 3"
         );
         let only = only.map(|table| table.0);
         let rows = self.client.query(&query, &[&only]).await?;
-        let mut tables = Vec::new();
+        let (mut tables, mut keys) = (Vec::new(), Vec::new());
         for row in rows {
             let (namespace, name): (String, String) = (row.get(1), row.get(2));
             if !config.captures(&namespace, &name) {
@@ -198,7 +216,7 @@ impl Catalog {
             }
             let oid: u32 = row.get(0);
             let identity = replica_identity(u8::try_from(row.get::<_, i8>(3)).unwrap_or_default());
-            let key: Vec<i32> = row.get(5);
+            let of_table = Keys::read(&row, 5);
             tables.push(SourceTable {
                 schema: TableSchema {
                     id: TableId(oid),
@@ -206,15 +224,13 @@ impl Catalog {
                     namespace,
                     name,
                     columns: Vec::new(),
-                    key: key
-                        .into_iter()
-                        .filter_map(|number| u32::try_from(number).ok())
-                        .collect(),
+                    key: of_table.under(identity).to_vec(),
                     identity,
                 },
                 estimated_rows: row.get::<_, f64>(4) as u64,
                 problem: None,
             });
+            keys.push(of_table);
         }
         let oids: Vec<u32> = tables.iter().map(|table| table.schema.id.0).collect();
         let columns = self.columns(&oids).await?;
@@ -239,8 +255,8 @@ impl Catalog {
                 source_type: column.source_type,
             });
         }
-        for table in &mut tables {
-            table.problem = refusal(&table.schema);
+        for (table, keys) in tables.iter_mut().zip(&keys) {
+            table.problem = keys.refusal(&table.schema);
             if table.problem.is_none() && with_money.contains(&table.schema.id.0) {
                 table.problem = self.refuse_currency(&table.schema.qualified_name()).await?;
             }
@@ -429,8 +445,6 @@ impl Catalog {
         })
     }
 
-    /// Under the default identity the relation flags the primary key; its order, and the key under any other
-    /// identity, comes from the previous version or the catalog.
     async fn key_of(
         &self,
         relation: &Relation,
@@ -438,39 +452,24 @@ impl Catalog {
         previous: Option<&TableSchema>,
         identity: ReplicaIdentity,
     ) -> Result<Vec<u32>, SourceError> {
-        let flagged: Vec<u32> = columns
-            .iter()
-            .zip(&relation.columns)
-            .filter(|(_, described)| described.is_key)
-            .map(|(column, _)| column.id)
-            .collect();
-        let fits = |key: &[u32]| {
-            key.iter().all(|id| columns.iter().any(|c| c.id == *id))
-                && (identity != ReplicaIdentity::Default
-                    || (key.len() == flagged.len() && key.iter().all(|id| flagged.contains(id))))
+        let described = columns.iter().zip(&relation.columns);
+        let flagged = described.filter(|(_, described)| described.is_key);
+        let flagged: Vec<u32> = flagged.map(|(column, _)| column.id).collect();
+        let query = format!("select {KEYS} from pg_class c where c.oid = $1");
+        let row = self.client.query_opt(&query, &[&relation.id]).await?;
+        let before = previous.map(|previous| &*previous.key);
+        let mut key = match (&row, identity) {
+            (Some(row), _) => Keys::read(row, 0).of_stream(identity, &flagged, before),
+            // The table is gone since, and under these the stream does not tell.
+            (None, ReplicaIdentity::Full | ReplicaIdentity::Nothing) => {
+                before.unwrap_or_default().to_vec()
+            }
+            (None, _) => Keys::default().of_stream(identity, &flagged, before),
         };
-        if let Some(previous) = previous.filter(|p| !p.key.is_empty() && fits(&p.key)) {
-            return Ok(previous.key.clone());
+        if !key.iter().all(|id| columns.iter().any(|c| c.id == *id)) {
+            key.clear();
         }
-        let row = self
-            .client
-            .query_opt(
-                "select array_agg(k.attnum::int4 order by k.place)::int4[]
-                   from pg_index i, unnest(i.indkey::int2[]) with ordinality k(attnum, place)
-                  where i.indrelid = $1 and i.indisprimary having count(*) > 0",
-                &[&relation.id],
-            )
-            .await?;
-        let today: Vec<u32> = row.map_or_else(Vec::new, |row| {
-            row.get::<_, Vec<i32>>(0)
-                .into_iter()
-                .filter_map(|number| u32::try_from(number).ok())
-                .collect()
-        });
-        if fits(&today) || identity != ReplicaIdentity::Default {
-            return Ok(if fits(&today) { today } else { Vec::new() });
-        }
-        Ok(flagged)
+        Ok(key)
     }
 
     async fn type_name(&self, oid: u32, modifier: i32) -> Result<String, SourceError> {
@@ -646,32 +645,6 @@ pub(super) fn parse_lsn(text: &str) -> Result<Lsn, SourceError> {
         let reason = format!("the server gave {text:?} as a position");
         SourceError::definite("DR-1040", reason, "report it with the server's version")
     })
-}
-
-/// Why a table cannot be captured.
-fn refusal(schema: &TableSchema) -> Option<Problem> {
-    let name = sql::qualified(&schema.namespace, &schema.name);
-    if schema.key.is_empty() {
-        return Some(Problem::new(
-            "DR-1030",
-            format!("table {} has no primary key", schema.qualified_name()),
-            format!("alter table {name} add primary key (…); or exclude the table"),
-        ));
-    }
-    if matches!(
-        schema.identity,
-        ReplicaIdentity::Nothing | ReplicaIdentity::Index
-    ) {
-        return Some(Problem::new(
-            "DR-1032",
-            format!(
-                "the replica identity of table {} is not its primary key",
-                schema.qualified_name()
-            ),
-            format!("alter table {name} replica identity default"),
-        ));
-    }
-    None
 }
 
 /// Two tables whose names differ only in case cannot both stand in a lake.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod cut;
 pub mod heartbeat;
 pub mod identity;
+mod key;
 pub mod replication;
 pub mod setup;
 pub mod slot;

@@ -4,7 +4,7 @@
 //! After it ended, `high` is where the server writes: every transaction visible in S was logged before.
 //! The table is locked against changes of its shape before S is taken, and looked up in S: names alone do not tell a
 //! column from another that got its name since.
-//! Chunks are ranges of the primary key; bounds are compared by the server only, in the key's own collation.
+//! Chunks are ranges of the table's key; bounds are compared by the server only, in the key's own collation.
 
 use std::collections::HashSet;
 
@@ -249,7 +249,7 @@ impl SnapshotSession {
                                               and a.amoplefttype = c.opcintype and a.amoprighttype = c.opcintype
                                 join pg_operator o on o.oid = a.amopopr
                                 join pg_namespace n on n.oid = o.oprnamespace
-                          where i.indrelid = $1 and i.indisprimary and n.nspname <> all(current_schemas(true))) missing
+                          where i.indrelid = $1 and (i.indisprimary or i.indisreplident) and n.nspname <> all(current_schemas(true))) missing
                   where schemas is not null",
                 &[&table.0],
             )
@@ -531,7 +531,7 @@ fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
     Ok(Split::Row(&start[..start.len() - rest.len()], rest))
 }
 
-/// The primary key's columns in key order, each with the type that it is compared as.
+/// The key's columns in key order, each with the type that it is compared as.
 struct KeyColumns<'a>(Vec<(&'a downriver_event::Column, &'a str)>);
 
 impl<'a> KeyColumns<'a> {

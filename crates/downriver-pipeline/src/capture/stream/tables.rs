@@ -35,11 +35,17 @@ impl Run<'_> {
         for table in tables {
             let id = table.schema.id;
             let name = table.schema.qualified_name();
-            self.captured.insert(id, table.problem.is_none());
-            if let Some(problem) = table.problem {
+            let before = self.registry.newest(id).cloned();
+            let captured =
+                table.problem.is_none() || before.as_ref().is_some_and(|b| table.goes_on_as(b));
+            self.captured.insert(id, captured);
+            if !captured {
+                if before.is_some() {
+                    self.miss(id, state);
+                }
                 let refused = TableStatus {
                     state: TableState::Refused,
-                    problem: Some(problem),
+                    problem: table.problem,
                     ..TableStatus::default()
                 };
                 statuses.insert(name, refused);
@@ -49,6 +55,7 @@ impl Run<'_> {
             let chunks = state.chunks.get(&id);
             let mut table_status = TableStatus {
                 state: TableState::Streaming,
+                problem: table.problem,
                 ..TableStatus::default()
             };
             let is_renamed = is_renamed && self.config.snapshot.initial;
@@ -107,6 +114,17 @@ impl Run<'_> {
         Ok(tasks)
     }
 
+    /// A table that was captured and is not in this run lacks what changes meanwhile: when it is captured again, it is
+    /// read again.
+    fn miss(&mut self, table: TableId, state: &StreamState) {
+        let chunks = state.chunks.get(&table);
+        let resume = chunks.and_then(|chunks| Resume::decode(chunks.resume_after.clone()));
+        if !resume.is_some_and(|resume| resume.requested) {
+            let generation = chunks.map_or(1, |chunks| chunks.generation) + 1;
+            self.outbox.chunk_done(wanted(table, generation));
+        }
+    }
+
     /// A relation's shape decides which schema its rows use from here on.
     pub(super) async fn relation(&mut self, relation: &Relation) -> Result<(), CaptureError> {
         let table = TableId(relation.id);
@@ -160,6 +178,11 @@ impl Run<'_> {
         let before = self.registry.newest(table).cloned();
         let registered = self.registry.register(schema);
         self.announce(&registered);
+        if before.as_ref().map(|before| before.identity) != Some(registered.schema().identity) {
+            let now = self.catalog.table(table).await?;
+            let problem = now.and_then(|now| now.problem);
+            self.table_status(table, |status| status.problem = problem);
+        }
         if let Some(before) = before
             && self.config.snapshot.initial
             && (outgrown(&before, registered.schema())
@@ -183,21 +206,12 @@ impl Run<'_> {
             .is_some_and(|newest| newest.version != lost.schema.version);
         match lost.reshaped.now {
             _ if told => {}
-            Some(SourceTable {
-                schema,
-                problem: None,
-                ..
-            }) => {
-                self.reshape(schema).await?;
+            Some(now) if now.problem.is_none() || now.goes_on_as(&lost.schema) => {
+                self.reshape(now.schema).await?;
                 self.flush()?;
             }
-            Some(SourceTable { problem, .. }) => {
-                self.forget_snapshot(table);
-                self.table_status(table, |status| {
-                    status.state = TableState::Refused;
-                    status.problem = problem;
-                });
-            }
+            // It is refused when the capture starts again.
+            Some(now) => return Err(CaptureError::SchemaMoved(now.schema.qualified_name())),
             None => {
                 self.forget_snapshot(table);
                 let name = lost.schema.qualified_name();
