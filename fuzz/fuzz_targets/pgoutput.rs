@@ -8,12 +8,26 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::{Decoded, PgDecoder, Relation, Streaming};
+use downriver_decode::postgres::mask::{HashKey, Mask};
+use downriver_decode::postgres::shape::{Shape, Treatment};
 use downriver_event::{
-    BlockBuilder, Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema,
+    BlockBuilder, Column, Cover, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema,
 };
 use libfuzzer_sys::fuzz_target;
 
-fn schema(relation: &Relation) -> TableSchema {
+/// The mask of a column that is not the key, and whether it is withheld.
+fn treatment(type_oid: u32) -> Treatment {
+    Treatment::Masked(Arc::new(match (type_oid >> 8) % 6 {
+        1 => Mask::Null,
+        2 => Mask::Hash(HashKey::new(b"key")),
+        3 => Mask::Partial { first: 1, last: 2 },
+        4 => Mask::Constant("1".to_owned()),
+        5 => return Treatment::Withheld,
+        _ => return Treatment::Kept,
+    }))
+}
+
+fn shape(relation: &Relation) -> Shape {
     let ty = |oid: u32| match oid % 20 {
         0 => LogicalType::Bool,
         1 => LogicalType::Int16,
@@ -42,39 +56,56 @@ fn schema(relation: &Relation) -> TableSchema {
         18 => LogicalType::Other,
         _ => LogicalType::Text,
     };
-    let columns = relation.columns.iter().zip(1..);
-    TableSchema {
+    let (mut columns, mut withheld, mut treatments) = (Vec::new(), Vec::new(), Vec::new());
+    for (described, id) in relation.columns.iter().zip(1..) {
+        let mut column = Column {
+            id,
+            name: described.name.clone(),
+            ty: ty(described.type_oid),
+            nullable: true,
+            source_type: String::new(),
+            cover: Cover::None,
+        };
+        let mut treatment = match id {
+            1 => Treatment::Kept,
+            _ => treatment(described.type_oid),
+        };
+        if let Treatment::Masked(mask) = &treatment
+            && mask.cover(&mut column).is_err()
+        {
+            treatment = Treatment::Kept;
+        }
+        match treatment {
+            Treatment::Withheld => withheld.push(column),
+            _ => columns.push(column),
+        }
+        treatments.push(treatment);
+    }
+    let schema = TableSchema {
         id: TableId(relation.id),
         version: 1 + relation.columns.len() as u32,
         namespace: relation.namespace.clone(),
         name: relation.name.clone(),
-        columns: columns
-            .map(|(column, id)| Column {
-                id,
-                name: column.name.clone(),
-                ty: ty(column.type_oid),
-                nullable: true,
-                source_type: String::new(),
-            })
-            .collect(),
+        columns,
+        withheld,
         key: vec![1],
         identity: ReplicaIdentity::Default,
-    }
+    };
+    Shape::new(Arc::new(schema), treatments)
 }
 
-/// What the capture does with an answer; the schemas of one relation and version are the same.
+/// What the capture does with an answer; the shapes of one relation and number of columns are the same.
 fn answer(
     decoder: &mut PgDecoder,
-    known: &mut HashMap<(u32, u32), Arc<TableSchema>>,
+    known: &mut HashMap<(u32, usize), Shape>,
     decoded: Decoded,
 ) {
     if let Decoded::Relation(relation) = decoded {
         let captured = (relation.id % 5 != 0).then(|| {
-            let schema = schema(&relation);
-            let key = (relation.id, schema.version);
-            Arc::clone(known.entry(key).or_insert_with(|| Arc::new(schema)))
+            let key = (relation.id, relation.columns.len());
+            known.entry(key).or_insert_with(|| shape(&relation)).clone()
         });
-        decoder.set_schema(relation.id, captured);
+        decoder.set_shape(relation.id, captured);
     }
 }
 

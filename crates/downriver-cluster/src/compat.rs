@@ -13,7 +13,7 @@ use downriver_api::cluster::v1::snapshot_item::Kind as Item;
 use downriver_api::cluster::v1::stored_entry::Payload as StoredPayload;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
+    BlockBuilder, Column, Cover, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
 };
 use downriver_log::segment::{self, SegmentWriter};
@@ -42,6 +42,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         ty,
         nullable: id > 1,
         source_type: "x".into(),
+        cover: Cover::None,
     };
     let mut columns = vec![column(1, "id", LogicalType::Int64)];
     if version > 1 {
@@ -55,6 +56,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         columns,
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

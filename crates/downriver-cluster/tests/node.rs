@@ -9,8 +9,8 @@ use bytes::Bytes;
 use downriver_cluster::{Node, NodeConfig, PointerSwap, ResourcePut};
 use downriver_event::block::{OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, EncodedBlock, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition,
-    TableId, TableSchema,
+    BlockBuilder, Column, Cover, EncodedBlock, LogicalType, Lsn, Offset, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema,
 };
 use downriver_log::segment::SegmentWriter;
 use downriver_log::store::LocalStore;
@@ -28,9 +28,11 @@ fn schema() -> Arc<TableSchema> {
             ty: LogicalType::Int64,
             nullable: false,
             source_type: "bigint".into(),
+            cover: Cover::None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

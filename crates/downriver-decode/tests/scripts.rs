@@ -23,9 +23,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
+use downriver_decode::postgres::shape::Shape;
 use downriver_event::{
-    BlockBuilder, Column, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition, TableId,
-    TableSchema, pb, view,
+    BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition,
+    TableId, TableSchema, pb, view,
 };
 
 const INT: u32 = 23;
@@ -262,7 +263,7 @@ impl Session {
 
     fn relation(&mut self, relation: &Relation) {
         if relation.name == "hidden" {
-            return self.decoder.set_schema(relation.id, None);
+            return self.decoder.set_shape(relation.id, None);
         }
         let columns = relation.columns.iter().zip(1..);
         let mut schema = TableSchema {
@@ -281,10 +282,12 @@ impl Session {
                     },
                     nullable: true,
                     source_type: String::new(),
+                    cover: Cover::None,
                 })
                 .collect(),
             key: vec![1],
             identity: ReplicaIdentity::Default,
+            withheld: Vec::new(),
         };
         let versions = self
             .schemas
@@ -296,7 +299,8 @@ impl Session {
         schema.version = known.unwrap_or(versions + 1);
         self.schemas
             .insert((relation.id, schema.version), schema.clone());
-        self.decoder.set_schema(relation.id, Some(Arc::new(schema)));
+        let shape = Shape::from(Arc::new(schema));
+        self.decoder.set_shape(relation.id, Some(shape));
     }
 
     fn committed(&mut self, Committed { end_lsn, events }: Committed) {

@@ -15,4 +15,4 @@ pub use downriver_api::log::v1 as pb;
 pub use block::{Block, BlockBuilder, EncodedBlock};
 pub use position::{Epoch, Incarnation, Lsn, Offset, SourcePosition, UnknownPosition};
 pub use presence::Presence;
-pub use schema::{Column, LogicalType, ReplicaIdentity, TableId, TableSchema};
+pub use schema::{Column, Cover, LogicalType, ReplicaIdentity, TableId, TableSchema};

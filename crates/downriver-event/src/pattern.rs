@@ -4,16 +4,21 @@
 /// characters; one that begins with `!` excludes. A list of exclusions only selects all others.
 #[must_use]
 pub fn selects(patterns: &[String], namespace: &str, table: &str) -> bool {
-    let name = format!("{namespace}.{table}");
-    let mut selected = patterns.iter().all(|pattern| pattern.starts_with('!'));
-    for pattern in patterns {
-        match pattern.strip_prefix('!') {
-            Some(excluded) if matches(excluded, &name) => selected = false,
-            None if matches(pattern, &name) => selected = true,
-            _ => {}
-        }
-    }
-    selected
+    let all_exclude = patterns.iter().all(|pattern| pattern.starts_with('!'));
+    last_word(patterns, &format!("{namespace}.{table}")).unwrap_or(all_exclude)
+}
+
+/// What the last pattern that matches says of a name: whether it selects it. `None`: none matches.
+#[must_use]
+pub fn last_word(patterns: &[String], name: &str) -> Option<bool> {
+    let words = patterns.iter().rev();
+    let mut words = words.map(|pattern| match pattern.strip_prefix('!') {
+        Some(excluded) => (excluded, false),
+        None => (pattern.as_str(), true),
+    });
+    words
+        .find(|(pattern, _)| matches(pattern, name))
+        .map(|(_, selected)| selected)
 }
 
 /// Whether the whole text matches a pattern with `*`.

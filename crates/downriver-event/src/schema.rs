@@ -18,6 +18,8 @@ pub struct TableSchema {
     /// identity. Empty when there is none.
     pub key: Vec<u32>,
     pub identity: ReplicaIdentity,
+    /// Columns that are excluded at capture: no row has them.
+    pub withheld: Vec<Column>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,36 @@ pub struct Column {
     pub ty: LogicalType,
     pub nullable: bool,
     pub source_type: String,
+    pub cover: Cover,
+}
+
+/// What a rule says of a column's values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Cover {
+    /// No rule speaks of it.
+    #[default]
+    None,
+    /// They are the source's because a rule says so.
+    Shown,
+    /// They were made into others before they reached the log.
+    Masked(Masked),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masked {
+    pub kind: MaskKind,
+    /// Changes with the rule's parameters and key, and tells neither.
+    pub rule: u64,
+    /// The type of the source's values; the column's own is that of the masked ones.
+    pub of: LogicalType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskKind {
+    Null,
+    Hash,
+    Partial,
+    Constant,
 }
 
 /// One canonical form per type, the same through snapshot and stream.
@@ -92,6 +124,10 @@ pub enum ReplicaIdentity {
 pub enum SchemaError {
     #[error("column {column:?} of table {table:?} has a type that this version does not know")]
     UnknownType { table: String, column: String },
+    #[error(
+        "column {column:?} of table {table:?} is masked in a way that this version does not know"
+    )]
+    UnknownMask { table: String, column: String },
     #[error("table {table:?} has a replica identity that this version does not know")]
     UnknownIdentity { table: String },
 }
@@ -115,6 +151,12 @@ impl TableSchema {
             .iter()
             .filter_map(|id| self.column_index(*id))
             .collect()
+    }
+
+    /// The source's own columns: with those that are withheld, and as they are before any mask.
+    pub fn source_columns(&self) -> impl Iterator<Item = (&Column, &LogicalType)> {
+        let columns = self.columns.iter().chain(&self.withheld);
+        columns.map(|column| (column, column.source_ty()))
     }
 
     /// Whether rows of both can be told apart only by the version number.
@@ -145,6 +187,7 @@ impl TableSchema {
             columns: self.columns.iter().map(Column::to_pb).collect(),
             key: self.key.clone(),
             identity: identity as i32,
+            withheld: self.withheld.iter().map(Column::to_pb).collect(),
         }
     }
 
@@ -162,36 +205,35 @@ impl TableSchema {
                 });
             }
         };
-        let columns = schema
-            .columns
-            .iter()
-            .map(|column| {
-                let ty = column.r#type.as_ref().and_then(LogicalType::from_pb);
-                Ok(Column {
-                    id: column.id,
-                    name: column.name.clone(),
-                    ty: ty.ok_or_else(|| SchemaError::UnknownType {
-                        table: schema.name.clone(),
-                        column: column.name.clone(),
-                    })?,
-                    nullable: column.nullable,
-                    source_type: column.source_type.clone(),
-                })
-            })
-            .collect::<Result<_, SchemaError>>()?;
+        let columns = |columns: &[pb::Column]| {
+            let columns = columns.iter();
+            columns
+                .map(|column| Column::from_pb(column, &schema.name))
+                .collect::<Result<_, _>>()
+        };
         Ok(Self {
             id: TableId(schema.table_id),
             version: schema.version,
             namespace: schema.namespace.clone(),
             name: schema.name.clone(),
-            columns,
+            columns: columns(&schema.columns)?,
             key: schema.key.clone(),
             identity,
+            withheld: columns(&schema.withheld)?,
         })
     }
 }
 
 impl Column {
+    /// The type of the source's values.
+    #[must_use]
+    pub fn source_ty(&self) -> &LogicalType {
+        match &self.cover {
+            Cover::Masked(masked) => &masked.of,
+            Cover::None | Cover::Shown => &self.ty,
+        }
+    }
+
     fn to_pb(&self) -> pb::Column {
         pb::Column {
             id: self.id,
@@ -199,7 +241,67 @@ impl Column {
             r#type: Some(self.ty.to_pb()),
             nullable: self.nullable,
             source_type: self.source_type.clone(),
+            masked: match &self.cover {
+                Cover::Masked(masked) => Some(masked.to_pb()),
+                Cover::None | Cover::Shown => None,
+            },
+            shown: self.cover == Cover::Shown,
         }
+    }
+
+    fn from_pb(column: &pb::Column, table: &str) -> Result<Self, SchemaError> {
+        let ty = column.r#type.as_ref().and_then(LogicalType::from_pb);
+        let cover = match &column.masked {
+            Some(masked) => Masked::from_pb(masked).map(Cover::Masked),
+            None if column.shown => Some(Cover::Shown),
+            None => Some(Cover::None),
+        };
+        let (table, named) = (|| table.to_owned(), || column.name.clone());
+        Ok(Self {
+            id: column.id,
+            name: column.name.clone(),
+            ty: ty.ok_or_else(|| SchemaError::UnknownType {
+                table: table(),
+                column: named(),
+            })?,
+            nullable: column.nullable,
+            source_type: column.source_type.clone(),
+            cover: cover.ok_or_else(|| SchemaError::UnknownMask {
+                table: table(),
+                column: named(),
+            })?,
+        })
+    }
+}
+
+impl Masked {
+    fn to_pb(&self) -> pb::Masked {
+        let kind = match self.kind {
+            MaskKind::Null => pb::MaskKind::Null,
+            MaskKind::Hash => pb::MaskKind::Hash,
+            MaskKind::Partial => pb::MaskKind::Partial,
+            MaskKind::Constant => pb::MaskKind::Constant,
+        };
+        pb::Masked {
+            kind: kind as i32,
+            rule: self.rule,
+            of: Some(self.of.to_pb()),
+        }
+    }
+
+    /// `None` for a mask that this build does not know.
+    fn from_pb(masked: &pb::Masked) -> Option<Self> {
+        Some(Self {
+            kind: match masked.kind() {
+                pb::MaskKind::Null => MaskKind::Null,
+                pb::MaskKind::Hash => MaskKind::Hash,
+                pb::MaskKind::Partial => MaskKind::Partial,
+                pb::MaskKind::Constant => MaskKind::Constant,
+                pb::MaskKind::Unspecified => return None,
+            },
+            rule: masked.rule,
+            of: LogicalType::from_pb(masked.of.as_ref()?)?,
+        })
     }
 }
 

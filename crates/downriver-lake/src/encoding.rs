@@ -180,7 +180,9 @@ fn each<'a>(
             None => None,
             Some((column, index)) => match (column.presence(*index), special) {
                 (Presence::Value, _) => Some(Known::Cell(column, *index)),
-                (Presence::Null | Presence::Unchanged | Presence::Absent, _) => None,
+                (Presence::Null | Presence::Unchanged | Presence::Absent | Presence::Masked, _) => {
+                    None
+                }
                 (Presence::PositiveInfinity, Special::Text) => Some(Known::Special("Infinity")),
                 (Presence::NegativeInfinity, Special::Text) => Some(Known::Special("-Infinity")),
                 (Presence::NaN, Special::Text) => Some(Known::Special("NaN")),
@@ -195,12 +197,6 @@ fn each<'a>(
                     return Err(Unholdable {
                         at,
                         what: "a zero date",
-                    });
-                }
-                (Presence::Masked, _) => {
-                    return Err(Unholdable {
-                        at,
-                        what: "a masked value",
                     });
                 }
             },

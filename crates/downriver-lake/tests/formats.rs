@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::Memory;
 use downriver_event::{
-    Column, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema,
+    Column, Cover, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema,
 };
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{LakeError, TableConfig, TableWriter, Warehouse};
@@ -27,9 +27,11 @@ fn schema() -> Arc<TableSchema> {
             ty: LogicalType::Int64,
             nullable: false,
             source_type: String::new(),
+            cover: Cover::None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
-    SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
+    ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
 };
 use downriver_lake::catalog::{
     BuiltinCatalog, Catalog, CatalogError, LoadedTable, NewTable, TableName,
@@ -35,6 +35,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         ty,
         nullable,
         source_type: String::new(),
+        cover: Cover::None,
     };
     let mut columns = vec![
         column(1, "id", LogicalType::Int64, false),
@@ -61,6 +62,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         columns,
         key: vec![1, 2],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use downriver_event::block::{Block, BlockError, FrameError, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, LogicalType, Lsn, Offset, Presence, ReplicaIdentity, SourcePosition,
-    TableId, TableSchema, view,
+    BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema, view,
 };
 use downriver_testkit::fixture;
 
@@ -19,6 +19,7 @@ fn schema() -> Arc<TableSchema> {
         ty,
         nullable: true,
         source_type: "x".into(),
+        cover: Cover::None,
     };
     Arc::new(TableSchema {
         id: TableId(16_400),
@@ -36,6 +37,7 @@ fn schema() -> Arc<TableSchema> {
         ],
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

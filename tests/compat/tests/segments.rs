@@ -7,7 +7,7 @@ use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
+    BlockBuilder, Column, Cover, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
 };
 use downriver_log::segment::{SegmentPlace, SegmentReader, SegmentWriter, read_footer};
@@ -31,9 +31,11 @@ fn schema() -> Arc<TableSchema> {
             ty: LogicalType::Int64,
             nullable: false,
             source_type: "bigint".into(),
+            cover: Cover::None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Full,
+        withheld: Vec::new(),
     })
 }
 

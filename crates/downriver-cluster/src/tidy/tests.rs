@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use downriver_event::block::{OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, EncodedBlock, Epoch, LogicalType, Lsn, ReplicaIdentity, SourcePosition,
-    TableId, TableSchema,
+    BlockBuilder, Column, Cover, EncodedBlock, Epoch, LogicalType, Lsn, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema,
 };
 use downriver_log::segment::SegmentWriter;
 use downriver_log::store::LocalStore;
@@ -124,9 +124,11 @@ fn schema(table: u32) -> Arc<TableSchema> {
             ty: LogicalType::Int64,
             nullable: false,
             source_type: "bigint".into(),
+            cover: Cover::None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

@@ -27,20 +27,18 @@
 //!   the one that *arrived* later holds for the transactions that follow, whichever commits first.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use downriver_event::block::{
     BlockBuilder, ColumnBuilder, OldImage, RowColumns, RowOp, VALUE_BYTES_MAX,
 };
-use downriver_event::{
-    Column, LogicalType, Lsn, Presence, ReplicaIdentity, SourcePosition, TableSchema, pb, view,
-};
+use downriver_event::{LogicalType, Lsn, SourcePosition, pb, view};
 
+use super::ValueError;
 use super::message::{
     Cell, Message, MessageError, OldTuple, Tuple, has_transaction_id, in_chunk, parse,
 };
 pub use super::message::{Relation, RelationColumn, Streaming};
-use super::{ValueError, binary, text};
+use super::shape::{Shape, check_columns, push_cells, push_old};
 
 /// The prefix of messages that we write ourselves and nobody is to see.
 pub const HEARTBEAT_PREFIX: &str = "downriver.heartbeat";
@@ -95,7 +93,7 @@ pub enum Decoded {
         commit_time_us: i64,
     },
     Commit(Committed),
-    /// Answer with [`PgDecoder::set_schema`] before the next message.
+    /// Answer with [`PgDecoder::set_shape`] before the next message.
     Relation(Relation),
     Row,
     /// Belongs to no transaction: may come again after a restart, and its place is not a commit's.
@@ -154,7 +152,7 @@ struct Described {
     /// The how many-eth description of the session.
     number: u64,
     /// `None`: the relation is not captured.
-    schema: Option<Arc<TableSchema>>,
+    shape: Option<Shape>,
 }
 
 type Relations = HashMap<u32, Described>;
@@ -208,13 +206,13 @@ impl PgDecoder {
         self.state != State::Outside
     }
 
-    /// Rows of the relation use this schema from now on; `None`: they are passed over.
-    pub fn set_schema(&mut self, relation: u32, schema: Option<Arc<TableSchema>>) {
+    /// Rows of the relation have this shape from now on; `None`: they are passed over.
+    pub fn set_shape(&mut self, relation: u32, shape: Option<Shape>) {
         let (relations, number) = match &mut self.replay {
             Some(replay) => (&mut replay.relations, replay.described),
             None => (&mut self.relations, self.described),
         };
-        relations.insert(relation, Described { number, schema });
+        relations.insert(relation, Described { number, shape });
     }
 
     /// Decodes one message into the builder.
@@ -503,7 +501,7 @@ impl PgDecoder {
         }
     }
 
-    fn schema(&self, relation: u32) -> Result<Option<&Arc<TableSchema>>, DecodeError> {
+    fn shape(&self, relation: u32) -> Result<Option<&Shape>, DecodeError> {
         let relations = match &self.replay {
             Some(replay) => &replay.relations,
             None => &self.relations,
@@ -513,15 +511,15 @@ impl PgDecoder {
             relation,
             after: self.after,
         })?;
-        Ok(known.schema.as_ref())
+        Ok(known.shape.as_ref())
     }
 
-    /// The schema of a row that is to be decoded, and its transaction's final LSN.
-    fn wanted(&self, relation: u32) -> Result<Option<(&Arc<TableSchema>, Lsn)>, DecodeError> {
+    /// The shape of a row that is to be decoded, and its transaction's final LSN.
+    fn wanted(&self, relation: u32) -> Result<Option<(&Shape, Lsn)>, DecodeError> {
         match self.state {
             State::Outside | State::Chunk { .. } => Err(self.outside("row")),
             State::Dropping => Ok(None),
-            State::Inside { at } => Ok(self.schema(relation)?.map(|schema| (schema, at))),
+            State::Inside { at } => Ok(self.shape(relation)?.map(|shape| (shape, at))),
         }
     }
 
@@ -531,12 +529,12 @@ impl PgDecoder {
         new: Tuple<'_>,
         out: &mut BlockBuilder,
     ) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else {
+        let Some((shape, at)) = self.wanted(relation)? else {
             return Ok(Decoded::Other);
         };
-        check_columns(schema, &new, at)?;
-        let row = out.row(schema, RowOp::Insert, OldImage::None);
-        push_tuple(schema, new, row.new, at)?;
+        check_columns(shape, &new, at)?;
+        let row = out.row(&shape.schema, RowOp::Insert, OldImage::None);
+        push_cells(shape, new.cells(), row.new, at)?;
         Ok(Decoded::Row)
     }
 
@@ -547,32 +545,32 @@ impl PgDecoder {
         new: Tuple<'_>,
         out: &mut BlockBuilder,
     ) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else {
+        let Some((shape, at)) = self.wanted(relation)? else {
             return Ok(Decoded::Other);
         };
-        check_columns(schema, &new, at)?;
+        check_columns(shape, &new, at)?;
         let (kind, old) = match old {
             None => {
-                let row = out.row(schema, RowOp::Update, OldImage::None);
-                push_tuple(schema, new, row.new, at)?;
+                let row = out.row(&shape.schema, RowOp::Update, OldImage::None);
+                push_cells(shape, new.cells(), row.new, at)?;
                 return Ok(Decoded::Row);
             }
             Some(OldTuple::Key(old)) => (OldImage::Key, old),
             Some(OldTuple::Full(old)) => (OldImage::Full, old),
         };
-        check_columns(schema, &old, at)?;
+        check_columns(shape, &old, at)?;
         let RowColumns {
             new: new_columns,
             old: old_columns,
-        } = out.row(schema, RowOp::Update, kind);
-        push_old(schema, kind, old, old_columns, at)?;
+        } = out.row(&shape.schema, RowOp::Update, kind);
+        push_old(shape, kind, old, old_columns, at)?;
         // An unchanged value that is in the old tuple is known: any under FULL, else one that is part of the key and
         // is stored out of line, for which the server sends the key although it is the same.
         let cells = new.cells().zip(old.cells()).map(|(new, old)| match new {
             Cell::Unchanged if old != Cell::Null => old,
             new => new,
         });
-        push_cells(schema, cells, new_columns, at)?;
+        push_cells(shape, cells, new_columns, at)?;
         Ok(Decoded::Row)
     }
 
@@ -582,16 +580,16 @@ impl PgDecoder {
         old: OldTuple<'_>,
         out: &mut BlockBuilder,
     ) -> Result<Decoded, DecodeError> {
-        let Some((schema, at)) = self.wanted(relation)? else {
+        let Some((shape, at)) = self.wanted(relation)? else {
             return Ok(Decoded::Other);
         };
         let (kind, old) = match old {
             OldTuple::Key(old) => (OldImage::Key, old),
             OldTuple::Full(old) => (OldImage::Full, old),
         };
-        check_columns(schema, &old, at)?;
-        let row = out.row(schema, RowOp::Delete, kind);
-        push_old(schema, kind, old, row.old, at)?;
+        check_columns(shape, &old, at)?;
+        let row = out.row(&shape.schema, RowOp::Delete, kind);
+        push_old(shape, kind, old, row.old, at)?;
         Ok(Decoded::Row)
     }
 }
@@ -609,92 +607,6 @@ fn name(message: &Message<'_>) -> &'static str {
         Message::StreamAbort { .. } => "stream abort",
         _ => "change without a transaction id",
     }
-}
-
-fn check_columns(schema: &TableSchema, tuple: &Tuple<'_>, at: Lsn) -> Result<(), DecodeError> {
-    let (expected, found) = (schema.columns.len(), tuple.columns);
-    if expected == found {
-        return Ok(());
-    }
-    Err(DecodeError::ColumnCount {
-        table: schema.qualified_name(),
-        expected,
-        found,
-        at,
-    })
-}
-
-fn push_tuple(
-    schema: &TableSchema,
-    tuple: Tuple<'_>,
-    columns: &mut [ColumnBuilder],
-    at: Lsn,
-) -> Result<(), DecodeError> {
-    push_cells(schema, tuple.cells(), columns, at)
-}
-
-#[inline]
-fn push_cells<'a>(
-    schema: &TableSchema,
-    cells: impl Iterator<Item = Cell<'a>>,
-    columns: &mut [ColumnBuilder],
-    at: Lsn,
-) -> Result<(), DecodeError> {
-    for ((cell, column), out) in cells.zip(&schema.columns).zip(columns) {
-        push_cell(schema, column, cell, out, at)?;
-    }
-    Ok(())
-}
-
-#[inline]
-fn push_cell(
-    schema: &TableSchema,
-    column: &Column,
-    cell: Cell<'_>,
-    out: &mut ColumnBuilder,
-    at: Lsn,
-) -> Result<(), DecodeError> {
-    let pushed = match cell {
-        Cell::Text(bytes) => text::push(&column.ty, bytes, out),
-        Cell::Binary(bytes) => binary::push(&column.ty, bytes, out),
-        Cell::Null => {
-            out.push_presence(Presence::Null);
-            Ok(())
-        }
-        Cell::Unchanged => {
-            out.push_presence(Presence::Unchanged);
-            Ok(())
-        }
-    };
-    pushed.map_err(|error| DecodeError::Value {
-        table: schema.qualified_name(),
-        column: column.name.clone(),
-        error,
-        at,
-    })
-}
-
-/// An old image: of a key only the identity's columns are known, the others were not logged.
-fn push_old(
-    schema: &TableSchema,
-    kind: OldImage,
-    old: Tuple<'_>,
-    columns: &mut [ColumnBuilder],
-    at: Lsn,
-) -> Result<(), DecodeError> {
-    if kind == OldImage::Full {
-        return push_tuple(schema, old, columns, at);
-    }
-    debug_assert_ne!(schema.identity, ReplicaIdentity::Nothing);
-    for ((cell, column), out) in old.cells().zip(&schema.columns).zip(columns) {
-        // A key's columns cannot be null, so a null is a column that the identity does not have.
-        if cell == Cell::Null {
-            out.push_presence(Presence::Absent);
-            continue;
-        }
-        push_cell(schema, column, cell, out, at)?;
-    }
-    Ok(())
 }
 
 /// One value as a cell of a message, through the same functions as a column's.

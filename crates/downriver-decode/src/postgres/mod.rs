@@ -3,7 +3,9 @@
 pub mod binary;
 mod civil;
 pub mod decoder;
+pub mod mask;
 pub mod message;
+pub mod shape;
 pub mod text;
 
 use downriver_event::Presence;

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use super::*;
 use crate::position::{Lsn, Offset, SourcePosition};
 use crate::presence::Presence;
-use crate::schema::{Column as SchemaColumn, LogicalType, ReplicaIdentity, TableId, TableSchema};
+use crate::schema::{
+    Column as SchemaColumn, Cover, LogicalType, ReplicaIdentity, TableId, TableSchema,
+};
 use crate::{pb, view};
 
 fn schema() -> Arc<TableSchema> {
@@ -13,6 +15,7 @@ fn schema() -> Arc<TableSchema> {
         ty,
         nullable: true,
         source_type: String::new(),
+        cover: Cover::None,
     };
     Arc::new(TableSchema {
         id: TableId(7),
@@ -26,6 +29,7 @@ fn schema() -> Arc<TableSchema> {
         ],
         key: vec![1],
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

@@ -12,6 +12,7 @@ use downriver_event::{BlockBuilder, SourcePosition, TableId, pb};
 use downriver_log::{ChunkDone, Log, Moved};
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::Session;
+use downriver_source::postgres::rules::uncovered;
 use downriver_source::postgres::{reach, setup, slot};
 
 use super::outbox::{Outbox, Tip};
@@ -139,8 +140,10 @@ async fn repair(
     let mut generations = HashMap::new();
     for table in repaired.tables {
         let id = table.schema.id;
-        let goes_on = registry.newest(id).is_some_and(|b| table.goes_on_as(b));
-        if table.problem.is_some() && !goes_on {
+        let known = registry.newest(id);
+        let goes_on = known.is_some_and(|known| table.goes_on_as(known));
+        let uncovered = known.is_some_and(|known| uncovered(known, &table.schema).is_some());
+        if table.problem.is_some() && !goes_on || uncovered {
             continue;
         }
         if let Registered::New {

@@ -166,7 +166,9 @@ pub(super) async fn run(
         setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
     let known = run.names.clone();
     let refused = run.captured.iter().filter(|(_, captured)| !**captured);
-    let refused: HashSet<TableId> = refused.map(|(table, _)| *table).collect();
+    let refused: HashMap<_, _> = refused
+        .map(|(table, _)| (*table, run.registry.newest(*table).cloned()))
+        .collect();
     let beating = async {
         match config.heartbeat {
             Some(every) => heartbeat::beat(&catalog, every).await,

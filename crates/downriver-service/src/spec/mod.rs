@@ -1,5 +1,6 @@
 //! What a resource may say. A document is YAML or JSON of one kind; unknown fields are refused with their place.
 
+mod mask;
 mod pipeline;
 mod sink;
 mod source;
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use mask::{MaskRule, MaskWith};
 pub use pipeline::{Mode, Pipeline, parse_bytes, parse_duration};
 pub use sink::{CatalogSpec, Iceberg, RestSpec, S3Spec, Sink};
 pub use source::{

@@ -7,6 +7,7 @@ use downriver_event::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::mask::MaskRule;
 use super::{Secret, at, fields, parse_bytes, parse_duration};
 
 /// The shortest time between two heartbeats.
@@ -27,6 +28,12 @@ pub struct Postgres {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     pub tables: Vec<String>,
+    /// Columns of which nothing reaches the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_columns: Vec<String>,
+    /// Columns whose values are made into others before they reach the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask: Vec<MaskRule>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +192,7 @@ impl Source {
             return Err(at("postgres.snapshot", problem));
         }
         postgres.check_limits()?;
+        postgres.check_columns()?;
         Ok(source)
     }
 
@@ -220,6 +228,29 @@ impl Source {
 }
 
 impl Postgres {
+    /// The rules' patterns name schema, table and column.
+    fn check_columns(&self) -> Result<(), Problem> {
+        let excluded = self.exclude_columns.iter().enumerate();
+        let excluded = excluded.map(|(at, p)| (p, format!("postgres.exclude_columns[{at}]")));
+        let rules = self.mask.iter().enumerate();
+        let masked = rules.flat_map(|(rule, mask)| {
+            let patterns = mask.columns.iter().enumerate();
+            patterns.map(move |(at, p)| (p, format!("postgres.mask[{rule}].columns[{at}]")))
+        });
+        for (pattern, field) in excluded.chain(masked) {
+            if pattern.matches('.').count() < 2 {
+                let column = pattern.rsplit('.').next().unwrap_or_default();
+                let problem = Problem::new(
+                    "DR-2028",
+                    format!("pattern {pattern:?} does not name schema, table and column"),
+                    format!("write it as \"public.users.{column}\" or \"*.*.{column}\""),
+                );
+                return Err(at(&field, problem));
+            }
+        }
+        Ok(())
+    }
+
     fn check_limits(&self) -> Result<(), Problem> {
         let invalid = |field: &str, reason: String, fix: &str| {
             Err(at(field, Problem::new("DR-2027", reason, fix)))

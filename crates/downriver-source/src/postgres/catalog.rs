@@ -1,17 +1,18 @@
 //! What the database's catalog says: its tables, their columns and types, where it stands.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
-use downriver_event::{Column, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
+use downriver_event::{Column, Cover, LogicalType, Lsn, ReplicaIdentity, TableId, TableSchema};
 use tokio_postgres::Client;
 
 use super::columns::{self, Known};
 use super::config::PostgresConfig;
 use super::key::{KEYS, Keys};
+use super::rules::{ColumnRules, uncovered};
 use super::sql;
 use crate::error::SourceError;
 
@@ -78,6 +79,10 @@ impl Catalog {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub(super) fn rules(&self) -> &ColumnRules {
+        &self.config.columns
     }
 
     /// The cluster's system identifier, and the database's oid.
@@ -175,18 +180,27 @@ impl Catalog {
         Ok(self.selected(&self.config, Some(table)).await?.pop())
     }
 
-    /// Returns when one of these tables, which could not be captured, can be; its name.
+    /// Returns when one of these tables, which could not be captured, can be; its name. With the shape that was captured
+    /// of it last.
     ///
     /// # Errors
     /// A query failed.
-    pub async fn mended(&self, refused: &HashSet<TableId>) -> Result<String, SourceError> {
+    pub async fn mended(
+        &self,
+        refused: &HashMap<TableId, Option<Arc<TableSchema>>>,
+    ) -> Result<String, SourceError> {
         let mut rest = NEW_TABLES_LOOK_EVERY;
         loop {
             tokio::time::sleep(rest).await;
             let began = Instant::now();
-            for table in refused {
+            for (table, before) in refused {
+                let covered = |now: &TableSchema| {
+                    let before = before.as_ref();
+                    before.is_none_or(|before| uncovered(before, now).is_none())
+                };
                 if let Some(now) = self.table(*table).await?
                     && now.problem.is_none()
+                    && covered(&now.schema)
                 {
                     return Ok(now.schema.qualified_name());
                 }
@@ -226,6 +240,7 @@ impl Catalog {
                     columns: Vec::new(),
                     key: of_table.under(identity).to_vec(),
                     identity,
+                    withheld: Vec::new(),
                 },
                 estimated_rows: row.get::<_, f64>(4) as u64,
                 problem: None,
@@ -253,12 +268,16 @@ impl Catalog {
                 ty: self.logical(column.type_oid, column.type_modifier),
                 nullable: column.nullable,
                 source_type: column.source_type,
+                cover: Cover::None,
             });
         }
         for (table, keys) in tables.iter_mut().zip(&keys) {
             table.problem = keys.refusal(&table.schema);
             if table.problem.is_none() && with_money.contains(&table.schema.id.0) {
                 table.problem = self.refuse_currency(&table.schema.qualified_name()).await?;
+            }
+            if table.problem.is_none() {
+                table.problem = config.columns.cover(&mut table.schema).err();
             }
         }
         refuse_collisions(&mut tables);
@@ -316,12 +335,13 @@ impl Catalog {
             .collect();
         let names = relation.columns.iter().map(|c| c.name.as_str());
         let described: Vec<_> = names.zip(&types).collect();
-        let before = previous.iter().flat_map(|previous| &previous.columns);
+        let before = previous.iter();
         let before: Vec<_> = before
-            .map(|column| Known {
+            .flat_map(|previous| previous.source_columns())
+            .map(|(column, ty)| Known {
                 number: column.id,
                 name: &column.name,
-                ty: &column.ty,
+                ty,
             })
             .collect();
         let types = today.iter();
@@ -351,12 +371,16 @@ impl Catalog {
         before: &TableSchema,
         after: &TableSchema,
     ) -> Result<bool, SourceError> {
-        let known = |id: u32| before.columns.iter().any(|column| column.id == id);
+        let known = |id: u32| before.source_columns().any(|(column, _)| column.id == id);
         let added: Vec<_> = after.columns.iter().filter(|c| !known(c.id)).collect();
         if added.is_empty() {
             return Ok(false);
         }
-        let named = |name: &str| before.columns.iter().any(|column| column.name == name);
+        let named = |name: &str| {
+            before
+                .source_columns()
+                .any(|(column, _)| column.name == name)
+        };
         if added.iter().any(|column| named(&column.name)) {
             return Ok(true);
         }
@@ -376,15 +400,15 @@ impl Catalog {
         Ok(empty.get::<_, i64>(0) != i64::try_from(added.len()).unwrap_or_default())
     }
 
-    /// The schema of a relation as the stream describes it, its columns numbered as they are in the catalog.
+    /// A relation as the stream describes it, its columns numbered as they are in the catalog.
     ///
     /// # Errors
     /// A query failed.
-    pub async fn schema_of(
+    pub async fn described(
         &self,
         relation: &Relation,
         previous: Option<&TableSchema>,
-    ) -> Result<TableSchema, SourceError> {
+    ) -> Result<SourceTable, SourceError> {
         let today = self.columns(&[relation.id]).await?;
         let types = relation.columns.iter().map(|column| column.type_oid);
         let types = types.chain(today.iter().map(|column| column.type_oid));
@@ -392,15 +416,17 @@ impl Catalog {
         let numbers = self.numbers(relation, previous, &today).await?;
         let mut columns = Vec::with_capacity(relation.columns.len());
         for (number, column) in numbers.into_iter().zip(&relation.columns) {
-            let mut known = previous.iter().flat_map(|previous| &previous.columns);
-            let before = known.find(|c| c.id == number);
+            let mut known = previous
+                .iter()
+                .flat_map(|previous| previous.source_columns());
+            let before = known.find(|(c, _)| c.id == number);
             let now = today.iter().find(|c| c.number == number);
             let ty = self.logical(column.type_oid, column.type_modifier);
             columns.push(Column {
                 id: number,
                 name: column.name.clone(),
                 nullable: before
-                    .map(|c| c.nullable)
+                    .map(|(c, _)| c.nullable)
                     .or(now.map(|c| c.nullable))
                     .unwrap_or(true),
                 source_type: match (now, before) {
@@ -410,27 +436,20 @@ impl Catalog {
                     {
                         now.source_type.clone()
                     }
-                    (_, Some(before)) if before.ty == ty => before.source_type.clone(),
+                    (_, Some((before, before_ty))) if *before_ty == ty => {
+                        before.source_type.clone()
+                    }
                     _ => {
                         self.type_name(column.type_oid, column.type_modifier)
                             .await?
                     }
                 },
                 ty,
+                cover: Cover::None,
             });
         }
-        if relation.columns.iter().any(|c| self.is_money(c.type_oid)) {
-            let name = format!("{}.{}", relation.namespace, relation.name);
-            if let Some(problem) = self.refuse_currency(&name).await? {
-                return Err(SourceError::definite(
-                    problem.code,
-                    problem.reason,
-                    problem.fix,
-                ));
-            }
-        }
         let identity = replica_identity(relation.replica_identity);
-        Ok(TableSchema {
+        let mut schema = TableSchema {
             id: TableId(relation.id),
             version: 0,
             namespace: if relation.namespace.is_empty() {
@@ -442,6 +461,19 @@ impl Catalog {
             key: self.key_of(relation, &columns, previous, identity).await?,
             columns,
             identity,
+            withheld: Vec::new(),
+        };
+        let mut problem = None;
+        if relation.columns.iter().any(|c| self.is_money(c.type_oid)) {
+            problem = self.refuse_currency(&schema.qualified_name()).await?;
+        }
+        if problem.is_none() {
+            problem = self.config.columns.cover(&mut schema).err();
+        }
+        Ok(SourceTable {
+            schema,
+            estimated_rows: 0,
+            problem,
         })
     }
 

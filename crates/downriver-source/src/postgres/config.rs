@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use downriver_event::pattern;
 
+use super::rules::ColumnRules;
+
 /// As libpq's sslmode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SslMode {
@@ -40,6 +42,7 @@ pub struct PostgresConfig {
     pub ca_file: Option<PathBuf>,
     /// Patterns over "schema.table".
     pub tables: Vec<String>,
+    pub columns: ColumnRules,
     pub slot: String,
     pub publication: String,
     /// Whether the slot that is made follows a failover, from version 17 on.
@@ -133,6 +136,7 @@ impl PostgresConfig {
             ssl_mode,
             ca_file,
             tables: Vec::new(),
+            columns: ColumnRules::default(),
             slot: String::new(),
             publication: String::new(),
             failover: true,

@@ -98,6 +98,6 @@ impl DatabaseCut {
         schema: &TableSchema,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<(), SourceError> {
-        copy_table(self.reader.client(), schema, row).await
+        copy_table(&self.reader, schema, row).await
     }
 }

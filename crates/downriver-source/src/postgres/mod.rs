@@ -9,6 +9,7 @@ pub mod heartbeat;
 pub mod identity;
 mod key;
 pub mod replication;
+pub mod rules;
 pub mod setup;
 pub mod slot;
 pub mod snapshot;

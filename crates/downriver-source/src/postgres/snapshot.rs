@@ -7,17 +7,20 @@
 //! Chunks are ranges of the table's key; bounds are compared by the server only, in the key's own collation.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use downriver_decode::postgres::binary;
+use downriver_decode::postgres::mask::Mask;
 use downriver_event::block::RowColumns;
-use downriver_event::{LogicalType, Lsn, Presence, TableId, TableSchema};
+use downriver_event::{Column, LogicalType, Lsn, Presence, TableId, TableSchema};
 use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
+use super::rules::ColumnRules;
 use super::sql::{identifier, literal, qualified};
 use crate::error::SourceError;
 
@@ -95,6 +98,8 @@ pub struct Reshaped {
 #[derive(Debug)]
 pub struct BinaryRow<'a> {
     schema: &'a TableSchema,
+    /// One for each column; empty: none is masked.
+    masks: &'a [Option<Arc<Mask>>],
     fields: &'a [u8],
 }
 
@@ -105,21 +110,31 @@ impl BinaryRow<'_> {
     /// A value that is not of its column's type.
     pub fn push_into(&self, columns: RowColumns<'_>) -> Result<(), SourceError> {
         let mut rest = self.fields;
+        let mut masks = self.masks.iter();
         for (column, out) in self.schema.columns.iter().zip(columns.new) {
             if rest.len() < 4 {
                 return Err(malformed("a row ends early"));
             }
             let len = rest.get_i32();
-            if len == -1 {
-                out.push_presence(Presence::Null);
-                continue;
-            }
-            let value = usize::try_from(len)
-                .ok()
-                .and_then(|len| rest.split_at_checked(len));
-            let (value, after) = value.ok_or_else(|| malformed("a value ends early"))?;
-            rest = after;
-            binary::push(&column.ty, value, out).map_err(|error| SourceError::Value {
+            let value = if len == -1 {
+                None
+            } else {
+                let value = usize::try_from(len)
+                    .ok()
+                    .and_then(|len| rest.split_at_checked(len));
+                let (value, after) = value.ok_or_else(|| malformed("a value ends early"))?;
+                rest = after;
+                Some(value)
+            };
+            let pushed = match (masks.next(), value) {
+                (Some(Some(mask)), value) => mask.push(column, value, out),
+                (_, Some(value)) => binary::push(&column.ty, value, out),
+                (_, None) => {
+                    out.push_presence(Presence::Null);
+                    Ok(())
+                }
+            };
+            pushed.map_err(|error| SourceError::Value {
                 table: self.schema.qualified_name(),
                 column: column.name.clone(),
                 error,
@@ -349,7 +364,8 @@ impl SnapshotSession {
         filter: &str,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<(), SourceError> {
-        copy(self.client(), schema, table, filter, row).await
+        let rules = self.catalog.rules();
+        copy(self.client(), schema, rules, table, filter, row).await
     }
 }
 
@@ -371,28 +387,49 @@ fn is_read_as(now: &TableSchema, schema: &TableSchema) -> bool {
         && now.key == schema.key
         && now.columns.len() == schema.columns.len()
         && columns.all(|(now, column)| {
-            now.id == column.id && now.name == column.name && now.ty == column.ty
+            now.id == column.id
+                && now.name == column.name
+                && now.ty == column.ty
+                && now.cover == column.cover
         })
 }
 
-/// Reads a whole table inside the client's transaction.
+/// Reads a whole table inside the session's transaction.
 pub(super) async fn copy_table(
-    client: &Client,
+    catalog: &Catalog,
     schema: &TableSchema,
     row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
 ) -> Result<(), SourceError> {
     let table = format!("only {}", qualified(&schema.namespace, &schema.name));
-    copy(client, schema, &table, "", row).await
+    copy(catalog.client(), schema, catalog.rules(), &table, "", row).await
 }
 
 async fn copy(
     client: &Client,
     schema: &TableSchema,
+    rules: &ColumnRules,
     table: &str,
     filter: &str,
     row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
 ) -> Result<(), SourceError> {
-    let columns: Vec<String> = schema.columns.iter().map(select_column).collect();
+    if !rules.fit(schema) {
+        return Err(SourceError::transient(
+            "DR-1053",
+            format!(
+                "the rules for the columns of {} are other ones than those that its newest rows in the log are of",
+                schema.qualified_name()
+            ),
+            "nothing: it goes on when the source has taken up the new rules",
+        ));
+    }
+    let masks = rules.masks(schema);
+    let columns = schema.columns.iter().enumerate();
+    let columns: Vec<String> = columns
+        .map(|(at, column)| match masks.get(at) {
+            Some(Some(mask)) => select_masked(column, mask),
+            _ => select_column(column),
+        })
+        .collect();
     let filter = if filter.is_empty() {
         String::new()
     } else {
@@ -426,7 +463,11 @@ async fn copy(
         loop {
             match split_row(rest, schema.columns.len())? {
                 Split::Row(fields, after) => {
-                    row(&BinaryRow { schema, fields })?;
+                    row(&BinaryRow {
+                        schema,
+                        masks: &masks,
+                        fields,
+                    })?;
                     rest = after;
                 }
                 Split::End => {
@@ -453,15 +494,26 @@ fn where_(filters: &[String]) -> String {
     }
 }
 
+/// A masked column as its text, or not at all.
+fn select_masked(column: &Column, mask: &Mask) -> String {
+    if mask.is_fixed() {
+        return "null::text".to_owned();
+    }
+    printed(&identifier(&column.name))
+}
+
+/// As the type's output function prints it, as in the stream. A cast to text may differ: `inet '::1'::text` is
+/// `::1/128`. And `is null` holds for a composite value of nulls.
+fn printed(name: &str) -> String {
+    format!("case when {name} is distinct from null then format('%s', {name}) end")
+}
+
 /// A column in the form that `binary` reads as its type.
-fn select_column(column: &downriver_event::Column) -> String {
+fn select_column(column: &Column) -> String {
     let name = identifier(&column.name);
     match &column.ty {
-        // Not interpreted: as its output function prints it, as in the stream. A cast to text may differ:
-        // `inet '::1'::text` is `::1/128`. And `is null` holds for a composite value of nulls.
-        LogicalType::Other => {
-            format!("case when {name} is distinct from null then format('%s', {name}) end")
-        }
+        // Not interpreted.
+        LogicalType::Other => printed(&name),
         LogicalType::Array(element) => match wider(element) {
             Some(ty) => format!("{name}::{ty}[]"),
             None => name,
@@ -532,7 +584,7 @@ fn split_row(bytes: &[u8], columns: usize) -> Result<Split<'_>, SourceError> {
 }
 
 /// The key's columns in key order, each with the type that it is compared as.
-struct KeyColumns<'a>(Vec<(&'a downriver_event::Column, &'a str)>);
+struct KeyColumns<'a>(Vec<(&'a Column, &'a str)>);
 
 impl<'a> KeyColumns<'a> {
     fn of(schema: &'a TableSchema, types: &'a [String]) -> Self {

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
+use downriver_event::problem::Problem;
 use downriver_event::{TableId, TableSchema};
 use downriver_log::StreamState;
 
@@ -15,25 +16,33 @@ use super::super::repair::wanted;
 use super::Run;
 
 impl Run<'_> {
-    /// The shape that a table's rows have, under the table's name of now. Whether that is a new one.
-    pub(super) fn take_name(&mut self, today: TableSchema) -> (Arc<TableSchema>, bool) {
+    /// The shape that a table's rows have, under the table's name and the rules of now. Whether these are other ones than
+    /// the log's: then its rows are to be read again.
+    pub(super) fn take_up(
+        &mut self,
+        today: TableSchema,
+    ) -> Result<(Arc<TableSchema>, bool), Problem> {
         // What the stream brings decides when a known table's columns change.
+        let rules = &self.config.postgres.columns;
         let known = self.registry.newest(today.id);
         let is_known = known.is_some();
         let schema = match known {
-            Some(known) if (&known.namespace, &known.name) == (&today.namespace, &today.name) => {
-                return (Arc::clone(known), false);
+            Some(known)
+                if (&known.namespace, &known.name) == (&today.namespace, &today.name)
+                    && rules.fit(known) =>
+            {
+                return Ok((Arc::clone(known), false));
             }
-            Some(known) => TableSchema {
+            Some(known) => rules.cover_again(&TableSchema {
                 namespace: today.namespace,
                 name: today.name,
                 ..(**known).clone()
-            },
+            })?,
             None => today,
         };
         let registered = self.registry.register(schema);
         self.announce(&registered);
-        (Arc::clone(registered.schema()), is_known)
+        Ok((Arc::clone(registered.schema()), is_known))
     }
 
     /// A relation under the name that its table has in the catalog, if it is another one than before. A table that is

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
+use downriver_decode::postgres::shape::Shape;
+use downriver_event::problem::Problem;
 use downriver_event::{TableId, TableSchema, pb};
 use downriver_log::{LogError, StreamState};
 use downriver_source::postgres::catalog::SourceTable;
+use downriver_source::postgres::rules::uncovered;
 
 use super::super::CaptureError;
 use super::super::outgrown::outgrown;
@@ -36,35 +39,40 @@ impl Run<'_> {
             let id = table.schema.id;
             let name = table.schema.qualified_name();
             let before = self.registry.newest(id).cloned();
-            let captured =
-                table.problem.is_none() || before.as_ref().is_some_and(|b| table.goes_on_as(b));
+            let uncovered = before.as_ref().and_then(|b| uncovered(b, &table.schema));
+            let goes_on = before.as_ref().is_some_and(|b| table.goes_on_as(b));
+            let captured = uncovered.is_none() && (table.problem.is_none() || goes_on);
+            let problem = uncovered.or(table.problem);
             self.captured.insert(id, captured);
             if !captured {
                 if before.is_some() {
                     self.miss(id, state);
                 }
-                let refused = TableStatus {
-                    state: TableState::Refused,
-                    problem: table.problem,
-                    ..TableStatus::default()
-                };
-                statuses.insert(name, refused);
+                statuses.insert(name, refused(problem));
                 continue;
             }
-            let (schema, is_renamed) = self.take_name(table.schema);
+            let (schema, is_other) = match self.take_up(table.schema) {
+                Ok(taken_up) => taken_up,
+                Err(problem) => {
+                    self.captured.insert(id, false);
+                    self.miss(id, state);
+                    statuses.insert(name, refused(Some(problem)));
+                    continue;
+                }
+            };
             let chunks = state.chunks.get(&id);
             let mut table_status = TableStatus {
                 state: TableState::Streaming,
-                problem: table.problem,
+                problem,
                 ..TableStatus::default()
             };
-            let is_renamed = is_renamed && self.config.snapshot.initial;
+            let is_other = is_other && self.config.snapshot.initial;
             let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
-                is_renamed
+                is_other
                     || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
             });
             if wanted {
-                let taken_up = chunks.filter(|_| !is_renamed);
+                let taken_up = chunks.filter(|_| !is_other);
                 let resume = taken_up.map_or_else(
                     || Some(Resume::default()),
                     |chunks| Resume::decode(chunks.resume_after.clone()),
@@ -75,7 +83,7 @@ impl Run<'_> {
                     )))
                 })?;
                 let generation = chunks.map_or(1, |chunks| chunks.generation);
-                let generation = generation + u64::from(is_renamed && chunks.is_some());
+                let generation = generation + u64::from(is_other && chunks.is_some());
                 let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
                 let rows = taken_up.map_or(0, |chunks| chunks.rows);
                 table_status.state = TableState::Snapshotting;
@@ -133,11 +141,11 @@ impl Run<'_> {
             Some(true) if self.is_selected(relation) => {}
             Some(true) => {
                 self.leave(table);
-                self.decoder.set_schema(relation.id, None);
+                self.decoder.set_shape(relation.id, None);
                 return Ok(());
             }
             Some(false) => {
-                self.decoder.set_schema(relation.id, None);
+                self.decoder.set_shape(relation.id, None);
                 return Ok(());
             }
             // Dropped since: what is left of it in the stream still counts.
@@ -154,17 +162,41 @@ impl Run<'_> {
             }
             None => {
                 self.captured.insert(table, false);
-                self.decoder.set_schema(relation.id, None);
+                self.decoder.set_shape(relation.id, None);
                 return Ok(());
             }
         }
-        let schema = self
-            .catalog
-            .schema_of(relation, self.registry.newest(table).map(|s| &**s))
-            .await?;
+        let before = self.registry.newest(table).map(|s| &**s);
+        let SourceTable {
+            schema, problem, ..
+        } = self.catalog.described(relation, before).await?;
+        let problem = problem.or_else(|| before.and_then(|before| uncovered(before, &schema)));
+        if let Some(problem) = problem {
+            self.decoder.set_shape(relation.id, None);
+            self.refuse(table, problem);
+            return Ok(());
+        }
         let schema = self.reshape(schema).await?;
-        self.decoder.set_schema(relation.id, Some(schema));
+        let treatments = self.config.postgres.columns.treatments(&schema);
+        let shape = Shape::new(schema, treatments);
+        self.decoder.set_shape(relation.id, Some(shape));
         Ok(())
+    }
+
+    /// Captures no more of a table. Once its problem is gone it is read again, as it misses what comes until then.
+    fn refuse(&mut self, table: TableId, problem: Problem) {
+        tracing::error!(
+            source = self.config.name,
+            code = problem.code,
+            reason = problem.reason,
+            "a table is not captured any more; the others go on"
+        );
+        self.read_again(table);
+        self.captured.insert(table, false);
+        self.table_status(table, |status| {
+            status.state = TableState::Refused;
+            status.problem = Some(problem);
+        });
     }
 
     fn is_selected(&self, relation: &Relation) -> bool {
@@ -206,7 +238,10 @@ impl Run<'_> {
             .is_some_and(|newest| newest.version != lost.schema.version);
         match lost.reshaped.now {
             _ if told => {}
-            Some(now) if now.problem.is_none() || now.goes_on_as(&lost.schema) => {
+            Some(now)
+                if uncovered(&lost.schema, &now.schema).is_none()
+                    && (now.problem.is_none() || now.goes_on_as(&lost.schema)) =>
+            {
                 self.reshape(now.schema).await?;
                 self.flush()?;
             }
@@ -294,5 +329,13 @@ impl Run<'_> {
         self.status
             .update(|s| result = s.tables.get_mut(&name).map(change));
         result
+    }
+}
+
+fn refused(problem: Option<Problem>) -> TableStatus {
+    TableStatus {
+        state: TableState::Refused,
+        problem,
+        ..TableStatus::default()
     }
 }

@@ -9,11 +9,10 @@ use downriver_log::Log;
 use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
-use downriver_service::spec::{Failover, OnHole, OnMaxWalBehind, SnapshotMode, Source, Spec};
+use downriver_service::spec::{OnHole, OnMaxWalBehind, SnapshotMode, Source, Spec};
 use downriver_service::{Finding, StoredSpec, TableName};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::check::{Severity, check};
-use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::setup;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::status::source_status;
 use super::replicated::stream_id_key;
+use super::source_config::postgres_config;
 use super::{NodeEngine, locked, unavailable};
 
 pub(super) struct RunningCapture {
@@ -194,25 +194,6 @@ impl NodeEngine {
         log.map_err(|error| unavailable(&error))?;
         Ok(dropped)
     }
-}
-
-/// The connection that a source's specification describes, its secret resolved.
-pub(super) fn postgres_config(name: &str, source: &Source) -> Result<PostgresConfig, Problem> {
-    let spec = &source.postgres;
-    let mut config = PostgresConfig::from_url(&spec.url)
-        .map_err(|error| Problem::new("DR-2005", error.0, "correct postgres.url"))?;
-    if let Some(secret) = &spec.password {
-        config.password = Some(secret.resolve()?);
-    }
-    if let Some(tls) = &spec.tls {
-        config.ca_file = Some(tls.ca.file.clone());
-    }
-    let own = format!("downriver_{}", name.replace('-', "_"));
-    config.tables.clone_from(&spec.tables);
-    config.slot = spec.slot.clone().unwrap_or_else(|| own.clone());
-    config.publication = spec.publication.clone().unwrap_or(own);
-    config.failover = spec.failover != Some(Failover::Off);
-    Ok(config)
 }
 
 pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {

@@ -17,6 +17,7 @@ mod pipelines;
 mod rates;
 mod replicated;
 mod resnapshot;
+mod source_config;
 mod stored;
 mod verify;
 mod wait;

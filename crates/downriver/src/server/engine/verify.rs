@@ -14,8 +14,8 @@ use downriver_service::problem::to_pb;
 use downriver_service::spec::Pipeline;
 use tokio::sync::mpsc;
 
-use super::captures::postgres_config;
 use super::lakes::open_warehouse;
+use super::source_config::postgres_config;
 use super::{NodeEngine, locked};
 
 /// Reports that wait for a slow client.

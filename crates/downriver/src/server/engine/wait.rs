@@ -18,7 +18,7 @@ use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use tokio::time::Instant;
 
-use super::captures::postgres_config;
+use super::source_config::postgres_config;
 use super::{NodeEngine, locked};
 
 /// How often capture and delivery are looked at, and asked to hurry.
