@@ -1,7 +1,8 @@
 //! Scripts: messages as a server sends them in, transactions as the log gets them out.
 //!
 //! A script is paragraphs of `tests/scripts/*.txt`: a line a message, then `----`, then what the decoder makes of it.
-//! `DOWNRIVER_WRITE_SCRIPTS=1` writes the second half anew, to be reviewed like prose.
+//! `DOWNRIVER_WRITE_SCRIPTS=1` writes the second half anew, to be reviewed like prose, and what the fuzzer begins with
+//! (`fuzz/corpus`).
 //!
 //! ```text
 //! position LSN | streaming off|on|parallel            first, if at all
@@ -14,6 +15,8 @@
 //! @XID MESSAGE                                        with a transaction id, as inside a chunk
 //! hex BYTES | MESSAGE + BYTES | MESSAGE - COUNT       any bytes; with more or fewer bytes at the end
 //! ```
+//!
+//! A relation `hidden` is not captured, nor is a column `withheld`; one that is called after a mask is masked.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -23,7 +26,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
-use downriver_decode::postgres::shape::Shape;
+use downriver_decode::postgres::mask::{HashKey, Mask};
+use downriver_decode::postgres::shape::{Shape, Treatment};
 use downriver_event::{
     BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition,
     TableId, TableSchema, pb, view,
@@ -211,6 +215,17 @@ fn bytes_of(line: &str) -> Vec<u8> {
 
 // ---- whoever runs a decoder
 
+fn treatment(column: &str) -> Treatment {
+    Treatment::Masked(Arc::new(match column {
+        "null" => Mask::Null,
+        "constant" => Mask::Constant("7".to_owned()),
+        "hash" => Mask::Hash(HashKey::new(b"key")),
+        "partial" => Mask::Partial { first: 1, last: 1 },
+        "withheld" => return Treatment::Withheld,
+        _ => return Treatment::Kept,
+    }))
+}
+
 struct Session {
     decoder: PgDecoder,
     builder: BlockBuilder,
@@ -265,29 +280,39 @@ impl Session {
         if relation.name == "hidden" {
             return self.decoder.set_shape(relation.id, None);
         }
-        let columns = relation.columns.iter().zip(1..);
+        let (mut columns, mut withheld, mut treatments) = (Vec::new(), Vec::new(), Vec::new());
+        for (described, id) in relation.columns.iter().zip(1..) {
+            let mut column = Column {
+                id,
+                name: described.name.clone(),
+                ty: if described.type_oid == INT {
+                    LogicalType::Int32
+                } else {
+                    LogicalType::Text
+                },
+                nullable: true,
+                source_type: String::new(),
+                cover: Cover::None,
+            };
+            let treatment = treatment(&described.name);
+            if let Treatment::Masked(mask) = &treatment {
+                mask.cover(&mut column).unwrap();
+            }
+            match treatment {
+                Treatment::Withheld => withheld.push(column),
+                _ => columns.push(column),
+            }
+            treatments.push(treatment);
+        }
         let mut schema = TableSchema {
             id: TableId(relation.id),
             version: 0,
             namespace: relation.namespace.clone(),
             name: relation.name.clone(),
-            columns: columns
-                .map(|(column, id)| Column {
-                    id,
-                    name: column.name.clone(),
-                    ty: if column.type_oid == INT {
-                        LogicalType::Int32
-                    } else {
-                        LogicalType::Text
-                    },
-                    nullable: true,
-                    source_type: String::new(),
-                    cover: Cover::None,
-                })
-                .collect(),
+            columns,
+            withheld,
             key: vec![1],
             identity: ReplicaIdentity::Default,
-            withheld: Vec::new(),
         };
         let versions = self
             .schemas
@@ -299,7 +324,7 @@ impl Session {
         schema.version = known.unwrap_or(versions + 1);
         self.schemas
             .insert((relation.id, schema.version), schema.clone());
-        let shape = Shape::from(Arc::new(schema));
+        let shape = Shape::new(Arc::new(schema), treatments);
         self.decoder.set_shape(relation.id, Some(shape));
     }
 
@@ -356,6 +381,27 @@ fn text(cell: &pb::Cell) -> String {
     }
 }
 
+/// The messages in the form that the fuzzer reads, as far as they fit it.
+fn seed(lines: &[&str]) -> Vec<u8> {
+    let (mut mode, mut seed) = (2, Vec::new());
+    for line in lines.iter().filter(|line| !line.starts_with('#')) {
+        match line.split_once(' ') {
+            Some(("position", _)) => mode |= 0x80,
+            Some(("streaming", "off")) => mode = mode & 0x80,
+            Some(("streaming", "parallel")) => mode = mode & 0x80 | 1,
+            _ => {
+                let message = bytes_of(line);
+                if let Ok(len) = u8::try_from(message.len()) {
+                    seed.push(len);
+                    seed.extend(message);
+                }
+            }
+        }
+    }
+    seed.insert(0, mode);
+    seed
+}
+
 fn run(lines: &[&str]) -> String {
     let (mut position, mut streaming) = (None, Streaming::On);
     let mut messages = lines
@@ -390,6 +436,7 @@ fn run(lines: &[&str]) -> String {
 #[test]
 fn every_script_ends_as_it_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/pgoutput");
     let mut paths: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -398,13 +445,20 @@ fn every_script_ends_as_it_says() {
     assert!(paths.len() >= 4, "the scripts are not there");
     for path in paths {
         let script = fs::read_to_string(&path).unwrap();
-        let paragraphs = script.trim().split("\n\n").map(|paragraph| {
+        let writes = std::env::var_os("DOWNRIVER_WRITE_SCRIPTS").is_some();
+        let paragraphs = script.trim().split("\n\n").enumerate();
+        let paragraphs = paragraphs.map(|(at, paragraph)| {
             let input = paragraph.split("\n----").next().unwrap().trim();
-            let out = run(&input.lines().collect::<Vec<_>>());
-            format!("{input}\n----\n{out}")
+            let lines: Vec<_> = input.lines().collect();
+            if writes {
+                fs::create_dir_all(&corpus).unwrap();
+                let name = path.file_stem().unwrap().to_string_lossy();
+                fs::write(corpus.join(format!("{name}-{at}")), seed(&lines)).unwrap();
+            }
+            format!("{input}\n----\n{}", run(&lines))
         });
         let found = paragraphs.collect::<Vec<_>>().join("\n");
-        if std::env::var_os("DOWNRIVER_WRITE_SCRIPTS").is_some() {
+        if writes {
             fs::write(&path, &found).unwrap();
             continue;
         }

@@ -1,7 +1,10 @@
-//! Chores: the demo, the benchmark, and what a machine can check of the tree.
+//! Chores: the demo, the benchmark, the campaign, and what a machine can check of the tree.
 
+mod basis;
 mod bench;
+mod campaign;
 mod demo;
+mod page;
 mod tidy;
 
 use anyhow::Result;
@@ -17,6 +20,8 @@ struct Arguments {
 enum Chore {
     /// Drains backlogs of a real PostgreSQL, beside its own clients; see docs/benchmarks.md.
     Bench(bench::Arguments),
+    /// Plays seeded histories of schema and row changes against real servers; see docs/campaigns.md.
+    Campaign(campaign::Arguments),
     /// A shop under load, captured into the log and compared with it.
     Demo {
         /// Leave everything running.
@@ -31,6 +36,7 @@ enum Chore {
 async fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Bench(arguments) => bench::run(arguments).await,
+        Chore::Campaign(arguments) => campaign::run(arguments).await,
         Chore::Demo { keep } => demo::run(keep).await,
         Chore::Tidy => tidy::run(),
     }

@@ -11,7 +11,7 @@ mod values;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-pub use run::{Player, Style};
+pub use run::{Played, Player, Style};
 use table::Table;
 use values::ENUM;
 

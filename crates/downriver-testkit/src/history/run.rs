@@ -1,5 +1,6 @@
 //! Plays a history against a real server with a daemon beside it, and compares after each round.
 
+use std::iter::Sum;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,33 @@ pub struct Style {
     pub version: Version,
 }
 
+/// What was done, and compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Played {
+    /// Whole ones, after which all was equal.
+    pub rounds: u32,
+    pub statements: u64,
+    pub shape_changes: u64,
+    pub kills: u64,
+    pub cuts: u64,
+    pub resnapshots: u64,
+    pub rows_compared: u64,
+}
+
+impl Sum for Played {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |one, other| Self {
+            rounds: one.rounds + other.rounds,
+            statements: one.statements + other.statements,
+            shape_changes: one.shape_changes + other.shape_changes,
+            kills: one.kills + other.kills,
+            cuts: one.cuts + other.cuts,
+            resnapshots: one.resnapshots + other.resnapshots,
+            rows_compared: one.rows_compared + other.rows_compared,
+        })
+    }
+}
+
 /// A server, a daemon and a history that both live through. Fields are dropped in this order.
 pub struct Player {
     daemon: Daemon,
@@ -31,7 +59,7 @@ pub struct Player {
     aside: Client,
     postgres: Postgres,
     history: History,
-    rounds: u32,
+    played: Played,
     /// Everything that was done, to be read when a round fails.
     script: PathBuf,
     folder: tempfile::TempDir,
@@ -55,7 +83,7 @@ impl Player {
             aside: postgres.client().await?,
             postgres,
             history: History::new(style.seed),
-            rounds: 0,
+            played: Played::default(),
             script: folder.path().join("history.sql"),
             folder,
         };
@@ -73,20 +101,24 @@ impl Player {
 
     /// Plays one round and waits until the lake has it; an error when the lake is not equal to the source.
     pub async fn round(&mut self) -> Result<()> {
-        self.rounds += 1;
-        let result = self.play_and_compare().await;
+        let round = self.played.rounds + 1;
+        let result = self.play_and_compare(round).await;
+        self.played.rounds += u32::from(result.is_ok());
         result.with_context(|| {
             format!(
-                "round {}; what was done is in {}, the daemon's log in {}",
-                self.rounds,
+                "round {round}; what was done is in {}, the daemon's log in {}",
                 self.script.display(),
                 self.daemon.log().display()
             )
         })
     }
 
-    async fn play_and_compare(&mut self) -> Result<()> {
-        self.write(&format!("-- round {}", self.rounds))?;
+    pub fn played(&self) -> Played {
+        self.played
+    }
+
+    async fn play_and_compare(&mut self, round: u32) -> Result<()> {
+        self.write(&format!("-- round {round}"))?;
         for act in self.history.round() {
             self.act(act).await?;
         }
@@ -95,12 +127,14 @@ impl Player {
         self.daemon.wait(CATCH_UP).await?;
         let lake = Lake::builtin(&self.daemon)?;
         let compared = readers::compare(&self.postgres, &lake, &tables).await?;
+        let rows = compared.iter().map(|table| table.postgres.rows);
+        self.played.rows_compared += rows.sum::<u64>();
         let different: Vec<_> = compared.iter().filter(|table| !table.equal).collect();
         ensure!(
             different.is_empty(),
             "source and lake differ: {different:#?}"
         );
-        if self.rounds.is_multiple_of(VERIFY_EVERY) {
+        if round.is_multiple_of(VERIFY_EVERY) {
             let tables = tables.join(",");
             self.daemon
                 .ok(&["verify", resources::PIPELINE, "--tables", &tables])
@@ -113,14 +147,17 @@ impl Player {
         match &act {
             Act::Sql(sql) => {
                 self.write(&format!("{sql};"))?;
+                self.count(sql);
                 run(&self.session, sql).await
             }
             Act::Aside(sql) => {
                 self.write(&format!("-- aside: {sql};"))?;
+                self.count(sql);
                 run(&self.aside, sql).await
             }
             Act::Kill => {
                 self.write("-- the daemon is killed")?;
+                self.played.kills += 1;
                 self.daemon.kill();
                 Ok(())
             }
@@ -130,11 +167,13 @@ impl Player {
             }
             Act::Cut => {
                 self.write("-- the replication connection is cut")?;
+                self.played.cuts += 1;
                 let sql = "select pg_terminate_backend(active_pid) from pg_replication_slots where active";
                 self.postgres.execute(sql).await
             }
             Act::Resnapshot(table) => {
                 self.write(&format!("-- resnapshot of {table}"))?;
+                self.played.resnapshots += 1;
                 let arguments = ["resnapshot", resources::PIPELINE, "--tables", table];
                 // A table that was made a moment ago may not be known yet: then it is read anyway.
                 host::until("the snapshot to be asked for", CATCH_UP, async || {
@@ -142,6 +181,15 @@ impl Player {
                 })
                 .await
             }
+        }
+    }
+
+    fn count(&mut self, sql: &str) {
+        for statement in sql.split(';').map(str::trim_start) {
+            self.played.statements += u64::from(!statement.is_empty());
+            let is_ddl = ["alter table", "create table", "drop table", "alter type"];
+            let is_ddl = is_ddl.iter().any(|start| statement.starts_with(start));
+            self.played.shape_changes += u64::from(is_ddl);
         }
     }
 

@@ -81,7 +81,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 
 async fn measure_all(arguments: &Arguments) -> Result<()> {
     if arguments.update_docs {
-        report::check_docs()?;
+        report::PAGE.check()?;
     }
     let binary = build::binary()?;
     let mut report = Report::begin(arguments.rounds, arguments.scale, &binary)?;
@@ -96,7 +96,7 @@ async fn measure_all(arguments: &Arguments) -> Result<()> {
     println!("\n{}", report.terminal());
     write(report.markdown(), arguments.markdown.as_deref())?;
     if arguments.update_docs {
-        report::update_docs(&report.markdown())?;
+        report::PAGE.update(&report.markdown())?;
     }
     ensure!(
         !report.has_failures(),

@@ -1,9 +1,8 @@
 //! Tells what was measured: a table for a terminal, the same as markdown, and all of it as JSON.
 
 use std::fmt::Write as _;
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use downriver_testkit::Postgres;
 use serde::Serialize;
 
@@ -11,34 +10,23 @@ use super::build::Binary;
 use super::readers::Reader;
 use super::summary::{Run, Summary, budget, first_line, grouped};
 use super::workloads::{Backlog, Workload};
+use crate::basis::Basis;
+use crate::page::Page;
 
-const DOCS: &str = "docs/benchmarks.md";
-const BEGIN: &str = "<!-- results -->";
-const END: &str = "<!-- /results -->";
+pub(super) const PAGE: Page = Page("docs/benchmarks.md");
 /// Above this share of the machine, somebody else's work is part of the result.
 const OTHERS_SHARE_MAX: f64 = 0.1;
 
 /// Everything that was measured, and on what.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    made_at: String,
-    commit: String,
-    /// The checkout differed from the commit.
-    is_modified: bool,
+    #[serde(flatten)]
+    basis: Basis,
     downriver: Binary,
-    machine: Machine,
     postgres: Option<Server>,
     scale: f64,
     rounds: u32,
     workloads: Vec<WorkloadReport>,
-}
-
-#[derive(Debug, Serialize)]
-struct Machine {
-    cpu: String,
-    cores: usize,
-    memory_bytes: u64,
-    kernel: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,11 +52,8 @@ pub(super) struct WorkloadReport {
 impl Report {
     pub(super) fn begin(rounds: u32, scale: f64, binary: &Binary) -> Result<Self> {
         Ok(Self {
-            made_at: answer("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?,
-            commit: answer("git", &["rev-parse", "--short=12", "HEAD"])?,
-            is_modified: !answer("git", &["status", "--porcelain"])?.is_empty(),
+            basis: Basis::look()?,
             downriver: binary.clone(),
-            machine: Machine::look()?,
             postgres: None,
             scale,
             rounds,
@@ -172,17 +157,10 @@ impl Report {
 
     /// On what it was measured.
     fn basis(&self) -> Vec<String> {
-        let machine = &self.machine;
         let mut lines = vec![
             format!(
-                "{}: commit {}{}, {} ({}), scale {}, median of {} rounds",
-                self.made_at,
-                self.commit,
-                if self.is_modified {
-                    " with changes"
-                } else {
-                    ""
-                },
+                "{}, {} ({}), scale {}, median of {} rounds",
+                self.basis.commit(),
                 self.downriver.version,
                 if self.downriver.is_release_build {
                     "release build"
@@ -193,11 +171,8 @@ impl Report {
                 self.rounds
             ),
             format!(
-                "{} x {}, {} GiB, Linux {}; source and reader on the same cores, over loopback",
-                machine.cores,
-                machine.cpu,
-                machine.memory_bytes >> 30,
-                machine.kernel
+                "{}; source and reader on the same cores, over loopback",
+                self.basis.machine()
             ),
         ];
         if let Some(server) = &self.postgres {
@@ -277,81 +252,5 @@ impl WorkloadReport {
             let _infallible = write!(text, ", {} MB of WAL", self.wal_bytes / 1_000_000);
         }
         text
-    }
-}
-
-impl Machine {
-    fn look() -> Result<Self> {
-        let field = |file: &str, name: &str| {
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            let line = text.lines().find(|line| line.starts_with(name));
-            line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
-        };
-        let memory_kib = field("/proc/meminfo", "MemTotal")
-            .and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok())
-            .context("no MemTotal in /proc/meminfo")?;
-        Ok(Self {
-            // Not every architecture has the field.
-            cpu: field("/proc/cpuinfo", "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
-            cores: std::thread::available_parallelism()?.get(),
-            memory_bytes: memory_kib << 10,
-            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
-        })
-    }
-}
-
-/// Before minutes of measuring: whether there is a place for the result.
-pub(super) fn check_docs() -> Result<()> {
-    let text = std::fs::read_to_string(DOCS)
-        .with_context(|| format!("read {DOCS}: run this in the checkout's root"))?;
-    between(&text).map(|_| ())
-}
-
-pub(super) fn update_docs(markdown: &str) -> Result<()> {
-    let text = std::fs::read_to_string(DOCS)?;
-    let (head, tail) = between(&text)?;
-    std::fs::write(DOCS, format!("{head}\n{markdown}{tail}"))
-        .with_context(|| format!("write {DOCS}"))
-}
-
-/// What is before and behind the place of the results, with the markers.
-fn between(text: &str) -> Result<(&str, &str)> {
-    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
-    let end = text.find(END);
-    let (Some(begin), Some(end)) = (begin, end) else {
-        anyhow::bail!("{DOCS} lacks the lines {BEGIN} and {END}");
-    };
-    ensure!(begin <= end, "{DOCS} has {END} before {BEGIN}");
-    Ok((&text[..begin], &text[end..]))
-}
-
-fn answer(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("run {program}"))?;
-    ensure!(
-        output.status.success(),
-        "{program} ended with {}",
-        output.status
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn only_what_is_between_the_markers_is_replaced() {
-        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let (head, tail) = between(&text).unwrap();
-        assert_eq!(head, format!("before\n{BEGIN}"));
-        assert_eq!(tail, format!("{END}\nafter\n"));
-        assert!(between("nothing").is_err());
     }
 }

@@ -1,0 +1,191 @@
+//! Seeded histories of real servers, many of them: the long form of the end-to-end test `history`.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use downriver_testkit::history::{Played, Player, Style};
+use downriver_testkit::postgres::Version;
+
+use crate::basis::Basis;
+use crate::page::Page;
+
+const PAGE: Page = Page("docs/campaigns.md");
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A major version and how many rounds are played on it; may be repeated.
+    #[arg(long = "version", value_name = "MAJOR=ROUNDS", value_parser = parse_version,
+          default_values = ["18=200", "17=40", "16=40", "15=40", "14=40", "13=40"])]
+    versions: Vec<(u32, u32)>,
+    /// The first history's seed; each one after it has the next.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Rounds of one history.
+    #[arg(long, default_value_t = 20)]
+    rounds: u32,
+    /// Put the result into docs/campaigns.md.
+    #[arg(long)]
+    update_docs: bool,
+}
+
+fn parse_version(text: &str) -> Result<(u32, u32), String> {
+    let parts = text.split_once('=');
+    let parsed =
+        parts.and_then(|(major, rounds)| Some((major.parse().ok()?, rounds.parse().ok()?)));
+    parsed.ok_or_else(|| "write MAJOR=ROUNDS, 18=200 say".to_owned())
+}
+
+/// A history that is to be played.
+#[derive(Clone, Copy)]
+struct Planned {
+    major: u32,
+    seed: u64,
+    rounds: u32,
+}
+
+struct Outcome {
+    planned: Planned,
+    played: Played,
+    took: Duration,
+    /// Why it did not come to its end.
+    failure: Option<String>,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    ensure!(arguments.rounds > 0, "a history has at least one round");
+    if arguments.update_docs {
+        PAGE.check()?;
+    }
+    let basis = Basis::look()?;
+    // The servers are dropped on an interrupt, and with them their folders.
+    let outcomes = tokio::select! {
+        outcomes = play_all(&arguments) => outcomes?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            bail!("interrupted")
+        }
+    };
+    let report = markdown(&basis, &outcomes);
+    println!("\n{report}");
+    if arguments.update_docs {
+        PAGE.update(&report)?;
+    }
+    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some());
+    let failed = failed.count();
+    ensure!(failed == 0, "{failed} histories failed");
+    Ok(())
+}
+
+fn plan(arguments: &Arguments) -> Vec<Planned> {
+    let mut seeds = arguments.seed..;
+    let mut planned = Vec::new();
+    for (major, rounds) in &arguments.versions {
+        let mut left = *rounds;
+        while left > 0 {
+            let rounds = left.min(arguments.rounds);
+            left -= rounds;
+            planned.push(Planned {
+                major: *major,
+                seed: seeds.next().expect("seeds have no end"),
+                rounds,
+            });
+        }
+    }
+    planned
+}
+
+async fn play_all(arguments: &Arguments) -> Result<Vec<Outcome>> {
+    let plan = plan(arguments);
+    let total: u32 = plan.iter().map(|planned| planned.rounds).sum();
+    let began = Instant::now();
+    let mut outcomes = Vec::new();
+    let (mut done, mut passed_over) = (0, 0);
+    for planned in plan {
+        let Planned {
+            major,
+            seed,
+            rounds,
+        } = planned;
+        let start = Instant::now();
+        let style = Style {
+            seed,
+            version: Version::Major(major),
+        };
+        let mut player = Player::start(style)
+            .await
+            .with_context(|| format!("start seed {seed} on PostgreSQL {major}"))?;
+        let mut failure = None;
+        for round in 1..=rounds {
+            if let Err(error) = player.round().await {
+                failure = Some(format!("{error:#}"));
+                passed_over += rounds - round + 1;
+                break;
+            }
+            done += 1;
+            let each = began.elapsed() / done;
+            println!(
+                "{done} of {total} rounds; PostgreSQL {major}, seed {seed}: round {round}; {:.1} s each, {} min left",
+                each.as_secs_f64(),
+                (each * (total - done - passed_over)).as_secs() / 60
+            );
+        }
+        let played = player.played();
+        if let Some(failure) = &failure {
+            println!(
+                "seed {seed} failed: {failure}\nkept in {}",
+                player.keep().display()
+            );
+        }
+        outcomes.push(Outcome {
+            planned,
+            played,
+            took: start.elapsed(),
+            failure,
+        });
+    }
+    Ok(outcomes)
+}
+
+fn markdown(basis: &Basis, outcomes: &[Outcome]) -> String {
+    let mut text = format!("{}; {}.\n\n", basis.commit(), basis.machine());
+    text += "| PostgreSQL | seeds | rounds equal | statements | changes of shape | kills | cuts | re-snapshots | rows compared | min | failed |\n";
+    text += "|---|---|---|---|---|---|---|---|---|---|---|\n";
+    let mut majors: Vec<u32> = outcomes.iter().map(|o| o.planned.major).collect();
+    majors.dedup();
+    for major in majors {
+        let of: Vec<_> = outcomes
+            .iter()
+            .filter(|o| o.planned.major == major)
+            .collect();
+        let played: Played = of.iter().map(|outcome| outcome.played).sum();
+        let seeds = of.iter().map(|outcome| outcome.planned.seed);
+        let took: Duration = of.iter().map(|outcome| outcome.took).sum();
+        let _infallible = writeln!(
+            text,
+            "| {major} | {}–{} | {} of {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            seeds.clone().min().unwrap_or_default(),
+            seeds.max().unwrap_or_default(),
+            played.rounds,
+            of.iter().map(|outcome| outcome.planned.rounds).sum::<u32>(),
+            played.statements,
+            played.shape_changes,
+            played.kills,
+            played.cuts,
+            played.resnapshots,
+            played.rows_compared,
+            took.as_secs() / 60,
+            of.iter()
+                .filter(|outcome| outcome.failure.is_some())
+                .count(),
+        );
+    }
+    for outcome in outcomes {
+        if let Some(failure) = &outcome.failure {
+            let line = failure.lines().next().unwrap_or_default();
+            let (major, seed) = (outcome.planned.major, outcome.planned.seed);
+            let _infallible = writeln!(text, "\nSeed {seed} on {major} failed: {line}");
+        }
+    }
+    text
+}
