@@ -125,7 +125,7 @@ pub(crate) fn replacement(
 
 #[cfg(test)]
 mod tests {
-    use downriver_event::{Column, ReplicaIdentity, TableId};
+    use downriver_event::{Column, Cover, ReplicaIdentity, TableId};
 
     use super::*;
 
@@ -136,6 +136,7 @@ mod tests {
             ty: ty.clone(),
             nullable: true,
             source_type: "any".into(),
+            cover: Cover::None,
         };
         TableSchema {
             id: TableId(1),
@@ -145,6 +146,7 @@ mod tests {
             columns: columns.iter().map(column).collect(),
             key: key.to_vec(),
             identity: ReplicaIdentity::Default,
+            withheld: Vec::new(),
         }
     }
 

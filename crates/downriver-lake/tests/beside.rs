@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
-    SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
+    ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
 };
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{
@@ -29,6 +29,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         ty,
         nullable: true,
         source_type: source_type.into(),
+        cover: Cover::None,
     };
     let (ty, name) = match version {
         1 => (LogicalType::Text, "text"),
@@ -50,6 +51,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         columns,
         key: if version < 3 { vec![1] } else { vec![1, 2] },
         identity: ReplicaIdentity::Default,
+        withheld: Vec::new(),
     })
 }
 

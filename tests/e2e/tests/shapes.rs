@@ -149,3 +149,50 @@ async fn a_table_dropped_with_rows_in_the_backlog_keeps_nothing_from_going_on() 
     );
     Ok(())
 }
+
+/// A commit that waits for a synchronous standby is logged and sent, and shows to nobody: the catalog is still the one
+/// of before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shape_whose_transaction_is_not_visible_yet_is_not_taken_for_the_one_before() -> Result<()>
+{
+    let shop = Shop::open(100).await?;
+    shop.postgres
+        .execute(
+            "create table late (id bigint primary key, one text, other text); alter table late owner to shop_owner;
+             insert into late select i, 'one ' || i, 'other ' || i from generate_series(1, 300) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.late"]).await?;
+    shop.postgres
+        .execute("alter table late drop one; update late set other = 'told' where id < 10")
+        .await?;
+    ensure_equal(&shop, &["public.late"]).await?;
+
+    let reload = |names: &str| {
+        format!("alter system set synchronous_standby_names = '{names}'; select pg_reload_conf()")
+    };
+    for sql in reload("nobody").split("; ") {
+        shop.postgres.execute(sql).await?;
+    }
+    let client = shop.postgres.client().await?;
+    let change = tokio::spawn(async move {
+        client
+            .batch_execute("begin; alter table late add one int; update late set one = id where id < 20; commit")
+            .await
+    });
+    host::until("the commit to be sent and to wait", CATCH_UP, async || {
+        let waiting = "select count(*) from pg_stat_activity a, pg_stat_replication r
+                        where a.wait_event = 'SyncRep' and r.sent_lsn = pg_current_wal_flush_lsn()";
+        Ok(shop.postgres.number(waiting).await? > 0)
+    })
+    .await?;
+    // Whoever does not wait has taken it in by now.
+    let described = shop.daemon.describe("source", resources::SOURCE).await?;
+    ensure!(described["state"] == "streaming", "{described}");
+    for sql in reload("").split("; ") {
+        shop.postgres.execute(sql).await?;
+    }
+    change.await??;
+    ensure_equal(&shop, &["public.late"]).await
+}

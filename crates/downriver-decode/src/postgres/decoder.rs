@@ -173,6 +173,8 @@ pub struct PgDecoder {
     position: Option<Lsn>,
     streaming: Streaming,
     state: State,
+    /// The id of the transaction that began last.
+    xid: u32,
     /// The end of the last transaction, for error messages.
     after: Lsn,
     relations: Relations,
@@ -191,6 +193,7 @@ impl PgDecoder {
             position,
             streaming,
             state: State::Outside,
+            xid: 0,
             after: position.unwrap_or_default(),
             relations: Relations::new(),
             described: 0,
@@ -204,6 +207,12 @@ impl PgDecoder {
     #[must_use]
     pub fn in_transaction(&self) -> bool {
         self.state != State::Outside
+    }
+
+    /// The id of the transaction that began last: the one that a relation was described in.
+    #[must_use]
+    pub fn xid(&self) -> u32 {
+        self.xid
     }
 
     /// Rows of the relation have this shape from now on; `None`: they are passed over.
@@ -290,6 +299,7 @@ impl PgDecoder {
     }
 
     fn begin(&mut self, xid: u32, final_lsn: Lsn, commit_time_us: i64, out: &mut BlockBuilder) {
+        self.xid = xid;
         if self.position.is_some_and(|position| final_lsn < position) {
             self.state = State::Dropping;
         } else {

@@ -31,7 +31,7 @@ fn keeps_values(before: &LogicalType, after: &LogicalType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use downriver_event::{Column, ReplicaIdentity, TableId};
+    use downriver_event::{Column, Cover, ReplicaIdentity, TableId};
 
     use super::*;
 
@@ -42,6 +42,7 @@ mod tests {
             ty,
             nullable: true,
             source_type: source_type.to_owned(),
+            cover: Cover::None,
         };
         TableSchema {
             id: TableId(1),
@@ -54,6 +55,7 @@ mod tests {
             ],
             key: key.to_vec(),
             identity: ReplicaIdentity::Default,
+            withheld: Vec::new(),
         }
     }
 

@@ -15,5 +15,6 @@ pub mod slot;
 pub mod snapshot;
 mod sql;
 mod transport;
+mod visible;
 
 pub use sql::reach;

@@ -36,6 +36,14 @@ pub struct PgSnapshot {
 }
 
 impl PgSnapshot {
+    /// Of the session's transaction, or of its next statement.
+    pub(super) async fn current(client: &Client) -> Result<Self, SourceError> {
+        let row = client
+            .query_one("select pg_current_snapshot()::text", &[])
+            .await?;
+        Self::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -175,11 +183,7 @@ impl SnapshotSession {
     /// # Errors
     /// The query failed.
     pub async fn current_snapshot(&self) -> Result<PgSnapshot, SourceError> {
-        let row = self
-            .client()
-            .query_one("select pg_current_snapshot()::text", &[])
-            .await?;
-        PgSnapshot::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
+        PgSnapshot::current(self.client()).await
     }
 
     /// The transactions that have an id and have not ended for other snapshots. The upper end of a snapshot does not

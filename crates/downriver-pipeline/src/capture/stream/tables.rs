@@ -136,15 +136,16 @@ impl Run<'_> {
     /// A relation's shape decides which schema its rows use from here on.
     pub(super) async fn relation(&mut self, relation: &Relation) -> Result<(), CaptureError> {
         let table = TableId(relation.id);
+        if self.captured.get(&table) == Some(&false) {
+            self.decoder.set_shape(relation.id, None);
+            return Ok(());
+        }
+        self.catalog.until_visible(self.decoder.xid()).await?;
         let relation = &self.called_today(relation).await?;
         match self.captured.get(&table) {
-            Some(true) if self.is_selected(relation) => {}
-            Some(true) => {
+            Some(_) if self.is_selected(relation) => {}
+            Some(_) => {
                 self.leave(table);
-                self.decoder.set_shape(relation.id, None);
-                return Ok(());
-            }
-            Some(false) => {
                 self.decoder.set_shape(relation.id, None);
                 return Ok(());
             }
