@@ -68,8 +68,7 @@ impl Run<'_> {
             };
             let is_other = is_other && self.config.snapshot.initial;
             let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
-                is_other
-                    || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
+                is_other || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
             });
             if wanted {
                 let taken_up = chunks.filter(|_| !is_other);
