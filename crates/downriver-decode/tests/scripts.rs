@@ -342,6 +342,9 @@ impl Session {
                 .trim_start_matches("OP_")
                 .to_lowercase();
             write!(self.out, "  {} {op}", event.transaction_id).unwrap();
+            if !event.origin.is_empty() {
+                write!(self.out, " from {}", event.origin).unwrap();
+            }
             if let Some(schema) = schema(event.table_id, event.schema_version) {
                 write!(self.out, " {}", schema.name).unwrap();
                 for (what, row) in [("old", &event.before), ("", &event.after)] {

@@ -31,6 +31,7 @@ pub fn events<'a>(
         pb::ChangeEvent {
             offset: base.plus(u64::from(event)).0,
             transaction_id: transaction.id.clone(),
+            origin: transaction.origin.clone(),
             position: Some(position),
             transaction_index: transaction.events_before + u64::from(index),
             transaction_ends: transaction.ends && index + 1 == transaction.events,

@@ -654,3 +654,32 @@ async fn mix(shop: &Shop, seed: u64) -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_origin_of_a_transaction_is_told_with_it_and_with_no_other() -> Result<()> {
+    let shop = streaming_shop().await?;
+    let client = shop.postgres.client().await?;
+    for sql in [
+        "insert into ledger values (7001, 'ours')",
+        "select pg_replication_origin_create('elsewhere')",
+        "select pg_replication_origin_session_setup('elsewhere')",
+        "insert into ledger values (7002, 'theirs')",
+        "insert into ledger select i, repeat('row ' || i || ' ', 60) from generate_series(8001, 8600) i",
+        "select pg_replication_origin_session_reset()",
+        "insert into ledger values (7003, 'ours')",
+    ] {
+        client.batch_execute(sql).await?;
+    }
+    shop.daemon.wait(CATCH_UP).await?;
+    let logged = events(&shop).await?;
+    for (id, origin) in [
+        (7001, Value::Null),
+        (7002, "elsewhere".into()),
+        (7003, Value::Null),
+    ] {
+        let of = logged.iter().find(|event| event["key"]["id"] == id);
+        let event = of.with_context(|| format!("no event of row {id}"))?;
+        ensure!(event["origin"] == origin, "{event}");
+    }
+    Ok(())
+}

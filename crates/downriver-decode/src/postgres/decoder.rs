@@ -157,6 +157,14 @@ struct Described {
 
 type Relations = HashMap<u32, Described>;
 
+/// A streamed transaction in progress.
+#[derive(Debug, Default)]
+struct Open {
+    /// Its aborted subtransactions: four bytes for each.
+    aborted: HashSet<u32>,
+    origin: Option<String>,
+}
+
 /// A streamed transaction whose commit came.
 #[derive(Debug)]
 struct Replay {
@@ -180,8 +188,8 @@ pub struct PgDecoder {
     relations: Relations,
     /// How many descriptions of relations came in this session.
     described: u64,
-    /// Streamed transactions in progress, and their aborted subtransactions: four bytes for each.
-    open: HashMap<u32, HashSet<u32>>,
+    /// Streamed transactions in progress.
+    open: HashMap<u32, Open>,
     replay: Option<Replay>,
 }
 
@@ -256,7 +264,12 @@ impl PgDecoder {
                 self.state = State::Outside;
                 Ok(Decoded::Other)
             }
-            Message::Origin { .. } => Ok(Decoded::Other),
+            Message::Origin { name } => {
+                if let Some(open) = self.open.get_mut(&xid) {
+                    open.origin = Some(name.to_owned());
+                }
+                Ok(Decoded::Other)
+            }
             message => Err(self.inside(name(&message))),
         }
     }
@@ -305,6 +318,13 @@ impl PgDecoder {
         } else {
             self.state = State::Inside { at: final_lsn };
             out.begin(xid.to_string(), commit_time_us);
+        }
+    }
+
+    /// Of the transaction alone: the next one has none unless it is told.
+    fn origin(&self, name: &str, out: &mut BlockBuilder) {
+        if let State::Inside { .. } = self.state {
+            out.origin(name);
         }
     }
 
@@ -360,13 +380,17 @@ impl PgDecoder {
                 prefix,
                 content,
             } => self.logical(transactional, lsn, prefix, content, out),
-            Message::Origin { .. } | Message::Type { .. } => Ok(Decoded::Other),
+            Message::Origin { name } => {
+                self.origin(name, out);
+                Ok(Decoded::Other)
+            }
+            Message::Type { .. } => Ok(Decoded::Other),
             Message::StreamStart { xid, first } => {
                 self.ensure_outside("stream start")?;
                 match (first, self.open.contains_key(&xid)) {
                     (true, true) => return Err(self.streamed("first chunk", xid, "has begun")),
                     (false, false) => return Err(self.streamed("chunk", xid, NOT_BEGUN)),
-                    (true, false) => _ = self.open.insert(xid, HashSet::new()),
+                    (true, false) => _ = self.open.insert(xid, Open::default()),
                     (false, true) => {}
                 }
                 self.state = State::Chunk { xid };
@@ -380,8 +404,8 @@ impl PgDecoder {
                     return Ok(Decoded::StreamAbort { xid });
                 }
                 // One that we never saw has no row to be forgotten.
-                if let Some(aborted) = self.open.get_mut(&xid) {
-                    aborted.insert(subxid);
+                if let Some(open) = self.open.get_mut(&xid) {
+                    open.aborted.insert(subxid);
                 }
                 Ok(Decoded::Other)
             }
@@ -392,10 +416,13 @@ impl PgDecoder {
                 commit_time_us,
             } => {
                 self.ensure_outside("stream commit")?;
-                let Some(aborted) = self.open.remove(&xid) else {
+                let Some(Open { aborted, origin }) = self.open.remove(&xid) else {
                     return Err(self.streamed("stream commit", xid, NOT_BEGUN));
                 };
                 self.begin(xid, commit_lsn, commit_time_us, out);
+                if let Some(origin) = origin {
+                    self.origin(&origin, out);
+                }
                 self.replay = Some(Replay {
                     xid,
                     end_lsn,

@@ -378,6 +378,7 @@ impl GroupBuilder {
 #[derive(Debug)]
 struct OpenTransaction {
     id: String,
+    origin: String,
     commit_time_us: i64,
     first_event: u32,
     events_before: u64,
@@ -408,10 +409,20 @@ impl BlockBuilder {
         assert!(self.open.is_none(), "a transaction is open");
         self.open = Some(OpenTransaction {
             id,
+            origin: String::new(),
             commit_time_us,
             first_event: self.events,
             events_before: 0,
         });
+    }
+
+    /// The open transaction was applied at the source under this replication origin.
+    ///
+    /// # Panics
+    /// If no transaction is open.
+    pub fn origin(&mut self, name: &str) {
+        let open = self.open.as_mut().expect("a transaction is open");
+        name.clone_into(&mut open.origin);
     }
 
     #[must_use]
@@ -521,6 +532,7 @@ impl BlockBuilder {
             events,
             ends,
             events_before: open.events_before,
+            origin: open.origin,
         });
     }
 
@@ -562,6 +574,7 @@ impl BlockBuilder {
             let here = self.events - open.first_event;
             let next = OpenTransaction {
                 id: open.id.clone(),
+                origin: open.origin.clone(),
                 commit_time_us: open.commit_time_us,
                 first_event: 0,
                 events_before: open.events_before + u64::from(here),

@@ -251,6 +251,9 @@ impl Line<'_> {
             "position": self.position(),
             "commit_ts": render::timestamp(self.event.commit_time_us),
         });
+        if !self.event.origin.is_empty() {
+            line["origin"] = json!(self.event.origin);
+        }
         if let Some(message) = self.message() {
             line["message"] = message;
         }
