@@ -390,7 +390,7 @@ fn seed(lines: &[&str]) -> Vec<u8> {
     for line in lines.iter().filter(|line| !line.starts_with('#')) {
         match line.split_once(' ') {
             Some(("position", _)) => mode |= 0x80,
-            Some(("streaming", "off")) => mode = mode & 0x80,
+            Some(("streaming", "off")) => mode &= 0x80,
             Some(("streaming", "parallel")) => mode = mode & 0x80 | 1,
             _ => {
                 let message = bytes_of(line);
