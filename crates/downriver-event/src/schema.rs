@@ -144,6 +144,28 @@ impl TableSchema {
         self.columns.iter().position(|column| column.id == id)
     }
 
+    /// Whether its rows are known by all that is in them: no key, and the stream brings whole old rows. Equal rows are
+    /// counted.
+    #[must_use]
+    pub fn is_bag(&self) -> bool {
+        self.key.is_empty() && self.identity == ReplicaIdentity::Full
+    }
+
+    /// Whether something tells its rows apart, or counts them.
+    #[must_use]
+    pub fn tells_rows(&self) -> bool {
+        !self.key.is_empty() || self.is_bag()
+    }
+
+    /// Ids of the columns that tell rows apart: the key's, or all those of a bag.
+    #[must_use]
+    pub fn telling(&self) -> Vec<u32> {
+        if self.is_bag() {
+            return self.columns.iter().map(|column| column.id).collect();
+        }
+        self.key.clone()
+    }
+
     /// Indexes into `columns` of the key, in key order.
     #[must_use]
     pub fn key_indexes(&self) -> Vec<usize> {

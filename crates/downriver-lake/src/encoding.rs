@@ -364,6 +364,16 @@ fn push_element(
 /// Appends a form of a row's values that is equal for equal values of the lake's types and differs for
 /// different ones: what keys are compared by, and rows of two readings.
 pub(crate) fn write_canonical(array: &dyn Array, row: usize, out: &mut Vec<u8>) {
+    write(array, row, out, 0.0);
+}
+
+/// The same, where 0 and -0 are different too.
+pub(crate) fn write_exact(array: &dyn Array, row: usize, out: &mut Vec<u8>) {
+    write(array, row, out, -0.0);
+}
+
+/// `zero` is what is added to floating-point numbers: 0 makes 0 of -0, and -0 changes nothing.
+fn write(array: &dyn Array, row: usize, out: &mut Vec<u8>, zero: f32) {
     use arrow_array::cast::AsArray as _;
     if array.is_null(row) {
         out.push(0);
@@ -402,7 +412,7 @@ pub(crate) fn write_canonical(array: &dyn Array, row: usize, out: &mut Vec<u8>) 
             let value = if value.is_nan() {
                 f32::NAN
             } else {
-                value + 0.0
+                value + zero
             };
             out.extend_from_slice(&value.to_bits().to_le_bytes());
         }
@@ -411,7 +421,7 @@ pub(crate) fn write_canonical(array: &dyn Array, row: usize, out: &mut Vec<u8>) 
             let value = if value.is_nan() {
                 f64::NAN
             } else {
-                value + 0.0
+                value + f64::from(zero)
             };
             out.extend_from_slice(&value.to_bits().to_le_bytes());
         }
@@ -428,7 +438,7 @@ pub(crate) fn write_canonical(array: &dyn Array, row: usize, out: &mut Vec<u8>) 
             let items = array.as_list::<i32>().value(row);
             out.extend_from_slice(&(items.len() as u64).to_le_bytes());
             for item in 0..items.len() {
-                write_canonical(&items, item, out);
+                write(&items, item, out, zero);
             }
         }
         other => unreachable!("the lake has no column of type {other}"),
@@ -452,6 +462,22 @@ mod tests {
         assert!(decimal("12.340", 10, 2).is_ok());
         assert!(decimal("123", 2, 0).is_err());
         assert!(decimal("1e5", 9, 0).is_err());
+    }
+
+    #[test]
+    fn exact_bytes_tell_negative_zero_apart_and_canonical_ones_do_not() {
+        let array =
+            arrow_array::Float64Array::from(vec![Some(0.0), Some(-0.0), None, Some(f64::NAN)]);
+        let bytes = |write: fn(&dyn Array, usize, &mut Vec<u8>), row| {
+            let mut out = Vec::new();
+            write(&array, row, &mut out);
+            out
+        };
+        assert_eq!(bytes(write_canonical, 0), bytes(write_canonical, 1));
+        assert_ne!(bytes(write_exact, 0), bytes(write_exact, 1));
+        for row in [0, 2, 3] {
+            assert_eq!(bytes(write_exact, row), bytes(write_canonical, row));
+        }
     }
 
     #[test]

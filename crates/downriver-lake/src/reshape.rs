@@ -22,12 +22,22 @@ pub(crate) const WHEN_NONE_COMES: &str = "nothing while the source takes snapsho
 /// Why rows of one shape cannot stand in a table that has rows of another; `None`: they can.
 pub(crate) fn misfit(before: &TableSchema, after: &TableSchema) -> Option<Problem> {
     let name = after.qualified_name();
-    if after.key.is_empty() {
+    if !after.tells_rows() {
         return Some(keyless(after));
     }
     if before.key != after.key {
         let reason = format!("the primary key of {name} is of other columns than before");
         return Some(Problem::new("DR-3022", reason, WHEN_NONE_COMES));
+    }
+    let told = |schema: &TableSchema| -> Vec<_> {
+        let columns = schema.columns.iter();
+        columns.map(|c| (c.id, c.cover.clone())).collect()
+    };
+    if after.is_bag() && told(before) != told(after) {
+        let reason = format!(
+            "{name} has other columns than before, and without a key its rows are known by all of them"
+        );
+        return Some(Problem::new("DR-3014", reason, WHEN_NONE_COMES));
     }
     for column in &after.columns {
         let Some(at) = before.column_index(column.id) else {
@@ -49,8 +59,8 @@ pub(crate) fn keyless(schema: &TableSchema) -> Problem {
     let name = schema.qualified_name();
     Problem::new(
         "DR-3016",
-        format!("table {name} has no primary key, and a mirror needs one"),
-        format!("alter table {name} add primary key (...)"),
+        format!("table {name} has no key, and its replica identity is not full"),
+        format!("alter table {name} replica identity full, or add primary key (...)"),
     )
 }
 
@@ -69,7 +79,10 @@ pub(crate) fn holds(layout: &Layout, source: &TableSchema) -> bool {
         let field = layout.field_of(column.id);
         field.is_none_or(|field| same_type(&field.field_type, &column.ty))
     });
-    held && source.key.iter().all(|id| layout.field_of(*id).is_some())
+    held && source
+        .telling()
+        .iter()
+        .all(|id| layout.field_of(*id).is_some())
 }
 
 /// The schema of a table whose rows are all replaced, and which source column each field holds. A column keeps its

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt as _;
 
 use crate::catalog::{Catalog, TableName};
 use crate::data::{all_but, read_position_deletes, read_rows};
-use crate::encoding::{self, Cell, write_canonical};
+use crate::encoding::{self, Cell, write_canonical, write_exact};
 use crate::index::KeyHash;
 use crate::schema::{Holds, Layout};
 use crate::snapshot::Live;
@@ -80,7 +80,7 @@ impl TableScan {
             .iter()
             .map(|column| Ok((place(column.id)?, column.id, column.ty.clone())))
             .collect::<Result<_, LakeError>>()?;
-        let key = source.key.iter().map(|id| place(*id));
+        let key = source.telling().into_iter().map(place);
         Ok(Self {
             key: key.collect::<Result<_, _>>()?,
             columns,
@@ -182,15 +182,20 @@ impl TableScan {
             .filter_map(|place| self.columns.iter().position(|(at, _, _)| at == place))
             .map(|at| &arrays[at])
             .collect();
+        let write = if self.source.is_bag() {
+            write_exact
+        } else {
+            write_canonical
+        };
         let (mut of_key, mut of_row) = (Vec::new(), Vec::new());
         for row in 0..rows {
             of_key.clear();
             of_row.clear();
             for array in &key {
-                write_canonical(array, row, &mut of_key);
+                write(array, row, &mut of_key);
             }
             for array in arrays {
-                write_canonical(array, row, &mut of_row);
+                write(array, row, &mut of_row);
             }
             let digest = Digest {
                 key: KeyHash::of(&of_key, SEED).0,

@@ -102,10 +102,10 @@ impl Layout {
     /// Field ids of the key, in key order.
     pub(crate) fn key_fields(&self, source: &TableSchema) -> Result<Vec<i32>, LakeError> {
         source
-            .key
-            .iter()
+            .telling()
+            .into_iter()
             .map(|id| {
-                self.field_of(*id).map(|field| field.id).ok_or_else(|| {
+                self.field_of(id).map(|field| field.id).ok_or_else(|| {
                     LakeError::stopped(
                         "DR-3011",
                         format!(

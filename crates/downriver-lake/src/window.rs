@@ -8,6 +8,8 @@
 //! ```
 //! A version whose source did not send a value (unchanged TOAST) inherits it, along a key change too.
 
+mod bag;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -108,6 +110,8 @@ pub(crate) struct Window {
     versions: Vec<Version>,
     entries: Vec<Entry>,
     by_key: HashMap<WindowKey, u32, BuildHasherDefault<Identity>>,
+    /// Of a table without a key: the entries of the rows that came, by all that is in them.
+    came: HashMap<WindowKey, Vec<u32>, BuildHasherDefault<Identity>>,
     seed: u64,
     /// A key's bytes while they are hashed.
     scratch: Vec<u8>,
@@ -127,7 +131,7 @@ impl Window {
 
     /// Bytes beside the blocks that it holds.
     pub(crate) fn bytes(&self) -> usize {
-        self.entries.len().max(self.versions.len()) * ENTRY_BYTES
+        (self.entries.len().max(self.versions.len()) + self.came.len() / 2) * ENTRY_BYTES
     }
 
     pub(crate) fn clear(&mut self) {
@@ -157,9 +161,10 @@ impl Window {
         group: Arc<RowGroup>,
         schema: Arc<TableSchema>,
     ) -> Result<u32, LakeError> {
+        let telling = schema.telling();
         let places = |columns: &[Column]| -> Option<Vec<usize>> {
             let place = |id: &u32| columns.iter().position(|column| column.id == *id);
-            schema.key.iter().map(place).collect()
+            telling.iter().map(place).collect()
         };
         let new_key = places(&group.new_columns).unwrap_or_default();
         let old_key = places(&group.old_columns).unwrap_or_default();
@@ -200,6 +205,9 @@ impl Window {
         offset: Offset,
         time_us: i64,
     ) -> Result<(), LakeError> {
+        if self.held[held as usize].schema.is_bag() {
+            return self.bag_row(held, (op, image), (at_new, at_old), offset, time_us);
+        }
         let cell = |at: usize| u32::try_from(at).expect("a block has under 2^32 cells");
         let old = match at_old {
             Some(at) => Some((self.key(held, true, at, offset)?, cell(at))),
@@ -207,12 +215,7 @@ impl Window {
         };
         let Some(at_new) = at_new else {
             let Some((key, old_cell)) = old else {
-                let name = self.held[held as usize].schema.qualified_name();
-                return Err(LakeError::stopped(
-                    "DR-3015",
-                    format!("the delete at offset {offset} of {name} names no key"),
-                    "give the table a primary key as its replica identity, and apply the pipeline again",
-                ));
+                return Err(self.says_no_key(held, offset));
             };
             self.set(key, held, old_cell, true, None);
             return Ok(());
@@ -279,12 +282,12 @@ impl Window {
 
     fn key(
         &mut self,
-        held: u32,
+        held_at: u32,
         in_old: bool,
         cell: usize,
         offset: Offset,
     ) -> Result<KeyHash, LakeError> {
-        let held = &self.held[held as usize];
+        let held = &self.held[held_at as usize];
         let (places, columns) = if in_old {
             (&held.old_key, &held.group.old_columns)
         } else {
@@ -296,21 +299,36 @@ impl Window {
                 Presence::Unchanged | Presence::Absent
             )
         };
-        if places.is_empty() || !places.iter().all(known) {
-            return Err(LakeError::stopped(
-                "DR-3015",
-                format!(
-                    "the change at offset {offset} of {} does not say its whole key",
-                    held.schema.qualified_name()
-                ),
-                "give the table a primary key as its replica identity, and apply the pipeline again",
-            ));
+        let is_whole = if held.schema.is_bag() {
+            places.len() == held.schema.columns.len()
+        } else {
+            !places.is_empty()
+        };
+        if !is_whole || !places.iter().all(known) {
+            return Err(self.says_no_key(held_at, offset));
         }
         self.scratch.clear();
         for at in places {
-            columns[*at].write_key(cell, &mut self.scratch);
+            if held.schema.is_bag() {
+                columns[*at].write_exact(cell, &mut self.scratch);
+            } else {
+                columns[*at].write_key(cell, &mut self.scratch);
+            }
         }
         Ok(KeyHash::of(&self.scratch, self.seed))
+    }
+
+    fn says_no_key(&self, held: u32, offset: Offset) -> LakeError {
+        let schema = &self.held[held as usize].schema;
+        let what = if schema.is_bag() { "row" } else { "key" };
+        LakeError::stopped(
+            "DR-3015",
+            format!(
+                "the change at offset {offset} of {} does not say its whole {what}",
+                schema.qualified_name()
+            ),
+            "give the table a primary key, or the replica identity full, and apply the pipeline again",
+        )
     }
 
     fn lacks_a_value(&self, held: u32, cell: usize) -> bool {

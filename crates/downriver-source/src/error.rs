@@ -64,6 +64,16 @@ impl SourceError {
         }
     }
 
+    /// Rows that were read cannot be kept until their place in the log has come.
+    #[must_use]
+    pub fn spill(folder: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::transient(
+            "DR-1101",
+            format!("cannot use the spill folder {folder:?}: {error}"),
+            "make room on the disk of the data folder; capture goes on by itself",
+        )
+    }
+
     /// Changes of the source are not to be had any more.
     pub fn hole(code: &'static str, reason: impl Into<String>) -> Self {
         Self::Named {

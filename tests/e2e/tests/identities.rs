@@ -347,11 +347,6 @@ async fn a_table_whose_rows_could_not_be_found_is_refused_and_taken_in_when_it_i
             "id bigint primary key deferrable, n int not null",
             "DR-1045",
         ),
-        (
-            "later",
-            "id bigint primary key deferrable initially deferred, n int not null",
-            "DR-1045",
-        ),
         ("keyless", "id bigint not null, n int", "DR-1030"),
         ("nullable", "id bigint unique, n int", "DR-1030"),
     ];
@@ -367,7 +362,6 @@ async fn a_table_whose_rows_could_not_be_found_is_refused_and_taken_in_when_it_i
         .execute(
             "alter table nothing replica identity nothing; create unique index gone on lost_index (n);
              alter table lost_index replica identity using index gone; drop index gone;
-             alter table later replica identity full;
              create table good (id bigint primary key); alter table good owner to shop_owner",
         )
         .await?;
@@ -395,7 +389,6 @@ async fn a_table_whose_rows_could_not_be_found_is_refused_and_taken_in_when_it_i
         .execute(
             "alter table nothing replica identity default; alter table lost_index replica identity default;
              create unique index fine on late (n); alter table late replica identity using index fine;
-             create unique index finer on later (n); alter table later replica identity using index finer;
              create unique index by_id on keyless (id); alter table keyless replica identity using index by_id;
              alter table nullable add primary key (id)",
         )

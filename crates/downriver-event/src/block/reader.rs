@@ -389,6 +389,22 @@ impl Column {
         }
     }
 
+    /// As [`Column::write_key`], where 0 and -0 are different too.
+    pub fn write_exact(&self, cell: usize, row: &mut Vec<u8>) {
+        let value = |presence: Presence| presence == Presence::Value;
+        match &self.values {
+            Values::Float32(cells) if value(self.presence(cell)) => {
+                row.push(Presence::Value.code());
+                row.extend_from_slice(&cells[cell].to_bits().to_le_bytes());
+            }
+            Values::Float64(cells) if value(self.presence(cell)) => {
+                row.push(Presence::Value.code());
+                row.extend_from_slice(&cells[cell].to_bits().to_le_bytes());
+            }
+            _ => self.write_key(cell, row),
+        }
+    }
+
     #[must_use]
     pub fn all_values(&self) -> bool {
         self.presence.is_empty()

@@ -4,11 +4,13 @@
 //! prepare two keys that collide, and by chance none do. A key that was deleted keeps its entry: deleting the same
 //! row again changes nothing, and a file that is gone is known to hold nothing.
 
+mod bag;
 mod run;
 
 use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 
+pub(crate) use bag::BagChange;
 use run::Run;
 
 /// A run is merged with the ones before it until each is this many times as large as the next.

@@ -109,7 +109,7 @@ impl TableWriter {
     /// Begins to build the table anew, in the newest shape that was met.
     pub(super) async fn begin_beside(&mut self) -> Result<(), LakeError> {
         self.discard().await?;
-        if self.met.key.is_empty() {
+        if !self.met.tells_rows() {
             self.standing = Standing::Waiting(keyless(&self.met));
             return Ok(());
         }

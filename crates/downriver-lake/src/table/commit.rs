@@ -20,6 +20,7 @@ use iceberg::spec::{DataFile, MAIN_BRANCH, SnapshotReference, SnapshotRetention,
 use iceberg::{TableRequirement, TableUpdate};
 use roaring::RoaringBitmap;
 
+use super::bag::hash_rows;
 use super::beside::{Beside, Standing};
 use super::local::{FORMAT, Garbage, LocalState, Version};
 use super::spill::hash_keys;
@@ -222,17 +223,20 @@ impl TableWriter {
             .await?;
             let mut stream = std::pin::pin!(stream);
             while let Some(batch) = stream.try_next().await? {
-                let hashes = hash_keys(batch.columns(), batch.num_rows(), self.seed);
+                let hashes = if self.source.is_bag() {
+                    hash_rows(batch.columns(), batch.num_rows(), self.seed)
+                } else {
+                    hash_keys(batch.columns(), batch.num_rows(), self.seed)
+                };
                 let located = hashes.into_iter().zip(live_rows.by_ref());
                 entries.extend(located.map(|(hash, row)| (hash, Location { file, row })));
                 if entries.len() >= RUN_ENTRIES {
                     let due = std::mem::take(&mut entries);
-                    self.index.add(due).map_err(|e| self.index_failed(e))?;
+                    self.add_rebuilt(due).map_err(|e| self.index_failed(e))?;
                 }
             }
         }
-        self.index
-            .add(entries)
+        self.add_rebuilt(entries)
             .map_err(|error| self.index_failed(error))?;
         self.write_local(Vec::new())
     }

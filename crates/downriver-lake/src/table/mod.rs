@@ -13,6 +13,7 @@
 //!   A file that was stored and that no snapshot names is nobody's; it is never deleted while a commit that
 //!   names it may still land.
 
+mod bag;
 mod beside;
 mod commit;
 #[cfg(test)]
@@ -208,7 +209,7 @@ impl TableWriter {
     ) -> Result<Self, LakeError> {
         std::fs::create_dir_all(&config.folder)?;
         let newest = versions.last().expect("a table has a schema");
-        let keyed = versions.iter().rev().find(|schema| !schema.key.is_empty());
+        let keyed = versions.iter().rev().find(|schema| schema.tells_rows());
         let keyed = keyed.ok_or_else(|| LakeError::Stopped(keyless(newest)))?;
         let source = Arc::clone(keyed);
         let metadata = match catalog.load(&config.name).await? {
@@ -436,7 +437,7 @@ impl TableWriter {
         let said = said.and_then(|text| text.parse::<u32>().ok());
         let key = self.property(KEY_PROPERTY).filter(|_| is_ours);
         let fits = |schema: &&Arc<TableSchema>| {
-            !schema.key.is_empty()
+            schema.tells_rows()
                 && key.is_none_or(|key| key == key_property(schema))
                 && holds(&self.layout, schema)
         };
@@ -623,6 +624,11 @@ impl TableWriter {
             Some(Kind::Truncate(_)) if self.waits().is_some() => {}
             Some(Kind::Truncate(_)) => self.truncate().await?,
             Some(Kind::SnapshotStart(_)) if !self.is_whole() => self.begin_beside().await?,
+            // Equal rows of two generations could not be told apart.
+            Some(Kind::SnapshotStart(_)) if self.source.is_bag() => {
+                self.commit(at).await?;
+                self.begin_beside().await?;
+            }
             // The marker is a transaction of its own: what came before it may be committed.
             Some(Kind::SnapshotStart(_)) => {
                 self.commit(at).await?;
@@ -670,6 +676,9 @@ impl TableWriter {
 }
 
 fn key_property(source: &TableSchema) -> String {
+    if source.is_bag() {
+        return "*".to_owned();
+    }
     let key = source.key.iter().map(u32::to_string);
     key.collect::<Vec<_>>().join(",")
 }

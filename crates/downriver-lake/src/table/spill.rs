@@ -38,7 +38,10 @@ impl TableWriter {
         }
         self.ensure_schema().await?;
         let window = std::mem::replace(&mut self.window, Window::new(self.seed));
-        let keys = self.keys(&window)?;
+        if self.source.is_bag() {
+            return self.spill_bag(&window).await;
+        }
+        let (keys, _) = self.keys(&window)?;
         let hashes = hash_keys(&keys, window.entries().len(), self.seed);
         let before = self.locate(&hashes)?;
 
@@ -67,22 +70,27 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Each key column's values of all entries.
-    fn keys(&self, window: &Window) -> Result<Vec<ArrayRef>, LakeError> {
+    /// The values of all entries in each column that tells rows apart; and the entries that have one which the lake
+    /// cannot hold, so that it does not have their row.
+    pub(super) fn keys(
+        &self,
+        window: &Window,
+    ) -> Result<(Vec<ArrayRef>, BTreeSet<usize>), LakeError> {
         let fields = self.layout.schema.as_struct().fields();
-        let key = self.source.key.iter();
-        key.map(|id| {
+        let mut unholdable = BTreeSet::new();
+        let key = self.source.telling().into_iter();
+        let keys = key.map(|id| {
             let at = self
                 .layout
                 .holds
                 .iter()
-                .position(|holds| *holds == Holds::Column(*id))
-                .ok_or_else(|| self.lost_column(*id))?;
+                .position(|holds| *holds == Holds::Column(id))
+                .ok_or_else(|| self.lost_column(id))?;
             let to = self.layout.arrow.field(at).data_type();
-            let ty = self.type_of(window, *id);
-            let ty = ty.ok_or_else(|| self.lost_column(*id))?;
-            let of_new = columns(window.held(), |held| held.group.new_column(*id));
-            let of_old = columns(window.held(), |held| held.group.old_column(*id));
+            let ty = self.type_of(window, id);
+            let ty = ty.ok_or_else(|| self.lost_column(id))?;
+            let of_new = columns(window.held(), |held| held.group.new_column(id));
+            let of_old = columns(window.held(), |held| held.group.old_column(id));
             let mut cells: Vec<Cell<'_>> = window
                 .entries()
                 .iter()
@@ -102,11 +110,15 @@ impl TableWriter {
                         return Err(self.unholdable(&fields[at].name, error.what, offset));
                     }
                     // A key that the lake cannot hold is not in it: there is nothing to delete, and NULL finds nothing.
-                    None => cells[error.at] = None,
+                    None => {
+                        cells[error.at] = None;
+                        unholdable.insert(error.at);
+                    }
                 }
             }
-        })
-        .collect()
+        });
+        let keys = keys.collect::<Result<_, LakeError>>()?;
+        Ok((keys, unholdable))
     }
 
     fn lost_column(&self, id: u32) -> LakeError {
@@ -165,7 +177,7 @@ impl TableWriter {
     }
 
     /// Writes the last versions of the entries `rows`, in this order. The file's number.
-    async fn write_rows(
+    pub(super) async fn write_rows(
         &mut self,
         window: &Window,
         rows: &[u32],
@@ -405,7 +417,7 @@ pub(super) fn hash_keys(keys: &[ArrayRef], rows: usize, seed: u64) -> Vec<KeyHas
         .collect()
 }
 
-fn sort_by_keys(rows: &mut Vec<u32>, keys: &[ArrayRef]) {
+pub(super) fn sort_by_keys(rows: &mut Vec<u32>, keys: &[ArrayRef]) {
     let sortable = |key: &ArrayRef| !matches!(key.data_type(), DataType::List(_));
     if !keys.iter().all(sortable) {
         return;

@@ -20,6 +20,7 @@ mod progress;
 mod registry;
 mod repair;
 mod request;
+mod shelf;
 mod snapshot;
 mod spool;
 mod stream;

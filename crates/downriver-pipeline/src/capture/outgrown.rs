@@ -6,7 +6,11 @@ use downriver_event::{LogicalType, TableSchema};
 /// A change of a type may convert and round values, with or without a `USING` clause, or rename labels. Without a key
 /// nothing can be read.
 pub(super) fn outgrown(before: &TableSchema, after: &TableSchema) -> bool {
-    if after.key.is_empty() {
+    if after.is_bag() && !(before.is_bag() && before.telling() == after.telling()) {
+        // Rows that are known by all that is in them are others with another column.
+        return true;
+    }
+    if !after.tells_rows() {
         return false;
     }
     let converted = after.columns.iter().any(|column| {

@@ -2,6 +2,7 @@
 //! session of its own and one table at a time; it reads the next chunk while the capture holds the last.
 
 use std::collections::{HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use super::SnapshotConfig;
 use super::merge::Key;
 use super::progress::Resume;
+use super::shelf::Shelf;
 
 /// How often the server is looked at while old transactions keep chunks from starting.
 const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(200);
@@ -39,6 +41,8 @@ pub(crate) struct HeldChunk {
     /// The stream must pass this position before the chunk joins it.
     pub(crate) high: Lsn,
     pub(crate) blocks: Vec<EncodedBlock>,
+    /// The blocks of a table without a key, which is read whole.
+    pub(crate) shelf: Option<Shelf>,
     pub(crate) rows: u64,
     /// Where the next chunk starts; `None` after the last one.
     pub(crate) next: Option<Bytes>,
@@ -78,6 +82,7 @@ pub(crate) fn start(
     snapshot: &SnapshotConfig,
     tasks: Vec<TableTask>,
     begun: &Begun,
+    spill: &Path,
 ) -> (mpsc::Receiver<FromWorker>, JoinSet<()>) {
     let workers = snapshot.max_workers.clamp(1, tasks.len().max(1));
     let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
@@ -89,6 +94,7 @@ pub(crate) fn start(
             snapshot: snapshot.clone(),
             queue: Arc::clone(&queue),
             begun: Arc::clone(begun),
+            spill: spill.to_owned(),
             chunks: sender.clone(),
         };
         running.spawn(worker.run());
@@ -101,6 +107,8 @@ struct Worker {
     snapshot: SnapshotConfig,
     queue: Arc<Mutex<VecDeque<TableTask>>>,
     begun: Begun,
+    /// Where the rows of tables without a key wait.
+    spill: PathBuf,
     chunks: mpsc::Sender<FromWorker>,
 }
 
@@ -245,6 +253,9 @@ impl Worker {
         let mut builder = BlockBuilder::new();
         let mut blocks = Vec::new();
         let mut rows = 0u64;
+        let of_bag = task.schema.is_bag();
+        let shelf = of_bag.then(|| Shelf::create(&self.spill, task.schema.id));
+        let mut shelf = shelf.transpose().map_err(|error| self.full(&error))?;
         builder.begin("snapshot".into(), now_us);
         let chunk = session
             .read_chunk(&task.schema, request, &mut |row| {
@@ -254,7 +265,12 @@ impl Worker {
                     && builder.raw_bytes() >= BLOCK_RAW_BYTES_MAX - (512 << 10)
                 {
                     builder.commit_unplaced();
-                    blocks.extend(builder.cut());
+                    match (&mut shelf, builder.cut()) {
+                        (Some(shelf), Some(block)) => {
+                            shelf.push(&block).map_err(|error| self.full(&error))?;
+                        }
+                        (_, block) => blocks.extend(block),
+                    }
                     builder.begin("snapshot".into(), now_us);
                 }
                 Ok(())
@@ -265,7 +281,10 @@ impl Worker {
             ChunkRead::Reshaped(reshaped) => return Ok(Err(reshaped)),
         };
         builder.commit_unplaced();
-        blocks.extend(builder.cut());
+        match (&mut shelf, builder.cut()) {
+            (Some(shelf), Some(block)) => shelf.push(&block).map_err(|error| self.full(&error))?,
+            (_, block) => blocks.extend(block),
+        }
         self.throttle(rows, began).await;
         Ok(Ok(HeldChunk {
             schema: Arc::clone(&task.schema),
@@ -273,12 +292,17 @@ impl Worker {
             snapshot: chunk.snapshot,
             high: chunk.high,
             blocks,
+            shelf,
             rows,
             next: chunk.next,
             reread: reread_keys,
             began,
             moved: None,
         }))
+    }
+
+    fn full(&self, error: &std::io::Error) -> SourceError {
+        SourceError::spill(&self.spill, error)
     }
 
     async fn throttle(&self, rows: u64, began: Instant) {

@@ -1,5 +1,6 @@
 //! One run of a capture: connect, take up the stream where the log stands, and loop until something fails.
 
+mod bags;
 mod chunks;
 mod decode;
 mod names;
@@ -30,6 +31,7 @@ use super::snapshot::{self, Begun, HeldChunk, LostShape, TableTask};
 use super::spool::{Spool, Spooled};
 use super::{CaptureConfig, CaptureError, captured, not_ours};
 use crate::status::{Board, SourceStatus};
+use bags::{Joining, SetAside};
 
 /// How often an idle source's position is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
@@ -66,6 +68,9 @@ struct Run<'a> {
     unmeasured_bytes: usize,
     outbox: Outbox,
     recent: RecentChanges,
+    set_aside: SetAside,
+    /// While there is one, nothing else is handed to the outbox.
+    joining: Option<Joining>,
     snapshots: HashMap<TableId, TableProgress>,
     held: Vec<HeldChunk>,
     lost_shapes: Vec<LostShape>,
@@ -138,6 +143,8 @@ pub(super) async fn run(
         unmeasured_bytes: 0,
         outbox,
         recent: RecentChanges::default(),
+        set_aside: SetAside::default(),
+        joining: None,
         snapshots: HashMap::new(),
         held: Vec::new(),
         lost_shapes: Vec::new(),
@@ -225,7 +232,7 @@ impl Run<'_> {
                         return Err(CaptureError::Reread(self.reread.done()));
                     }
                 }
-                filled = fill(&mut stream, self.replay.is_some()), if !full => {
+                filled = fill(&mut stream, self.replay.is_some() || self.joining.is_some()), if !full => {
                     filled?;
                     self.drain(&mut stream).await?;
                     self.release_chunks().await?;
@@ -238,7 +245,7 @@ impl Run<'_> {
                     gone?;
                     old_transactions = None;
                     let tasks = tasks.take().unwrap_or_default();
-                    (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks, &self.begun);
+                    (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks, &self.begun, &self.config.spill);
                 }
                 Some(ended) = workers.join_next() => {
                     if let Err(panic) = ended
@@ -276,7 +283,11 @@ impl Run<'_> {
     /// Hands over the whole transactions that were built.
     fn flush(&mut self) -> Result<(), CaptureError> {
         debug_assert!(!self.builder.in_transaction());
-        let block = self.cut();
+        if self.joining.is_some() {
+            // What was built since follows it.
+            return Ok(());
+        }
+        let block = self.cut()?;
         self.handed_over = self.received;
         let position = self.committed.take();
         Ok(self.outbox.commit(block, position)?)
@@ -284,17 +295,21 @@ impl Run<'_> {
 
     /// Hands over a full block of a transaction that goes on.
     fn cut_open(&mut self) -> Result<(), CaptureError> {
-        match self.cut() {
+        match self.cut()? {
             Some(block) => Ok(self.outbox.push_open(block)?),
             None => Ok(()),
         }
     }
 
-    fn cut(&mut self) -> Option<downriver_event::EncodedBlock> {
-        if !self.recent.tracks_any() {
-            return self.builder.cut();
+    fn cut(&mut self) -> Result<Option<downriver_event::EncodedBlock>, CaptureError> {
+        if !self.recent.tracks_any() && !self.set_aside.tracks_any() {
+            return Ok(self.builder.cut());
         }
-        let (encoded, block) = self.builder.cut_and_read()?;
+        let Some((encoded, block)) = self.builder.cut_and_read() else {
+            return Ok(None);
+        };
+        let observed = self.set_aside.observe(&encoded, &block);
+        observed.map_err(|error| self.shelf_failed(error))?;
         let registry = &self.registry;
         self.recent
             .observe(&block, |table, version| registry.version(table, version));
@@ -310,7 +325,7 @@ impl Run<'_> {
                 });
             }
         }
-        Some(encoded)
+        Ok(Some(encoded))
     }
 
     fn status_events(&self, events: u64) {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | default, nothing | the primary key, deferrable or not |
 //! | using index | the index's columns, which the server keeps unique and not null |
-//! | full | the primary key, unless it is deferrable |
+//! | full | the primary key, unless it is deferrable: then, and without one, the whole row |
 //!
 //! The server lets nobody update or delete rows of a published table without an identity: under NOTHING, and under the
 //! default with a deferrable primary key. So there rows only come, and are unique at each commit. Under FULL a
@@ -111,20 +111,21 @@ impl Keys {
                 ),
                 format!("alter table {quoted} replica identity default"),
             ),
-            ReplicaIdentity::Default | ReplicaIdentity::Full if self.deferrable => problem(
+            ReplicaIdentity::Full => None,
+            ReplicaIdentity::Default if self.deferrable => problem(
                 DEFERRABLE,
                 format!(
                     "the primary key of table {name} is deferrable, so it is no replica identity"
                 ),
                 format!(
-                    "alter table {quoted} replica identity using index … (a unique index of columns that are not null); or make the primary key not deferrable; or exclude the table"
+                    "alter table {quoted} replica identity full; or using index … (a unique index of columns that are not null); or make the primary key not deferrable; or exclude the table"
                 ),
             ),
             _ if schema.key.is_empty() => problem(
                 WITHOUT_KEY,
-                format!("table {name} has no primary key"),
+                format!("table {name} has no primary key, and its replica identity is not full"),
                 format!(
-                    "alter table {quoted} add primary key (…), or replica identity using index … (a unique index of columns that are not null); or exclude the table"
+                    "alter table {quoted} replica identity full; or add a primary key; or exclude the table"
                 ),
             ),
             _ => None,

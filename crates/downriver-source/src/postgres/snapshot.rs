@@ -309,6 +309,10 @@ impl SnapshotSession {
         }
         let snapshot = self.current_snapshot().await?;
         let table = format!("only {}", qualified(&schema.namespace, &schema.name));
+        if schema.is_bag() {
+            self.copy(schema, &table, "", row).await?;
+            return Ok(Some((snapshot, None)));
+        }
         let key = KeyColumns::of(
             schema,
             self.key_types.as_ref().map_or(&[], |(_, types)| types),

@@ -189,7 +189,7 @@ impl Line<'_> {
     }
 
     fn key(&self) -> Value {
-        let Some(schema) = self.schema else {
+        let Some(schema) = self.schema.filter(|schema| !schema.key.is_empty()) else {
             return Value::Null;
         };
         let row = self.event.after.as_ref().or(self.event.before.as_ref());
@@ -297,6 +297,7 @@ impl Line<'_> {
             .map(TableSchema::qualified_name)
             .unwrap_or_default();
         let row = match self.event.op() {
+            pb::Op::Delete if self.key().is_null() => self.row(self.event.before.as_ref()),
             pb::Op::Delete => self.key(),
             _ => self.row(self.event.after.as_ref()),
         };

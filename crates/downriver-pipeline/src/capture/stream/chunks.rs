@@ -1,5 +1,7 @@
 //! Chunks of snapshots join the stream.
 
+use std::time::Instant;
+
 use downriver_event::{TableId, pb};
 use downriver_log::ChunkDone;
 
@@ -64,13 +66,14 @@ impl Run<'_> {
     /// Nothing more is read of a table.
     pub(super) fn forget_snapshot(&mut self, table: TableId) {
         self.recent.forget(table);
+        self.set_aside.forget(table);
         self.snapshots.remove(&table);
         self.snapshots_ended();
     }
 
     /// Lets the chunks that the stream has passed join it, and tells workers the shapes that it has come to.
     pub(super) async fn release_chunks(&mut self) -> Result<(), CaptureError> {
-        if self.builder.in_transaction() || self.outbox.is_full() {
+        if self.builder.in_transaction() || self.outbox.is_full() || self.joining.is_some() {
             return Ok(());
         }
         let lost = self
@@ -88,7 +91,15 @@ impl Run<'_> {
             return Ok(());
         }
         self.flush()?;
-        passed.into_iter().try_for_each(|chunk| self.release(chunk))
+        for chunk in passed {
+            if self.joining.is_some() {
+                // Behind the table that joins now.
+                self.held.push(chunk);
+            } else {
+                self.release(chunk)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
@@ -96,6 +107,9 @@ impl Run<'_> {
         let newest = self.registry.newest(table).map(|schema| schema.version);
         if newest != Some(chunk.schema.version) {
             return Err(CaptureError::SchemaMoved(chunk.schema.qualified_name()));
+        }
+        if chunk.schema.is_bag() {
+            return self.begin_joining(chunk);
         }
         let newer = self
             .recent
@@ -132,14 +146,7 @@ impl Run<'_> {
             last,
         };
         self.outbox.chunk_done(done);
-        self.table_status(table, |status| {
-            if let Some(snapshot) = &mut status.snapshot {
-                snapshot.began.get_or_insert(chunk.began);
-                snapshot.rows_done += chunk.rows;
-                snapshot.rows_of_run += chunk.rows;
-                snapshot.rows_estimated = snapshot.rows_estimated.max(snapshot.rows_done);
-            }
-        });
+        self.chunk_status(table, chunk.began, chunk.rows);
         if last {
             self.end_table(table, chunk.generation)?;
         }
@@ -150,11 +157,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn end_table(
-        &mut self,
-        table: TableId,
-        generation: u64,
-    ) -> Result<(), CaptureError> {
+    pub(super) fn chunk_status(&self, table: TableId, began: Instant, rows: u64) {
+        self.table_status(table, |status| {
+            if let Some(snapshot) = &mut status.snapshot {
+                snapshot.began.get_or_insert(began);
+                snapshot.rows_done += rows;
+                snapshot.rows_of_run += rows;
+                snapshot.rows_estimated = snapshot.rows_estimated.max(snapshot.rows_done);
+            }
+        });
+    }
+
+    /// The rows that were read of a table whose snapshot has ended.
+    pub(super) fn table_ended(&mut self, table: TableId) -> u64 {
         self.recent.forget(table);
         self.snapshots.remove(&table);
         let rows = self.table_status(table, |status| {
@@ -164,18 +179,26 @@ impl Run<'_> {
                 snapshot.rows_done
             })
         });
+        self.snapshots_ended();
+        rows.unwrap_or_default()
+    }
+
+    pub(super) fn end_table(
+        &mut self,
+        table: TableId,
+        generation: u64,
+    ) -> Result<(), CaptureError> {
+        let rows = self.table_ended(table);
         self.builder
             .begin("snapshot".into(), snapshot::micros_since_epoch());
         self.builder
             .marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
                 table_id: table.0,
                 generation,
-                rows: rows.unwrap_or_default(),
+                rows,
             }));
         self.builder.commit_unplaced();
-        self.flush()?;
-        self.snapshots_ended();
-        Ok(())
+        self.flush()
     }
 
     pub(super) fn snapshots_ended(&self) {

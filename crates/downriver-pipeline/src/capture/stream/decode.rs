@@ -31,7 +31,7 @@ impl Run<'_> {
         &mut self,
         stream: &mut ReplicationStream,
     ) -> Result<(), CaptureError> {
-        if !self.replay().await? {
+        if !self.join()? || !self.replay().await? {
             return Ok(());
         }
         while let Some(message) = stream.pop()? {

@@ -17,6 +17,7 @@ use super::super::progress::Resume;
 use super::super::registry::Registered;
 use super::super::repair::wanted;
 use super::super::request::Request;
+use super::super::shelf::Shelf;
 use super::super::snapshot::{LostShape, TableTask};
 use super::{Run, TableProgress};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
@@ -67,10 +68,10 @@ impl Run<'_> {
                 ..TableStatus::default()
             };
             let is_other = is_other && self.config.snapshot.initial;
-            let wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
+            let is_wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
                 is_other || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
             });
-            if wanted {
+            if is_wanted {
                 let taken_up = chunks.filter(|_| !is_other);
                 let resume = taken_up.map_or_else(
                     || Some(Resume::default()),
@@ -91,9 +92,18 @@ impl Run<'_> {
                     rows_estimated: table.estimated_rows,
                     ..SnapshotProgress::default()
                 });
-                self.recent.track(id);
-                if starts {
-                    self.start_snapshot(id, generation, &resume);
+                if schema.is_bag() {
+                    let shelf = Shelf::create(&self.config.spill, id);
+                    let shelf = shelf.map_err(|error| self.shelf_failed(error))?;
+                    self.set_aside.track(id, shelf);
+                    resume = Resume::default();
+                    // Its start comes with its rows: until then it is read from the beginning.
+                    self.outbox.chunk_done(wanted(id, generation));
+                } else {
+                    self.recent.track(id);
+                    if starts {
+                        self.start_snapshot(id, generation, &resume);
+                    }
                 }
                 tasks.push(TableTask {
                     schema,
@@ -313,6 +323,7 @@ impl Run<'_> {
         let generation = logged.unwrap_or(1) + 1;
         // What is under way of the last one must not be stored after this.
         self.recent.forget(table);
+        self.set_aside.forget(table);
         self.snapshots.remove(&table);
         self.outbox.chunk_done_with_open(wanted(table, generation));
         self.reread.wait_for(table, generation, name);
