@@ -293,7 +293,8 @@ async fn a_table_goes_on_under_its_new_name_and_leaves_the_old_one() -> Result<(
         "{left}"
     );
     let stays = seen(&shop, "one", "what").await?;
-    ensure!(stays == "string 501", "{stays}");
+    // A row from right before the change may come under either name.
+    ensure!(stays == "string 500" || stays == "string 501", "{stays}");
     shop.postgres
         .execute("update first set what = 'streamed' where id % 9 = 0; alter table other rename to one; update one set what = '!' where id < 5")
         .await?;

@@ -5,17 +5,18 @@
 //! says so, and keeps the rows of the one before it until a generation of its snapshot replaces them; a writer of the one
 //! before it cannot commit any more. Of two that claim the same name the later one has it, in whichever order they come.
 
-use downriver_event::TableId;
 use downriver_event::problem::Problem;
+use downriver_event::{Offset, TableId};
 
 use super::{
-    AWAITS_PROPERTY, CLAIM_PROPERTY, KEY_PROPERTY, SCHEMA_PROPERTY, SNAPSHOT_PROPERTY,
-    STREAM_PROPERTY, Standing, TABLE_PROPERTY, TableWriter,
+    AWAITS_PROPERTY, CLAIM_PROPERTY, KEY_PROPERTY, OFFSET_PROPERTY, SCHEMA_PROPERTY,
+    SNAPSHOT_PROPERTY, STREAM_PROPERTY, Standing, TABLE_PROPERTY, TableWriter,
 };
 use crate::LakeError;
 use crate::catalog::{Catalog, TableName};
 
-/// The table of the source that has the lake's table, if this stream fills it.
+/// The table of the source that has the lake's table, if this stream fills it; where the log says that it got it, unless
+/// it had it from the first; and how far it has come.
 ///
 /// # Errors
 /// The catalog's.
@@ -23,7 +24,7 @@ pub async fn owner_of(
     catalog: &dyn Catalog,
     name: &TableName,
     stream: &str,
-) -> Result<Option<TableId>, LakeError> {
+) -> Result<Option<(TableId, Option<Offset>, Offset)>, LakeError> {
     let Some(loaded) = catalog.load(name).await? else {
         return Ok(None);
     };
@@ -32,7 +33,10 @@ pub async fn owner_of(
         return Ok(None);
     }
     let id = of(TABLE_PROPERTY).and_then(|id| id.parse().ok());
-    Ok(id.map(TableId))
+    let claim = of(CLAIM_PROPERTY).and_then(|at| at.parse().ok());
+    let offset = of(OFFSET_PROPERTY).and_then(|at| at.parse().ok());
+    let offset = Offset(offset.unwrap_or_default());
+    Ok(id.map(|id| (TableId(id), claim.map(Offset), offset)))
 }
 
 impl TableWriter {

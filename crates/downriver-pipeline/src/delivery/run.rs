@@ -193,7 +193,7 @@ impl Run<'_> {
         let schemas = state.map(|state| Arc::clone(&state.schemas));
         let schemas = schemas.unwrap_or_default();
         let mut met = false;
-        while let Some(claim) = self.tables.next_claim(&changes, end) {
+        while let Some(claim) = self.tables.next_claim(&changes, end, &schemas) {
             self.tables.apply(&changes, claim.begin, &schemas).await?;
             let state = self.log.state(&self.config.source);
             let state = state.ok_or_else(|| ReadError::NoStream(self.config.source.clone()))?;

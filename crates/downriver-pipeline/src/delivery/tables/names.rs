@@ -12,7 +12,7 @@ use std::time::Instant;
 use downriver_event::problem::Problem;
 use downriver_event::{Offset, TableId, TableSchema, pb};
 use downriver_lake::catalog::TableName;
-use downriver_lake::{Changes, owner_of};
+use downriver_lake::{Changes, Schemas, owner_of};
 use downriver_log::StreamState;
 
 use super::super::progress::{TableProgress, committed, encode};
@@ -97,24 +97,38 @@ impl Tables<'_> {
         }
         if names.len() > 1 {
             let config = self.config;
-            let mut owned = Vec::new();
+            let progress = self.progress.get(&config.pipeline, newest.id);
+            let known = committed(&progress.unwrap_or_default().detail, &config.stream_id);
+            let known = known.map_err(DeliveryError::Progress)?.unwrap_or_default();
+            let (mut held, mut left) = (Vec::new(), Vec::new());
             for name in names {
                 let owner = owner_of(&*config.catalog, &name.target, &config.stream_id).await?;
-                if owner == Some(newest.id) {
-                    owned.push(name);
+                match owner.filter(|(id, _, _)| *id == newest.id) {
+                    // One that does not have what was delivered is one that was left.
+                    Some((_, _, at)) if at < known => left.push(name),
+                    Some((_, claim, _)) => held.push((claim, name)),
+                    None => {}
                 }
             }
-            let mut owned = owned.into_iter();
-            if let Some(name) = owned.next() {
-                let left = owned.map(|old| Left::behind(old, &name)).collect();
-                return Ok((name, left));
-            }
+            // What it claimed before it has left; it may have come back to a name since, which it does not have yet.
+            held.sort_by_key(|(claim, _)| std::cmp::Reverse(*claim));
+            let mut held = held.into_iter().map(|(_, name)| name);
+            let name = held.next().unwrap_or_else(|| self.named(newest));
+            let left = held.chain(left).filter(|old| *old != name);
+            let left = left.map(|old| Left::behind(old, &name)).collect();
+            return Ok((name, left));
         }
         Ok((self.named(newest), Vec::new()))
     }
 
-    /// The next table before `end` that got a name which it does not have yet.
-    pub(in super::super) fn next_claim(&self, changes: &Changes, end: Offset) -> Option<Claim> {
+    /// The next table before `end` that got a name which it does not have yet. Another shape under the same name is no
+    /// claim: it may be of a table that was dropped, and of which more comes out of a backlog.
+    pub(in super::super) fn next_claim(
+        &self,
+        changes: &Changes,
+        end: Offset,
+        schemas: &Schemas,
+    ) -> Option<Claim> {
         use pb::marker::Kind;
         changes.markers.iter().find_map(|marker| {
             let Some(Kind::SchemaChange(change)) = &marker.kind else {
@@ -132,6 +146,10 @@ impl Tables<'_> {
                 return None;
             }
             if table.refused_at.is_some_and(|refused| at <= refused) {
+                return None;
+            }
+            let before = schemas.get(&(schema.id, change.previous_version));
+            if before.is_some_and(|before| before.qualified_name() == schema.qualified_name()) {
                 return None;
             }
             let begin = changes.begin_of(marker.event);
@@ -177,21 +195,6 @@ impl Tables<'_> {
             return Ok(());
         }
         table.writer = None;
-        let others = self.by_id.iter_mut();
-        for (_, other) in
-            others.filter(|(other, table)| **other != id && table.target == name.target)
-        {
-            if !other.displaced {
-                other.displace(Problem::new(
-                    "DR-3025",
-                    format!(
-                        "another table of the source is called {} now: this one was dropped or renamed",
-                        name.qualified
-                    ),
-                    "nothing; it goes on under its new name with its next change, if it has one",
-                ));
-            }
-        }
         let versions = state.schemas.range((id, 0)..=(id, u32::MAX));
         let versions: Vec<_> = versions.map(|(_, schema)| Arc::clone(schema)).collect();
         let is_paused = paused(&name.qualified);
@@ -200,6 +203,24 @@ impl Tables<'_> {
             .open_one(state, &versions, name.clone(), place, is_paused)
             .await?;
         opened.refused_at = opened.displaced.then_some(claim.at);
+        // A claim that comes too late displaces nobody.
+        if !opened.displaced {
+            let others = self.by_id.iter_mut();
+            for (_, other) in
+                others.filter(|(other, table)| **other != id && table.target == name.target)
+            {
+                if !other.displaced {
+                    other.displace(Problem::new(
+                    "DR-3025",
+                    format!(
+                        "another table of the source is called {} now: this one was dropped or renamed",
+                        name.qualified
+                    ),
+                    "nothing; it goes on under its new name with its next change, if it has one",
+                ));
+                }
+            }
+        }
         self.left.retain(|left| left.name.target != name.target);
         if is_left {
             self.left.push(left);
