@@ -1,11 +1,12 @@
 //! What is visible from outside of a running capture or delivery.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
 use downriver_event::{Lsn, Offset, TableId};
+use downriver_source::postgres::publication::Seen;
 use downriver_source::postgres::slot::SlotState;
 use tokio::sync::watch;
 
@@ -75,6 +76,9 @@ pub struct TableStatus {
     pub snapshot: Option<SnapshotProgress>,
 }
 
+/// Tables, and what was seen of each.
+pub type Known = HashMap<TableId, Seen>;
+
 /// A capture, seen from outside.
 #[derive(Clone, Debug, Default)]
 pub struct SourceStatus {
@@ -83,7 +87,7 @@ pub struct SourceStatus {
     /// By qualified name.
     pub tables: BTreeMap<String, TableStatus>,
     /// The tables that there were when the run began, captured or refused.
-    pub known: HashSet<TableId>,
+    pub known: Known,
     /// Everything committed at the source up to here is in the log.
     pub passed: Lsn,
     /// The log's end when `passed` was reached: whoever has delivered up to here has everything up to `passed`.

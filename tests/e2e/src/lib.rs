@@ -73,6 +73,17 @@ impl Shop {
         readers::ensure_equal(&self.postgres, &lake, &shop::TABLES).await
     }
 
+    /// Changes a table as nothing does but a superuser who writes into the catalog: what an unlogged table is told goes
+    /// into no WAL.
+    pub async fn change_unseen(&self, table: &str, change: &str) -> Result<()> {
+        let persistence = |is: char| {
+            format!("update pg_class set relpersistence = '{is}' where oid = '{table}'::regclass")
+        };
+        let (unlogged, logged) = (persistence('u'), persistence('p'));
+        let change = format!("begin; {unlogged}; {change}; {logged}; commit");
+        self.postgres.execute(&change).await
+    }
+
     /// Waits until everything committed before the call is in the log.
     pub async fn caught_up(&self) -> Result<()> {
         let client = self.postgres.client().await?;

@@ -20,16 +20,12 @@ async fn a_snapshot_taken_again_under_load_repairs_what_the_stream_did_not_bring
     shop.deliver("1s").await?;
     shop.ensure_lake_equal().await?;
     // Behind the back of the stream: new, changed and deleted rows.
-    for change in [
-        "alter publication downriver_shop drop table products, customers",
-        "delete from products where hashtext(sku) % 10 = 1",
-        "update products set title = 'unseen' where hashtext(sku) % 10 = 2",
-        "insert into products select 'unseen-' || i, 'new', 1 from generate_series(1, 60) i",
-        "update customers set name = 'unseen' where id % 7 = 0",
-        "alter publication downriver_shop add table products, customers",
-    ] {
-        shop.postgres.execute(change).await?;
-    }
+    let unseen_products = "delete from products where hashtext(sku) % 10 = 1;
+         update products set title = 'unseen' where hashtext(sku) % 10 = 2;
+         insert into products select 'unseen-' || i, 'new', 1 from generate_series(1, 60) i";
+    shop.change_unseen("products", unseen_products).await?;
+    let unseen_customers = "update customers set name = 'unseen' where id % 7 = 0";
+    shop.change_unseen("customers", unseen_customers).await?;
     shop.daemon.wait(CATCH_UP).await?;
     let verified = shop.daemon.run(&["verify", resources::PIPELINE]).await?;
     ensure!(verified.code == Some(1), "{}", verified.text());
@@ -76,13 +72,8 @@ async fn a_snapshot_taken_again_goes_on_after_kills() -> Result<()> {
     let mut shop = Shop::open(20_000).await?;
     shop.deliver("1s").await?;
     shop.ensure_lake_equal().await?;
-    for change in [
-        "alter publication downriver_shop drop table orders",
-        "delete from orders where id % 50 = 1",
-        "alter publication downriver_shop add table orders",
-    ] {
-        shop.postgres.execute(change).await?;
-    }
+    shop.change_unseen("orders", "delete from orders where id % 50 = 1")
+        .await?;
     let during = load(&shop, 20_000);
     shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
     for _ in 0..3 {

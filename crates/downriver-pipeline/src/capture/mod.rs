@@ -46,6 +46,7 @@ pub use request::{CaptureControl, NotRequested, Requested};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 use outbox::OutboxError;
+use progress::{Resume, Standing};
 
 #[derive(Clone, Debug)]
 pub struct SnapshotConfig {
@@ -104,6 +105,10 @@ pub enum CaptureError {
     NewTable(String),
     #[error("table {0} can be captured now: starting again to take it in")]
     Mended(String),
+    #[error(
+        "what is published of {0} is not what it was: starting again to see whether it is to be read again"
+    )]
+    Drifted(String),
     #[error("{0} to be read again: starting with the snapshot")]
     Reread(String),
     #[error("the shape of table {0} changed during its snapshot: reading its last chunk again")]
@@ -128,7 +133,18 @@ fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, Captur
     };
     let known = position.lsn().zip(Identity::decode(&state.identity));
     let (position, identity) = known.ok_or_else(|| not_ours(source))?;
-    Ok(Some(Captured { position, identity }))
+    let tables = state.chunks.iter().filter_map(|(table, chunks)| {
+        match Resume::decode(chunks.resume_after.clone())?.standing {
+            Standing::Unknown => Some((*table, None)),
+            Standing::Published(outline) => Some((*table, Some(outline))),
+            Standing::Lapsed => None,
+        }
+    });
+    Ok(Some(Captured {
+        position,
+        identity,
+        tables: tables.collect(),
+    }))
 }
 
 fn not_ours(source: &str) -> CaptureError {
@@ -269,7 +285,10 @@ fn act_on(error: &CaptureError) -> Act {
         },
         CaptureError::OverBudget => Act::GiveUp,
         CaptureError::Fenced(_) => Act::Leave,
-        CaptureError::Reread(_) | CaptureError::NewTable(_) | CaptureError::Mended(_) => Act::Again,
+        CaptureError::Reread(_)
+        | CaptureError::NewTable(_)
+        | CaptureError::Mended(_)
+        | CaptureError::Drifted(_) => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
             Act::Retry(Problem::new(
                 "DR-1102",

@@ -1,19 +1,36 @@
 //! What a table's snapshot stores beside its rows, so that a crash resumes at the chunk: where the next
-//! chunk starts and which rows have to be read again because they moved.
+//! chunk starts and which rows have to be read again because they moved. And how the table stood in the publication
+//! when the generation began, so that a change of that is noticed whenever it happens.
 //!
 //! ```text
-//! format u8 = 2 | flags u8: 1 exhausted, 2 requested | next: len u32, bytes | moved: count u32, (len u32, bytes)*
+//! format u8 = 3 | flags u8: 1 exhausted, 2 requested, 4 outlined, 8 lapsed
+//!   | next: len u32, bytes | moved: count u32, (len u32, bytes)* | outline, if outlined: len u32, bytes
 //! ```
-//! Format 1 had no flag but the first.
+//! Format 2 had the first two flags only, and format 1 the first.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use downriver_source::postgres::publication::Outline;
 
 use super::merge::Key;
 
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 const OLDEST_FORMAT: u8 = 1;
 const EXHAUSTED: u8 = 1;
 const REQUESTED: u8 = 2;
+const OUTLINED: u8 = 4;
+const LAPSED: u8 = 8;
+
+/// What is known of the changes that came of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Stored by a build that did not look.
+    #[default]
+    Unknown,
+    /// Those that came since are all that this stood for.
+    Published(Outline),
+    /// For a while none came: the table was not selected, or refused.
+    Lapsed,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resume {
@@ -24,6 +41,7 @@ pub(crate) struct Resume {
     /// `None`: from the table's start (or nothing, when exhausted).
     pub(crate) next: Option<Bytes>,
     pub(crate) moved: Vec<Key>,
+    pub(crate) standing: Standing,
 }
 
 impl Resume {
@@ -35,11 +53,19 @@ impl Resume {
         };
         out.put_u8(FORMAT);
         let flag = |is: bool, flag: u8| if is { flag } else { 0 };
-        out.put_u8(flag(self.exhausted, EXHAUSTED) | flag(self.requested, REQUESTED));
+        let standing = match &self.standing {
+            Standing::Unknown => 0,
+            Standing::Published(_) => OUTLINED,
+            Standing::Lapsed => LAPSED,
+        };
+        out.put_u8(flag(self.exhausted, EXHAUSTED) | flag(self.requested, REQUESTED) | standing);
         put(&mut out, self.next.as_deref().unwrap_or_default());
         out.put_u32_le(u32::try_from(self.moved.len()).expect("moved rows fit the memory"));
         for key in &self.moved {
             put(&mut out, key);
+        }
+        if let Standing::Published(outline) = &self.standing {
+            put(&mut out, &outline.encode());
         }
         out.freeze()
     }
@@ -53,7 +79,7 @@ impl Resume {
             return None;
         }
         let flags = bytes.try_get_u8().ok()?;
-        if flags & !(EXHAUSTED | REQUESTED) != 0 {
+        if flags & !(EXHAUSTED | REQUESTED | OUTLINED | LAPSED) != 0 {
             return None;
         }
         let take = |bytes: &mut Bytes| {
@@ -66,7 +92,14 @@ impl Resume {
         for _ in 0..count {
             moved.push(take(&mut bytes)?.to_vec().into_boxed_slice());
         }
+        let standing = match (flags & OUTLINED != 0, flags & LAPSED != 0) {
+            (false, false) => Standing::Unknown,
+            (true, false) => Standing::Published(Outline::decode(&take(&mut bytes)?)?),
+            (false, true) => Standing::Lapsed,
+            (true, true) => return None,
+        };
         Some(Self {
+            standing,
             requested: flags & REQUESTED != 0,
             exhausted: flags & EXHAUSTED != 0,
             next: (!next.is_empty()).then_some(next),
@@ -81,6 +114,11 @@ mod tests {
 
     use super::*;
 
+    fn outlined() -> Standing {
+        let outline = Outline::decode(b"members table:16412\npublication 16400:753\n");
+        Standing::Published(outline.expect("it is one"))
+    }
+
     #[test]
     fn what_was_stored_is_read_back_and_anything_cut_is_refused() {
         let resume = Resume {
@@ -88,6 +126,7 @@ mod tests {
             exhausted: true,
             next: Some(Bytes::from_static(b"next")),
             moved: vec![b"a".to_vec().into(), Vec::new().into()],
+            standing: outlined(),
         };
         let bytes = resume.encode();
         assert_eq!(Resume::decode(bytes.clone()), Some(resume));
@@ -99,7 +138,7 @@ mod tests {
 
     #[test]
     fn progress_of_every_format_is_read_as_it_was_stored_and_of_a_newer_one_refused() {
-        let resume = |requested| Resume {
+        let resume = |requested, standing| Resume {
             requested,
             exhausted: true,
             next: Some(Bytes::from_static("Zo\u{eb}".as_bytes())),
@@ -108,14 +147,27 @@ mod tests {
                 Vec::new().into(),
                 vec![0xff; 300].into(),
             ],
+            standing,
         };
-        let lost = || unreachable!("no build writes format 1 any more");
-        let stored = fixture::bytes("snapshot-progress-v1.bin", lost).expect("it is kept");
-        assert_eq!(Resume::decode(stored.into()), Some(resume(false)));
-        let write = || resume(true).encode().to_vec();
-        let mut stored = fixture::bytes("snapshot-progress-v2.bin", write).expect("it is kept");
-        assert_eq!(Resume::decode(stored.clone().into()), Some(resume(true)));
-        stored[0] = 3;
-        assert_eq!(Resume::decode(stored.into()), None);
+        let lost = || unreachable!("no build writes this format any more");
+        for (name, requested) in [("v1", false), ("v2", true)] {
+            let name = format!("snapshot-progress-{name}.bin");
+            let stored = fixture::bytes(&name, lost).expect("it is kept");
+            let expected = resume(requested, Standing::Unknown);
+            assert_eq!(Resume::decode(stored.into()), Some(expected), "{name}");
+        }
+        for (name, standing) in [("v3", outlined()), ("v3-lapsed", Standing::Lapsed)] {
+            let name = format!("snapshot-progress-{name}.bin");
+            let expected = resume(true, standing);
+            let write = || expected.encode().to_vec();
+            let mut stored = fixture::bytes(&name, write).expect("it is kept");
+            assert_eq!(
+                Resume::decode(stored.clone().into()).as_ref(),
+                Some(&expected),
+                "{name}"
+            );
+            stored[0] = 4;
+            assert_eq!(Resume::decode(stored.into()), None);
+        }
     }
 }

@@ -16,7 +16,7 @@ use downriver_source::postgres::rules::uncovered;
 use downriver_source::postgres::{reach, setup, slot};
 
 use super::outbox::{Outbox, Tip};
-use super::progress::Resume;
+use super::progress::{Resume, Standing};
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Requested};
 use super::{CaptureConfig, CaptureError, captured, chain, problem_of, snapshot};
@@ -146,6 +146,10 @@ async fn repair(
         if table.problem.is_some() && !goes_on || uncovered {
             continue;
         }
+        // One that is not published is read when it is.
+        let Some(outline) = table.seen.outline else {
+            continue;
+        };
         if let Registered::New {
             schema,
             previous_version,
@@ -159,8 +163,9 @@ async fn repair(
         }
         // A table without a generation counts as having had the first: what it missed is in no stream.
         let last = state.chunks.get(&id).map_or(1, |chunks| chunks.generation);
-        generations.insert(id, last + 1);
-        outbox.chunk_done_with_open(wanted(id, last + 1));
+        let generation = last.max(1) + 1;
+        generations.insert(id, generation);
+        outbox.chunk_done_with_open(wanted(id, generation, Standing::Published(outline)));
     }
     builder.commit_unplaced();
     outbox.commit(builder.cut(), Some(start))?;
@@ -180,10 +185,12 @@ async fn repair(
     Ok(generations.into_iter().collect())
 }
 
-/// A generation that is to be read from the table's start.
-pub(super) fn wanted(table: TableId, generation: u64) -> ChunkDone {
+/// A generation that is to be read from the table's start, of which every change comes while it stands so in the
+/// publication.
+pub(super) fn wanted(table: TableId, generation: u64, standing: Standing) -> ChunkDone {
     let resume = Resume {
         requested: true,
+        standing,
         ..Resume::default()
     };
     ChunkDone {

@@ -3,28 +3,29 @@
 mod bags;
 mod chunks;
 mod decode;
+mod drift;
 mod names;
 mod tables;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_decode::postgres::decoder::{PgDecoder, Streaming};
-use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, pb};
+use downriver_event::{BlockBuilder, Lsn, SourcePosition, TableId, TableSchema, pb};
 use downriver_log::{ChunkDone, Log, Moved};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::replication::{Acknowledger, ReplicationStream, Session};
-use downriver_source::postgres::{heartbeat, reach, setup};
+use downriver_source::postgres::{heartbeat, publication, reach, setup};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::merge::RecentChanges;
 use super::outbox::{Outbox, Tip};
-use super::progress::Resume;
+use super::progress::{Resume, Standing};
 use super::registry::Registry;
 use super::request::{CaptureControl, Reread};
 use super::snapshot::{self, Begun, HeldChunk, LostShape, TableTask};
@@ -32,6 +33,7 @@ use super::spool::{Spool, Spooled};
 use super::{CaptureConfig, CaptureError, captured, not_ours};
 use crate::status::{Board, SourceStatus};
 use bags::{Joining, SetAside};
+use drift::Drift;
 
 /// How often an idle source's position is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
@@ -55,8 +57,13 @@ struct Run<'a> {
     catalog: Arc<Catalog>,
     /// Relations by id that this source captures; `false`: seen, and not captured.
     captured: HashMap<TableId, bool>,
-    /// The selected tables' names in the catalog when the run began.
-    names: HashMap<TableId, String>,
+    /// Tables that cannot be captured for what they are.
+    refused: HashMap<TableId, Option<Arc<TableSchema>>>,
+    /// Captured tables that are not in the publication any more.
+    taken_out: HashSet<TableId>,
+    /// What is stored of each table as its standing in the publication with the next generation.
+    standings: HashMap<TableId, Standing>,
+    drift: Drift,
     registry: Registry,
     decoder: PgDecoder,
     /// Transactions in progress.
@@ -134,7 +141,10 @@ pub(super) async fn run(
         status,
         catalog: Arc::new(catalog),
         captured: HashMap::new(),
-        names: HashMap::new(),
+        refused: HashMap::new(),
+        taken_out: HashSet::new(),
+        standings: HashMap::new(),
+        drift: Drift::default(),
         registry: Registry::new(&state),
         decoder: PgDecoder::new(None, Streaming::Off),
         spool,
@@ -162,20 +172,14 @@ pub(super) async fn run(
         s.passed = from;
         s.passed_offset = state.next;
     });
-    let selected = prepared.tables.iter().map(|table| table.schema.id);
-    run.leave_unselected(&selected.collect(), &state).await?;
     let tasks = run.take_tables(prepared.tables, &state)?;
     let stream = ReplicationStream::start(session, &config.postgres, from, streaming).await?;
     let known = state.position.is_some().then_some(from);
     run.decoder = PgDecoder::new(known, stream.streaming());
     let catalog = Arc::clone(&run.catalog);
-    let lost =
-        setup::publication_lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
-    let known = run.names.clone();
-    let refused = run.captured.iter().filter(|(_, captured)| !**captured);
-    let refused: HashMap<_, _> = refused
-        .map(|(table, _)| (*table, run.registry.newest(*table).cloned()))
-        .collect();
+    let lost = publication::lost(Arc::clone(&catalog), &config.postgres, prepared.publication);
+    let known = status.get().known;
+    let refused = run.refused.clone();
     let beating = async {
         match config.heartbeat {
             Some(every) => heartbeat::beat(&catalog, every).await,
@@ -186,7 +190,7 @@ pub(super) async fn run(
         result = run.run(stream, tasks, control) => result,
         lost = lost => Err(lost.into()),
         failed = beating => Err(failed.into()),
-        new = catalog.new_table(&known) => Err(CaptureError::NewTable(new?)),
+        noticed = drift::noticed(&catalog, &known) => Err(noticed?),
         mended = catalog.mended(&refused) => Err(CaptureError::Mended(mended?)),
     }
 }
@@ -207,6 +211,8 @@ impl Run<'_> {
         let postgres = self.config.postgres.clone();
         let mut old_transactions = (!tasks.is_empty())
             .then(|| Box::pin(async move { snapshot::old_transactions_gone(&postgres).await }));
+        let postgres = self.config.postgres.clone();
+        let mut settling = (!self.drift.is_empty()).then(|| Box::pin(drift::settle(postgres)));
         let mut tasks = Some(tasks);
         let (_idle, mut chunks) = mpsc::channel(1);
         let mut workers = JoinSet::new();
@@ -236,6 +242,7 @@ impl Run<'_> {
                     filled?;
                     self.drain(&mut stream).await?;
                     self.release_chunks().await?;
+                    self.read_drifted()?;
                 }
                 Some(from_worker) = chunks.recv(), if room => {
                     self.take_from_worker(from_worker)?;
@@ -246,6 +253,11 @@ impl Run<'_> {
                     old_transactions = None;
                     let tasks = tasks.take().unwrap_or_default();
                     (chunks, workers) = snapshot::start(&self.config.postgres, &self.config.snapshot, tasks, &self.begun, &self.config.spill);
+                }
+                high = async { settling.as_mut().expect("guarded").await }, if settling.is_some() => {
+                    settling = None;
+                    self.drift.settled(high?);
+                    self.read_drifted()?;
                 }
                 Some(ended) = workers.join_next() => {
                     if let Err(panic) = ended
@@ -355,7 +367,8 @@ impl Run<'_> {
     }
 
     fn tick(&mut self, acknowledger: &Acknowledger) {
-        if !self.held.is_empty() || !self.lost_shapes.is_empty() {
+        let waiting = !self.held.is_empty() || !self.lost_shapes.is_empty();
+        if waiting || self.drift.waits_for_stream() {
             acknowledger.request_reply();
         }
         let idle =

@@ -1,6 +1,6 @@
 //! What the database's catalog says: its tables, their columns and types, where it stands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,18 +11,21 @@ use tokio_postgres::Client;
 
 use super::columns::{self, Known};
 use super::config::PostgresConfig;
+use super::extent::{self, RelationKind};
 use super::key::{KEYS, Keys};
+use super::partitions::Role;
+use super::publication::Seen;
 use super::rules::{ColumnRules, uncovered};
 use super::sql;
 use crate::error::SourceError;
 
-/// How often tables are looked for that were made or renamed since, and for how much of the time at most: a database may
-/// have very many.
-const NEW_TABLES_LOOK_EVERY: Duration = Duration::from_secs(1);
-const NEW_TABLES_LOOK_SHARE: u32 = 50;
-/// Where tables are found that a pattern may select: `c` of `pg_class`, `n` of `pg_namespace`.
-const ORDINARY_TABLES: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind = 'r' and c.relpersistence = 'p'
+/// How often refused tables are looked at again, and for how much of the time at most: a database may have very many.
+const REFUSED_LOOK_EVERY: Duration = Duration::from_secs(1);
+const REFUSED_LOOK_SHARE: u32 = 50;
+/// Where tables are found that a pattern may select: `c` of `pg_class`, `n` of `pg_namespace`. Not temporary ones, which
+/// are their session's, nor views.
+pub(super) const RELATIONS: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p', 'f') and c.relpersistence <> 't'
       and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'";
 const MONEY: u32 = 790;
 /// money is a count of a currency's smallest unit: this many digits make the main one.
@@ -37,6 +40,10 @@ pub struct SourceTable {
     pub estimated_rows: u64,
     /// Why it cannot be captured.
     pub problem: Option<Problem>,
+    /// How it stands in the publication, where that was looked for.
+    pub seen: Seen,
+    /// Partitions, `oid:file`, that it has got since the log last knew, and every row of which came.
+    pub new_parts: BTreeSet<String>,
 }
 
 /// A session that reads the catalog.
@@ -85,6 +92,10 @@ impl Catalog {
         &self.config.columns
     }
 
+    pub(super) fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
     /// The cluster's system identifier, and the database's oid.
     pub(super) async fn system_and_database(&self) -> Result<(String, String), SourceError> {
         let row = self
@@ -129,21 +140,6 @@ impl Catalog {
         self.selected(config, None).await
     }
 
-    /// The tables that the patterns select now, by id and qualified name.
-    ///
-    /// # Errors
-    /// The query failed.
-    pub async fn selected_names(&self) -> Result<Vec<(TableId, String)>, SourceError> {
-        let query = format!("select c.oid, n.nspname::text, c.relname::text {ORDINARY_TABLES}");
-        let rows = self.client.query(&query, &[]).await?;
-        let named = rows.iter().filter_map(|row| {
-            let (namespace, name): (&str, &str) = (row.get(1), row.get(2));
-            let selected = self.config.captures(namespace, name);
-            selected.then(|| (TableId(row.get(0)), format!("{namespace}.{name}")))
-        });
-        Ok(named.collect())
-    }
-
     /// A table's name now, whether the patterns select it or not.
     ///
     /// # Errors
@@ -153,23 +149,6 @@ impl Catalog {
                        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $1";
         let row = self.client.query_opt(query, &[&table.0]).await?;
         Ok(row.map(|row| (row.get(0), row.get(1))))
-    }
-
-    /// Returns when the patterns select a table that is not known, or under another name; its name.
-    ///
-    /// # Errors
-    /// The query failed.
-    pub async fn new_table(&self, known: &HashMap<TableId, String>) -> Result<String, SourceError> {
-        let mut rest = NEW_TABLES_LOOK_EVERY;
-        loop {
-            tokio::time::sleep(rest).await;
-            let began = Instant::now();
-            let mut tables = self.selected_names().await?.into_iter();
-            rest = NEW_TABLES_LOOK_EVERY.max(began.elapsed() * NEW_TABLES_LOOK_SHARE);
-            if let Some((_, name)) = tables.find(|(table, name)| known.get(table) != Some(name)) {
-                return Ok(name);
-            }
-        }
     }
 
     /// A table as it is now; `None`: it is gone, or the patterns do not select it any more.
@@ -189,7 +168,7 @@ impl Catalog {
         &self,
         refused: &HashMap<TableId, Option<Arc<TableSchema>>>,
     ) -> Result<String, SourceError> {
-        let mut rest = NEW_TABLES_LOOK_EVERY;
+        let mut rest = REFUSED_LOOK_EVERY;
         loop {
             tokio::time::sleep(rest).await;
             let began = Instant::now();
@@ -205,7 +184,7 @@ impl Catalog {
                     return Ok(now.schema.qualified_name());
                 }
             }
-            rest = NEW_TABLES_LOOK_EVERY.max(began.elapsed() * NEW_TABLES_LOOK_SHARE);
+            rest = REFUSED_LOOK_EVERY.max(began.elapsed() * REFUSED_LOOK_SHARE);
         }
     }
 
@@ -216,19 +195,30 @@ impl Catalog {
     ) -> Result<Vec<SourceTable>, SourceError> {
         let query = format!(
             "select c.oid, n.nspname::text, c.relname::text, c.relreplident,
-                    greatest(c.reltuples, 0)::float8, {KEYS}
-             {ORDINARY_TABLES} and ($1::oid is null or c.oid = $1)
+                    greatest(c.reltuples, 0)::float8, {KEYS},
+                    c.relkind, c.relpersistence, row_security_active(c.oid)
+             {RELATIONS} and ($1::oid is null or c.oid = $1)
              order by 2, 3"
         );
+        let roles = self.roles(only).await?;
         let only = only.map(|table| table.0);
         let rows = self.client.query(&query, &[&only]).await?;
         let (mut tables, mut keys) = (Vec::new(), Vec::new());
         for row in rows {
             let (namespace, name): (String, String) = (row.get(1), row.get(2));
-            if !config.captures(&namespace, &name) {
+            let oid: u32 = row.get(0);
+            let role = roles.get(&TableId(oid)).copied();
+            if !config.captures(&namespace, &name) || role == Some(Role::Part) {
                 continue;
             }
-            let oid: u32 = row.get(0);
+            let letter = |at| char::from(u8::try_from(row.get::<_, i8>(at)).unwrap_or_default());
+            let kind = RelationKind {
+                role,
+                is_foreign: letter(8) == 'f',
+                is_unlogged: letter(9) == 'u',
+                hides_rows: row.get(10),
+            };
+            let unseen = kind.refusal(&namespace, &name, config);
             let identity = replica_identity(u8::try_from(row.get::<_, i8>(3)).unwrap_or_default());
             let of_table = Keys::read(&row, 5);
             tables.push(SourceTable {
@@ -243,10 +233,15 @@ impl Catalog {
                     withheld: Vec::new(),
                 },
                 estimated_rows: row.get::<_, f64>(4) as u64,
-                problem: None,
+                problem: unseen,
+                seen: Seen::default(),
+                new_parts: BTreeSet::new(),
             });
             keys.push(of_table);
         }
+        let roots = roles.iter().filter(|(_, role)| **role == Role::Root);
+        let roots: Vec<u32> = roots.map(|(root, _)| root.0).collect();
+        let mut refused = self.refuse_leaves(&roots).await?;
         let oids: Vec<u32> = tables.iter().map(|table| table.schema.id.0).collect();
         let columns = self.columns(&oids).await?;
         self.load_types(columns.iter().map(|column| column.type_oid).collect())
@@ -272,7 +267,13 @@ impl Catalog {
             });
         }
         for (table, keys) in tables.iter_mut().zip(&keys) {
-            table.problem = keys.refusal(&table.schema);
+            let id = table.schema.id;
+            table.problem = table
+                .problem
+                .take()
+                .or_else(|| keys.refusal(&table.schema))
+                .or_else(|| extent::leaves_key_out(&table.schema, config))
+                .or_else(|| refused.remove(&id));
             if table.problem.is_none() && with_money.contains(&table.schema.id.0) {
                 table.problem = self.refuse_currency(&table.schema.qualified_name()).await?;
             }
@@ -284,20 +285,25 @@ impl Catalog {
         Ok(tables)
     }
 
-    /// The columns that are streamed: a generated one is if the publication says so, which it can from version 18 on.
+    /// The columns that are streamed: those that the publication lists, and of a table that is in none yet all that
+    /// are not generated.
     async fn columns(&self, tables: &[u32]) -> Result<Vec<CatalogColumn>, SourceError> {
         let rows = self
             .client
             .query(
                 // The view has no attnames before version 15.
-                "select attrelid, attnum::int4, attname::text, atttypid, atttypmod, not attnotnull,
+                "with listed as (
+                     select schemaname, tablename, jsonb_array_elements_text(attnames)::name as attname
+                       from (select schemaname, tablename, to_jsonb(p) -> 'attnames' as attnames
+                               from pg_publication_tables p where pubname = $2) p
+                      where jsonb_typeof(attnames) = 'array')
+                 select attrelid, attnum::int4, attname::text, atttypid, atttypmod, not attnotnull,
                         format_type(atttypid, atttypmod)
                    from pg_attribute join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = relnamespace
                   where attrelid = any($1) and attnum > 0 and not attisdropped
-                    and (attgenerated = '' or (nspname, relname, attname) in
-                         (select schemaname, tablename,
-                                 jsonb_array_elements_text(coalesce(to_jsonb(p) -> 'attnames', '[]'))::name
-                            from pg_publication_tables p where pubname = $2))
+                    and case when (nspname, relname) in (select schemaname, tablename from listed)
+                             then (nspname, relname, attname) in (select schemaname, tablename, attname from listed)
+                             else attgenerated = '' end
                   order by attrelid, attnum",
                 &[&tables, &self.config.publication],
             )
@@ -473,6 +479,8 @@ impl Catalog {
         Ok(SourceTable {
             schema,
             estimated_rows: 0,
+            seen: Seen::default(),
+            new_parts: BTreeSet::new(),
             problem,
         })
     }

@@ -89,7 +89,7 @@ impl DatabaseCut {
         Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
     }
 
-    /// Reads a table, row by row.
+    /// Reads what is published of a table, row by row.
     ///
     /// # Errors
     /// The query failed, or `row` did.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use downriver_event::Lsn;
 
 use super::catalog::parse_lsn;
+use super::publication::PublicationId;
 use super::replication::Session;
-use super::setup::PublicationId;
 use crate::error::SourceError;
 
 /// The history that a log was captured from.

@@ -9,32 +9,26 @@
 //! of before it got there. [`prepare`] only finds one. [`repair`] drops the slot first, so that until a new one is
 //! there, and the log knows it, the hole is found again whatever happens.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
 
-use downriver_event::Lsn;
+use downriver_event::{Lsn, TableId};
 
 use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
 use super::identity::{Identity, Lineage, Server, fork, identify};
+use super::publication::{self, Outline, PublicationId, Seen};
 use super::replication::Session;
 use super::slot;
-use super::sql::{identifier, literal, qualified};
-use crate::error::{PUBLICATION_GONE, SourceError};
-
-/// The comment on a publication that we made.
-const MARK: &str = "made by downriver";
-const PUBLICATION_LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// Tells a publication from another that was made later under its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublicationId(pub(super) u32);
+use super::sql::identifier;
+use crate::error::SourceError;
 
 /// What a log has of a source.
 #[derive(Clone, Debug)]
 pub struct Captured {
     pub position: Lsn,
     pub identity: Identity,
+    /// Tables that it has whole, or will have from a snapshot: they were in the publication, and stood so in it.
+    pub tables: HashMap<TableId, Option<Outline>>,
 }
 
 #[derive(Debug)]
@@ -66,9 +60,9 @@ pub async fn prepare(
     } else if slot::find(&catalog, config).await?.is_none() {
         slot::check_room(&catalog).await?;
     }
-    let tables = catalog.list_tables(config).await?;
-    prepare_publication(&catalog, config, &tables).await?;
-    let publication = publication_id(&catalog, config).await?;
+    let (mut tables, seen) = publish(&catalog, config, captured).await?;
+    place(&catalog, &mut tables, &seen, captured).await?;
+    let publication = publication::id(&catalog, config).await?;
     let position = match position {
         Some(position) => position,
         None => prepare_slot(&catalog, config, None).await?,
@@ -101,17 +95,59 @@ pub async fn repair(
         }
         None => slot::check_room(&catalog).await?,
     }
-    let tables = catalog.list_tables(config).await?;
-    prepare_publication(&catalog, config, &tables).await?;
-    let publication = publication_id(&catalog, config).await?;
+    // Before the slot: what becomes of the publication from here on is noticed as a change of it.
+    let (_, seen) = publish(&catalog, config, captured).await?;
+    let publication = publication::id(&catalog, config).await?;
     let position = slot::create(&catalog, config).await?;
+    // As they are now that every change from here on is in the stream.
+    let mut tables = catalog.list_tables(config).await?;
+    place(&catalog, &mut tables, &seen, captured).await?;
     Ok(Prepared {
         position,
         identity: identity(&catalog, server, publication).await?,
         publication,
-        // As they are now that every change from here on is in the stream.
-        tables: catalog.list_tables(config).await?,
+        tables,
     })
+}
+
+/// The tables as they are when the publication has them, and how each stands in it.
+async fn publish(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+    captured: Option<&Captured>,
+) -> Result<(Vec<SourceTable>, HashMap<TableId, Seen>), SourceError> {
+    let mut tables = catalog.list_tables(config).await?;
+    let is_whole = |table| captured.is_some_and(|known| known.tables.contains_key(&table));
+    if publication::prepare(catalog, config, &tables, is_whole).await? {
+        tables = catalog.list_tables(config).await?;
+    }
+    Ok((tables, catalog.seen().await?))
+}
+
+/// Notes how each table stands in the publication, and which of its partitions are no reason to read it again.
+async fn place(
+    catalog: &Catalog,
+    tables: &mut [SourceTable],
+    seen: &HashMap<TableId, Seen>,
+    captured: Option<&Captured>,
+) -> Result<(), SourceError> {
+    for table in tables {
+        let id = table.schema.id;
+        table.seen = seen.get(&id).cloned().unwrap_or_default();
+        let stored = captured.and_then(|known| known.tables.get(&id)?.as_ref());
+        let (Some(stored), Some(now)) = (stored, &table.seen.outline) else {
+            continue;
+        };
+        for part in now.parts_since(stored) {
+            let leaf = part.split(':').next().and_then(|oid| oid.parse().ok());
+            if let Some(leaf) = leaf
+                && catalog.was_born_part(leaf).await?
+            {
+                table.new_parts.insert(part);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses another database, and a server that cannot be streamed from.
@@ -203,54 +239,14 @@ async fn check_publication(
     config: &PostgresConfig,
     captured: &Captured,
 ) -> Result<(), SourceError> {
-    let found = publication_id(catalog, config).await?;
+    let found = publication::id(catalog, config).await?;
     match captured.identity.lineage {
-        Some(known) if known.publication != found => {
-            Err(publication_gone("is not the one that was captured", config))
-        }
+        Some(known) if known.publication != found => Err(publication::gone(
+            "is not the one that was captured",
+            config,
+        )),
         _ => Ok(()),
     }
-}
-
-/// Returns when the publication of a running stream is gone or was made anew, or the database does not answer. From
-/// version 18 on the server leaves out what it cannot find a publication for, and only its own log says so.
-pub async fn publication_lost(
-    catalog: Arc<Catalog>,
-    config: &PostgresConfig,
-    publication: PublicationId,
-) -> SourceError {
-    loop {
-        tokio::time::sleep(PUBLICATION_LOOK_EVERY).await;
-        match publication_id(&catalog, config).await {
-            Ok(found) if found == publication => {}
-            Ok(_) => return publication_gone("was made anew", config),
-            Err(error) => return error,
-        }
-    }
-}
-
-async fn publication_id(
-    catalog: &Catalog,
-    config: &PostgresConfig,
-) -> Result<PublicationId, SourceError> {
-    let query = "select oid from pg_publication where pubname = $1";
-    let found = catalog
-        .client()
-        .query_opt(query, &[&config.publication])
-        .await?;
-    found
-        .map(|row| PublicationId(row.get(0)))
-        .ok_or_else(|| publication_gone("is missing", config))
-}
-
-fn publication_gone(what: &str, config: &PostgresConfig) -> SourceError {
-    SourceError::hole(
-        PUBLICATION_GONE,
-        format!(
-            "publication {:?} {what}: changes since it was dropped are not in the stream",
-            config.publication
-        ),
-    )
 }
 
 /// A standby is refused: it shows neither which transactions run on its primary nor, at once, what they committed.
@@ -274,10 +270,15 @@ pub(super) async fn check_primary(catalog: &Catalog) -> Result<(), SourceError> 
 pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError> {
     let row = catalog
         .client()
-        .query_one("select current_setting('wal_level')", &[])
+        .query_one(
+            "select current_setting('wal_level'), current_setting('effective_wal_level', true)",
+            &[],
+        )
         .await?;
     let level: String = row.get(0);
-    if level == "logical" {
+    let effective: Option<String> = row.get(1);
+    // Where the server has an effective level it raises that of `replica` itself, for the first logical slot.
+    if level == "logical" || (level == "replica" && effective.is_some()) {
         return Ok(());
     }
     Err(SourceError::definite(
@@ -285,78 +286,6 @@ pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError
         format!("wal_level is {level}, not logical"),
         "alter system set wal_level = logical; then restart the server",
     ))
-}
-
-async fn prepare_publication(
-    catalog: &Catalog,
-    config: &PostgresConfig,
-    tables: &[SourceTable],
-) -> Result<(), SourceError> {
-    let client = catalog.client();
-    let captured: Vec<&SourceTable> = tables
-        .iter()
-        .filter(|table| table.problem.is_none())
-        .collect();
-    let name = |table: &SourceTable| qualified(&table.schema.namespace, &table.schema.name);
-    let publication = identifier(&config.publication);
-    let found = client
-        .query_opt(
-            "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate
-               from pg_publication where pubname = $1",
-            &[&config.publication],
-        )
-        .await?;
-    let Some(found) = found else {
-        let names: Vec<String> = captured.iter().map(|table| name(table)).collect();
-        let tables = if names.is_empty() {
-            String::new()
-        } else {
-            format!(" for table only {}", names.join(", only "))
-        };
-        let create = format!(
-            "begin; create publication {publication}{tables}; comment on publication {publication} is {}; commit",
-            literal(MARK)
-        );
-        return Ok(client.batch_execute(&create).await?);
-    };
-    if !found.get::<_, bool>(1) {
-        return Err(SourceError::definite(
-            "DR-1023",
-            format!(
-                "publication {} does not publish every kind of change",
-                config.publication
-            ),
-            format!(
-                "alter publication {publication} set (publish = 'insert, update, delete, truncate')"
-            ),
-        ));
-    }
-    if found.get::<_, bool>(0) {
-        return Ok(());
-    }
-    let rows = client
-        .query(
-            "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1",
-            &[&config.publication],
-        )
-        .await?;
-    let published: Vec<String> = rows
-        .iter()
-        .map(|row| qualified(row.get(0), row.get(1)))
-        .collect();
-    let missing: Vec<String> = captured
-        .iter()
-        .map(|table| name(table))
-        .filter(|n| !published.contains(n))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let add = format!(
-        "alter publication {publication} add table only {}",
-        missing.join(", only ")
-    );
-    Ok(client.batch_execute(&add).await?)
 }
 
 async fn prepare_slot(
@@ -413,7 +342,7 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
     if slot::find(&catalog, config).await?.is_some() {
         owned.push(format!("replication slot {}", config.slot));
     }
-    if publication_is_ours(&catalog, config).await? {
+    if publication::is_ours(&catalog, config).await? {
         owned.push(format!("publication {}", config.publication));
     }
     Ok(owned)
@@ -427,7 +356,7 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
 pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
     let catalog = Catalog::connect(config).await?;
     slot::drop(&catalog, config).await?;
-    if publication_is_ours(&catalog, config).await? {
+    if publication::is_ours(&catalog, config).await? {
         catalog
             .client()
             .batch_execute(&format!(
@@ -437,16 +366,4 @@ pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
             .await?;
     }
     Ok(())
-}
-
-async fn publication_is_ours(
-    catalog: &Catalog,
-    config: &PostgresConfig,
-) -> Result<bool, SourceError> {
-    let query = "select from pg_publication where pubname = $1 and obj_description(oid, 'pg_publication') = $2";
-    Ok(catalog
-        .client()
-        .query_opt(query, &[&config.publication, &MARK])
-        .await?
-        .is_some())
 }

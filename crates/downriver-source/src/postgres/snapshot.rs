@@ -20,6 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
+use super::extent::Extent;
 use super::rules::ColumnRules;
 use super::sql::{identifier, literal, qualified};
 use crate::error::SourceError;
@@ -97,7 +98,7 @@ pub enum ChunkRead {
 #[derive(Debug)]
 pub struct Reshaped {
     /// What it is now; `None`: it is gone, or not selected any more.
-    pub now: Option<SourceTable>,
+    pub now: Option<Box<SourceTable>>,
     /// The stream that has passed this position has brought every row of an earlier shape.
     pub high: Lsn,
 }
@@ -229,7 +230,7 @@ impl SnapshotSession {
         ended?;
         let Some((snapshot, next)) = read else {
             self.key_types = None;
-            let now = self.catalog.table(schema.id).await?;
+            let now = self.catalog.table(schema.id).await?.map(Box::new);
             let high = self.catalog.current_position().await?;
             return Ok(ChunkRead::Reshaped(Reshaped { now, high }));
         };
@@ -308,9 +309,10 @@ impl SnapshotSession {
             return Ok(None);
         }
         let snapshot = self.current_snapshot().await?;
-        let table = format!("only {}", qualified(&schema.namespace, &schema.name));
+        let Extent { table, filter } = self.catalog.extent(schema).await?;
         if schema.is_bag() {
-            self.copy(schema, &table, "", row).await?;
+            let filters = Vec::from_iter(filter);
+            self.copy(schema, &table, &filters, row).await?;
             return Ok(Some((snapshot, None)));
         }
         let key = KeyColumns::of(
@@ -323,12 +325,13 @@ impl SnapshotSession {
                     .iter()
                     .map(|bytes| key.row_of(bytes))
                     .collect::<Result<_, _>>()?;
-                let filter = format!("({}) in ({})", key.compared(), rows.join(", "));
-                self.copy(schema, &table, &filter, row).await?;
+                let mut filters = Vec::from_iter(filter);
+                filters.push(format!("({}) in ({})", key.compared(), rows.join(", ")));
+                self.copy(schema, &table, &filters, row).await?;
             }
             return Ok(Some((snapshot, None)));
         }
-        let mut filters = Vec::new();
+        let mut filters = Vec::from_iter(filter);
         if let Some(after) = &request.after {
             filters.push(format!(
                 "({}) > {}",
@@ -360,8 +363,7 @@ impl SnapshotSession {
         if let Some(bound) = &next {
             filters.push(format!("({}) <= {}", key.compared(), key.row(bound)));
         }
-        self.copy(schema, &table, &filters.join(" and "), row)
-            .await?;
+        self.copy(schema, &table, &filters, row).await?;
         Ok(Some((snapshot, next.map(|bound| encode_bound(&bound)))))
     }
 
@@ -369,11 +371,11 @@ impl SnapshotSession {
         &self,
         schema: &TableSchema,
         table: &str,
-        filter: &str,
+        filters: &[String],
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
     ) -> Result<(), SourceError> {
         let rules = self.catalog.rules();
-        copy(self.client(), schema, rules, table, filter, row).await
+        copy(self.client(), schema, rules, table, filters, row).await
     }
 }
 
@@ -402,14 +404,16 @@ fn is_read_as(now: &TableSchema, schema: &TableSchema) -> bool {
         })
 }
 
-/// Reads a whole table inside the session's transaction.
+/// Reads everything of a table that is published, inside the catalog's transaction.
 pub(super) async fn copy_table(
     catalog: &Catalog,
     schema: &TableSchema,
     row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
 ) -> Result<(), SourceError> {
-    let table = format!("only {}", qualified(&schema.namespace, &schema.name));
-    copy(catalog.client(), schema, catalog.rules(), &table, "", row).await
+    let Extent { table, filter } = catalog.extent(schema).await?;
+    let filters = Vec::from_iter(filter);
+    let rules = catalog.rules();
+    copy(catalog.client(), schema, rules, &table, &filters, row).await
 }
 
 async fn copy(
@@ -417,7 +421,7 @@ async fn copy(
     schema: &TableSchema,
     rules: &ColumnRules,
     table: &str,
-    filter: &str,
+    filters: &[String],
     row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
 ) -> Result<(), SourceError> {
     if !rules.fit(schema) {
@@ -438,14 +442,10 @@ async fn copy(
             _ => select_column(column),
         })
         .collect();
-    let filter = if filter.is_empty() {
-        String::new()
-    } else {
-        format!("where {filter}")
-    };
     let query = format!(
-        "copy (select {} from {table} {filter}) to stdout (format binary)",
-        columns.join(", ")
+        "copy (select {} from {table} {}) to stdout (format binary)",
+        columns.join(", "),
+        where_(filters)
     );
     let stream = client.copy_out(&query).await?;
     let mut stream = std::pin::pin!(stream);

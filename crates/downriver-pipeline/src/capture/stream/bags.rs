@@ -17,7 +17,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use downriver_event::block::{Block, OldImage, RowGroup, RowOp};
 use downriver_event::{BlockBuilder, EncodedBlock, Presence, TableId, TableSchema, pb};
 use downriver_log::ChunkDone;
@@ -149,11 +148,13 @@ impl Run<'_> {
         };
         self.push_marker(pb::marker::Kind::SnapshotEnd(end))?;
         let progress = self.snapshots.get(&table);
-        if progress.is_some_and(|progress| progress.generation == chunk.generation) {
+        let progress = progress.filter(|progress| progress.generation == chunk.generation);
+        if let Some(progress) = progress {
+            let resume_after = progress.resume.encode();
             self.outbox.chunk_done_with_open(ChunkDone {
                 table,
                 generation: chunk.generation,
-                resume_after: Bytes::new(),
+                resume_after,
                 rows: chunk.rows,
                 last: true,
             });

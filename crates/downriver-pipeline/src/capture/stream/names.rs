@@ -3,16 +3,13 @@
 //! The log names tables as the catalog does when the change is noticed, and not as each message of the stream does: of
 //! names that were passed around before a backlog is decoded only those of now belong to one table each.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
 use downriver_event::{TableId, TableSchema};
-use downriver_log::StreamState;
 
 use super::super::CaptureError;
-use super::super::repair::wanted;
 use super::Run;
 
 impl Run<'_> {
@@ -64,25 +61,9 @@ impl Run<'_> {
     }
 
     /// A table that is not selected any more. What is missed of it from here on only a snapshot brings, if it comes
-    /// back: that is stored now.
+    /// back: the start that follows stores that it lapsed.
     pub(super) fn leave(&mut self, table: TableId) {
         self.read_again(table);
         self.captured.insert(table, false);
-    }
-
-    /// The same for tables that left while nothing was captured.
-    pub(super) async fn leave_unselected(
-        &mut self,
-        selected: &HashSet<TableId>,
-        state: &StreamState,
-    ) -> Result<(), CaptureError> {
-        for (table, chunks) in state.chunks.iter() {
-            let is_gone = chunks.done && !selected.contains(table);
-            if is_gone && self.catalog.name_of(*table).await?.is_some() {
-                self.outbox
-                    .chunk_done(wanted(*table, chunks.generation + 1));
-            }
-        }
-        Ok(())
     }
 }

@@ -7,18 +7,19 @@ use downriver_decode::postgres::decoder::Relation;
 use downriver_decode::postgres::shape::Shape;
 use downriver_event::problem::Problem;
 use downriver_event::{TableId, TableSchema, pb};
-use downriver_log::{LogError, StreamState};
+use downriver_log::StreamState;
 use downriver_source::postgres::catalog::SourceTable;
 use downriver_source::postgres::rules::uncovered;
 
 use super::super::CaptureError;
 use super::super::outgrown::outgrown;
-use super::super::progress::Resume;
+use super::super::progress::{Resume, Standing};
 use super::super::registry::Registered;
 use super::super::repair::wanted;
 use super::super::request::Request;
 use super::super::shelf::Shelf;
 use super::super::snapshot::{LostShape, TableTask};
+use super::drift::{self, Fate};
 use super::{Run, TableProgress};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -29,92 +30,17 @@ impl Run<'_> {
         tables: Vec<SourceTable>,
         state: &StreamState,
     ) -> Result<Vec<TableTask>, CaptureError> {
-        let names = tables
-            .iter()
-            .map(|table| (table.schema.id, table.schema.qualified_name()));
-        self.names = names.collect();
-        let known = self.names.keys().copied().collect();
+        let known = tables.iter();
+        let known = known.map(|table| (table.schema.id, table.seen.clone()));
+        let known = known.collect();
         let mut tasks = Vec::new();
         let mut statuses = BTreeMap::new();
         for table in tables {
-            let id = table.schema.id;
             let name = table.schema.qualified_name();
-            let before = self.registry.newest(id).cloned();
-            let uncovered = before.as_ref().and_then(|b| uncovered(b, &table.schema));
-            let goes_on = before.as_ref().is_some_and(|b| table.goes_on_as(b));
-            let captured = uncovered.is_none() && (table.problem.is_none() || goes_on);
-            let problem = uncovered.or(table.problem);
-            self.captured.insert(id, captured);
-            if !captured {
-                if before.is_some() {
-                    self.miss(id, state);
-                }
-                statuses.insert(name, refused(problem));
-                continue;
-            }
-            let (schema, is_other) = match self.take_up(table.schema) {
-                Ok(taken_up) => taken_up,
-                Err(problem) => {
-                    self.captured.insert(id, false);
-                    self.miss(id, state);
-                    statuses.insert(name, refused(Some(problem)));
-                    continue;
-                }
-            };
-            let chunks = state.chunks.get(&id);
-            let mut table_status = TableStatus {
-                state: TableState::Streaming,
-                problem,
-                ..TableStatus::default()
-            };
-            let is_other = is_other && self.config.snapshot.initial;
-            let is_wanted = chunks.map_or(self.config.snapshot.initial, |chunks| {
-                is_other || !chunks.done && (self.config.snapshot.initial || chunks.generation > 1)
-            });
-            if is_wanted {
-                let taken_up = chunks.filter(|_| !is_other);
-                let resume = taken_up.map_or_else(
-                    || Some(Resume::default()),
-                    |chunks| Resume::decode(chunks.resume_after.clone()),
-                );
-                let mut resume = resume.ok_or_else(|| {
-                    CaptureError::Log(LogError::Unavailable(format!(
-                        "the progress of the snapshot of {name} was written by a newer version"
-                    )))
-                })?;
-                let generation = chunks.map_or(1, |chunks| chunks.generation);
-                let generation = generation + u64::from(is_other && chunks.is_some());
-                let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
-                let rows = taken_up.map_or(0, |chunks| chunks.rows);
-                table_status.state = TableState::Snapshotting;
-                table_status.snapshot = Some(SnapshotProgress {
-                    rows_done: rows,
-                    rows_estimated: table.estimated_rows,
-                    ..SnapshotProgress::default()
-                });
-                if schema.is_bag() {
-                    let shelf = Shelf::create(&self.config.spill, id);
-                    let shelf = shelf.map_err(|error| self.shelf_failed(error))?;
-                    self.set_aside.track(id, shelf);
-                    resume = Resume::default();
-                    // Its start comes with its rows: until then it is read from the beginning.
-                    self.outbox.chunk_done(wanted(id, generation));
-                } else {
-                    self.recent.track(id);
-                    if starts {
-                        self.start_snapshot(id, generation, &resume);
-                    }
-                }
-                tasks.push(TableTask {
-                    schema,
-                    generation,
-                    resume: resume.clone(),
-                });
-                self.snapshots
-                    .insert(id, TableProgress { generation, resume });
-            }
-            statuses.insert(name, table_status);
+            let status = self.take_table(table, state, &mut tasks)?;
+            statuses.insert(name, status);
         }
+        self.lapse(state);
         let snapshotting = !tasks.is_empty();
         self.status.update(|s| {
             s.state = if snapshotting {
@@ -131,15 +57,120 @@ impl Run<'_> {
         Ok(tasks)
     }
 
-    /// A table that was captured and is not in this run lacks what changes meanwhile: when it is captured again, it is
-    /// read again.
-    fn miss(&mut self, table: TableId, state: &StreamState) {
-        let chunks = state.chunks.get(&table);
-        let resume = chunks.and_then(|chunks| Resume::decode(chunks.resume_after.clone()));
-        if !resume.is_some_and(|resume| resume.requested) {
-            let generation = chunks.map_or(1, |chunks| chunks.generation) + 1;
-            self.outbox.chunk_done(wanted(table, generation));
+    fn take_table(
+        &mut self,
+        table: SourceTable,
+        state: &StreamState,
+        tasks: &mut Vec<TableTask>,
+    ) -> Result<TableStatus, CaptureError> {
+        let id = table.schema.id;
+        let name = table.schema.qualified_name();
+        let chunks = state.chunks.get(&id);
+        let resume = drift::resume(&name, chunks)?;
+        let stored = resume.as_ref().map(|resume| resume.standing.clone());
+        let before = self.registry.newest(id).cloned();
+        let uncovered = before.as_ref().and_then(|b| uncovered(b, &table.schema));
+        let goes_on = before.as_ref().is_some_and(|b| table.goes_on_as(b));
+        let refusal = uncovered.or_else(|| table.problem.clone().filter(|_| !goes_on));
+        let can_be_mended = refusal.as_ref().is_some_and(|p| p.code != "DR-1031");
+        let fate = Fate::of(&table, refusal, stored.as_ref(), &self.config.postgres);
+        let in_state = |state, problem| TableStatus {
+            state,
+            problem,
+            ..TableStatus::default()
+        };
+        self.captured.insert(id, !matches!(fate, Fate::Refused(_)));
+        self.standings
+            .insert(id, stored.clone().unwrap_or_default());
+        let outline = match fate {
+            Fate::Refused(problem) => {
+                // Names that collide are none of one table's: other names are noticed as such.
+                if can_be_mended {
+                    self.refused.insert(id, before);
+                }
+                return Ok(refused(Some(problem)));
+            }
+            Fate::TakenOut(problem) => {
+                tracing::error!(
+                    source = self.config.name,
+                    table = name,
+                    code = problem.code,
+                    "the table was taken out of the publication"
+                );
+                self.taken_out.insert(id);
+                return Ok(in_state(TableState::Stopped, Some(problem)));
+            }
+            Fate::Drifted(now) => {
+                if let Err(problem) = self.take_up(table.schema) {
+                    self.captured.insert(id, false);
+                    return Ok(refused(Some(problem)));
+                }
+                self.drift.add(id, now);
+                return Ok(in_state(TableState::Pending, None));
+            }
+            Fate::Whole(now) => now,
+        };
+        let (schema, is_other) = match self.take_up(table.schema) {
+            Ok(taken_up) => taken_up,
+            Err(problem) => {
+                self.captured.insert(id, false);
+                return Ok(refused(Some(problem)));
+            }
+        };
+        let standing = Standing::Published(outline);
+        self.standings.insert(id, standing.clone());
+        let initial = self.config.snapshot.initial;
+        let is_other = is_other && initial;
+        let begun = chunks.filter(|chunks| chunks.generation > 0);
+        let is_wanted = begun.map_or(initial, |chunks| {
+            is_other || !chunks.done && (initial || chunks.generation > 1)
+        });
+        let mut resume = resume.unwrap_or_default();
+        if !is_wanted {
+            if stored.as_ref() != Some(&standing) {
+                let restated = drift::restated(id, chunks, resume, standing);
+                self.outbox.chunk_done(restated);
+            }
+            return Ok(in_state(TableState::Streaming, table.problem));
         }
+        let taken_up = begun.filter(|_| !is_other);
+        if taken_up.is_none() {
+            resume = Resume::default();
+        }
+        resume.standing = standing.clone();
+        let generation = begun.map_or(1, |chunks| chunks.generation + u64::from(is_other));
+        let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
+        if schema.is_bag() {
+            let shelf = Shelf::create(&self.config.spill, id);
+            let shelf = shelf.map_err(|error| self.shelf_failed(error))?;
+            self.set_aside.track(id, shelf);
+            resume = Resume {
+                standing: standing.clone(),
+                ..Resume::default()
+            };
+            // Its start comes with its rows: until then it is read from the beginning.
+            self.outbox.chunk_done(wanted(id, generation, standing));
+        } else {
+            self.recent.track(id);
+            if starts {
+                self.start_snapshot(id, generation, &resume);
+            }
+        }
+        tasks.push(TableTask {
+            schema,
+            generation,
+            resume: resume.clone(),
+        });
+        self.snapshots
+            .insert(id, TableProgress { generation, resume });
+        Ok(TableStatus {
+            snapshot: Some(SnapshotProgress {
+                rows_done: taken_up.map_or(0, |chunks| chunks.rows),
+                rows_estimated: table.estimated_rows,
+                ..SnapshotProgress::default()
+            }),
+            ..in_state(TableState::Snapshotting, table.problem)
+        })
     }
 
     /// A relation's shape decides which schema its rows use from here on.
@@ -152,6 +183,10 @@ impl Run<'_> {
         self.catalog.until_visible(self.decoder.xid()).await?;
         let relation = &self.called_today(relation).await?;
         match self.captured.get(&table) {
+            Some(true) if self.drift.has(table) => {
+                self.decoder.set_shape(relation.id, None);
+                return Ok(());
+            }
             Some(_) if self.is_selected(relation) => {}
             Some(_) => {
                 self.leave(table);
@@ -315,17 +350,19 @@ impl Run<'_> {
     /// captured.
     pub(super) fn read_again(&mut self, table: TableId) -> Option<u64> {
         let name = self.registry.newest(table)?.qualified_name();
-        if self.captured.get(&table) != Some(&true) {
+        if self.captured.get(&table) != Some(&true) || self.taken_out.contains(&table) {
             return None;
         }
         let state = self.log.state(&self.config.name);
         let logged = state.and_then(|state| Some(state.chunks.get(&table)?.generation));
-        let generation = logged.unwrap_or(1) + 1;
+        let generation = logged.unwrap_or(1).max(1) + 1;
         // What is under way of the last one must not be stored after this.
         self.recent.forget(table);
         self.set_aside.forget(table);
         self.snapshots.remove(&table);
-        self.outbox.chunk_done_with_open(wanted(table, generation));
+        let standing = self.standings.get(&table).cloned().unwrap_or_default();
+        self.outbox
+            .chunk_done_with_open(wanted(table, generation, standing));
         self.reread.wait_for(table, generation, name);
         Some(generation)
     }

@@ -4,13 +4,14 @@
 //! log's end at that moment is what the pipeline must have delivered. A snapshot is part of it: its rows were
 //! committed before, so its tables must be complete in the log first, also those that were made a moment ago.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_event::{Lsn, Offset, TableId};
 use downriver_log::Log as _;
+use downriver_pipeline::status::Known;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
 use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, SnapshotMode, Source};
@@ -51,12 +52,16 @@ impl NodeEngine {
         loop {
             let (capture, status) = self.seen(name, &pipeline)?;
             let known = capture.as_ref().map(|capture| &capture.known);
-            tables.retain(|table| known.is_none_or(|known| !known.contains(table)));
-            // One that is gone again will never be known. A database that does not answer now is asked again.
+            tables.retain(|table, seen| !is_known(known, *table, seen));
+            // What is gone again will never be known, nor what has changed again. A database that does not answer
+            // now is asked again.
             if !tables.is_empty()
-                && let Ok(now) = catalog.selected_names().await
+                && let Ok(now) = standings(&catalog).await
             {
-                tables.retain(|table| now.iter().any(|(there, _)| there == table));
+                tables.retain(|table, _| {
+                    let now = now.get(table);
+                    now.is_some_and(|now| !is_known(known, *table, now))
+                });
             }
             if until.is_none()
                 && tables.is_empty()
@@ -180,7 +185,7 @@ impl NodeEngine {
         // A table that is gone may have had the name of one that is there.
         let mut of_capture = logged.filter(|(id, table)| {
             let captured = capture.tables.get(&table.to_string());
-            let captured = captured.filter(|_| capture.known.contains(id));
+            let captured = captured.filter(|_| capture.known.contains_key(id));
             captured.is_some_and(|table| table.state == TableState::Streaming)
                 && pipeline.delivers(&table.schema, &table.table)
         });
@@ -197,22 +202,32 @@ impl NodeEngine {
 struct Asked {
     catalog: Catalog,
     position: Lsn,
-    /// The tables that are to be captured.
-    tables: HashSet<TableId>,
+    /// The tables that are to be captured, as they stand in the publication.
+    tables: Known,
 }
 
 async fn asked(name: &str, source: &Source) -> Result<Asked, Problem> {
     let config = postgres_config(name, source)?;
     let asked = async {
         let catalog = Catalog::connect(&config).await?;
-        let tables = catalog.selected_names().await?;
         Ok::<_, SourceError>(Asked {
+            tables: standings(&catalog).await?,
             position: catalog.current_position().await?,
-            tables: tables.into_iter().map(|(table, _)| table).collect(),
             catalog,
         })
     };
     asked.await.map_err(|error| error.problem())
+}
+
+/// Whether a capture has decided what becomes of a table that stands so.
+fn is_known<T: PartialEq>(known: Option<&HashMap<TableId, T>>, table: TableId, seen: &T) -> bool {
+    known.and_then(|known| known.get(&table)) == Some(seen)
+}
+
+async fn standings(catalog: &Catalog) -> Result<Known, SourceError> {
+    let standings = catalog.standings().await?.into_iter();
+    let known = standings.map(|standing| (standing.table, standing.seen));
+    Ok(known.collect())
 }
 
 fn stopped(state: TableState, problem: Option<&Problem>) -> Result<(), Problem> {
