@@ -92,14 +92,29 @@ impl Run<'_> {
         }
         self.flush()?;
         for chunk in passed {
-            if self.joining.is_some() {
-                // Behind the table that joins now.
+            if self.joining.is_some() || self.is_reshaped_unlogged(&chunk) {
+                // Behind the table that joins now, or until the shape is stored that the next run is to begin with:
+                // else that would come to the same place.
                 self.held.push(chunk);
             } else {
                 self.release(chunk)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the chunk's table has another shape by now, which the log does not have yet.
+    fn is_reshaped_unlogged(&self, chunk: &HeldChunk) -> bool {
+        let table = chunk.schema.id;
+        let newest = self.registry.newest(table);
+        newest.is_some_and(|newest| {
+            let key = (table, newest.version);
+            let is_logged = || {
+                let state = self.log.state(&self.config.name);
+                state.is_some_and(|state| state.schemas.contains_key(&key))
+            };
+            newest.version != chunk.schema.version && !is_logged()
+        })
     }
 
     pub(super) fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
