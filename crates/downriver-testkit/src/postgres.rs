@@ -27,7 +27,7 @@ pub enum Version {
     /// The newest that the system has.
     #[default]
     System,
-    /// One of the major versions that `scripts/setup.sh test` installs beside it.
+    /// That major version: the system's, or one that `scripts/setup.sh test` installs beside it.
     Major(u32),
 }
 
@@ -96,6 +96,10 @@ impl Postgres {
         }
         let programs = match options.version {
             Version::System => client_programs.clone(),
+            // The system's own is not installed once more.
+            Version::Major(major) if client_programs.ends_with(format!("{major}/bin")) => {
+                client_programs.clone()
+            }
             Version::Major(major) if server_user.is_some() => {
                 // Root's folders are closed to the user that the server runs as.
                 let copy = base.join("server");
