@@ -1,6 +1,6 @@
 //! A node: Raft, the applied state, and what can be asked of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -127,6 +127,8 @@ pub struct Node {
     proposer: Proposer,
     segments: SegmentReader,
     store_problem: Mutex<Option<String>>,
+    /// Streams that are to be sealed though neither old nor large.
+    seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
     fatal: watch::Receiver<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -208,6 +210,7 @@ impl Node {
             shared,
             proposer,
             store_problem: Mutex::default(),
+            seal_soon: Mutex::default(),
             protected: OnceLock::new(),
             fatal,
             tasks: Mutex::default(),
@@ -258,6 +261,10 @@ impl Node {
     pub async fn seal_now(&self, stream: &str) -> Result<(), NodeError> {
         let sealed: Result<(), SealError> = seal_all(self, stream).await;
         sealed.map_err(|error| NodeError::Seal(error.to_string()))
+    }
+
+    pub(crate) fn take_seal_soon(&self) -> HashSet<String> {
+        std::mem::take(&mut *self.seal_soon.lock().expect("no holder panics"))
     }
 
     pub(crate) fn config(&self) -> &NodeConfig {
@@ -657,6 +664,11 @@ impl Log for Node {
             }),
             other => Err(LogError::Unavailable(format!("unexpected reply: {other:?}")).into()),
         }
+    }
+
+    fn seal_soon(&self, stream: &str) {
+        let mut streams = self.seal_soon.lock().expect("no holder panics");
+        streams.insert(stream.to_owned());
     }
 
     fn state(&self, stream: &str) -> Option<Arc<StreamState>> {

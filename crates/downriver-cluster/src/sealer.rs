@@ -97,6 +97,7 @@ async fn seal_due(
     first_seen: &mut HashMap<String, (Offset, Instant)>,
 ) -> Result<(), SealError> {
     let config = node.config();
+    let soon = node.take_seal_soon();
     let due: Vec<Sealable> = node.with_state(|state| {
         first_seen.retain(|name, _| state.journal.streams.contains_key(name));
         let streams = state.journal.streams.iter();
@@ -113,7 +114,7 @@ async fn seal_due(
                 let large = stream.unsealed_bytes() >= config.seal_bytes;
                 // What stands before an object keeps it from being a segment.
                 let blocks_object = stream.unsealed.iter().any(|block| block.inline().is_none());
-                (old || large || blocks_object)
+                (old || large || blocks_object || soon.contains(name))
                     .then(|| Sealable::of(name, stream, config.seal_bytes))?
             })
             .collect()

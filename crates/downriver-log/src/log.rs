@@ -246,6 +246,9 @@ pub trait Log: Send + Sync + 'static {
 
     async fn append(&self, append: Append) -> Result<Appended, AppendError>;
 
+    /// Asks that what the stream has be sealed soon, as its source waits to be acknowledged. Nothing is promised.
+    fn seal_soon(&self, stream: &str);
+
     /// The applied state; `None` if there is no such stream. Cheap: shared, not copied deep.
     fn state(&self, stream: &str) -> Option<Arc<StreamState>>;
 

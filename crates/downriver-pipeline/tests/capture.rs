@@ -5,8 +5,9 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use common::{Capture, PATIENCE, config, node};
+use common::{Capture, PATIENCE, config, node, node_sealing};
 use downriver_cluster::Node;
 use downriver_event::block::Block;
 use downriver_event::{Offset, pb, view};
@@ -225,6 +226,31 @@ async fn the_log_folds_to_the_source_after_kills_during_snapshot_and_stream() {
     })
     .await
     .unwrap();
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+/// The server waits for the acknowledgement of all that it has sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_can_stop_while_it_is_captured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut postgres = Postgres::start().await.unwrap();
+    let create = "create table t (id int primary key); alter table t owner to shop_owner; insert into t values (1)";
+    postgres.execute(create).await.unwrap();
+    let config = config(&postgres, folder.path());
+    // Nothing is sealed for its age.
+    let node = node_sealing(folder.path(), Duration::from_secs(86_400)).await;
+    let capture = Capture::start(&config, &node);
+    capture.caught_up(&config).await;
+    for insert in [
+        "insert into t values (2)",
+        "insert into t select i from generate_series(3, 900) i",
+    ] {
+        postgres.execute(insert).await.unwrap();
+        capture.caught_up(&config).await;
+        assert!(postgres.stop(), "the server had to be killed");
+        postgres.start_again().await.unwrap();
+    }
     capture.killed().await;
     node.shutdown().await;
 }

@@ -147,6 +147,15 @@ impl From<tokio_postgres::Error> for SourceError {
     }
 }
 
+/// What the server's own functions say of a table that went while they looked at it.
+fn is_gone(state: &str, message: &str) -> bool {
+    let words = [
+        "could not open relation with OID",
+        "cache lookup failed for",
+    ];
+    state == "XX000" && words.iter().any(|words| message.starts_with(words))
+}
+
 /// Names what the server refused, by its SQLSTATE.
 pub(crate) fn from_server(
     state: &str,
@@ -197,7 +206,7 @@ pub(crate) fn from_server(
             )
         }
         // Tables, columns and schemas are named as the catalog had them a moment ago.
-        "42P01" | "42703" | "3F000" => (
+        _ if ["42P01", "42703", "3F000"].contains(&state) || is_gone(state, message) => (
             Class::Transient,
             "DR-1005",
             "nothing, if a table was dropped or changed a moment ago: it is tried again by itself",

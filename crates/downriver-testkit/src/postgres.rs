@@ -308,9 +308,9 @@ impl Postgres {
             .get(0))
     }
 
-    /// Fast shutdown: clients are disconnected, walsenders have sent what there was.
-    pub fn stop(&mut self) {
-        self.end("INT");
+    /// Fast shutdown: clients are disconnected, walsenders have sent what there was. Whether it came to its end.
+    pub fn stop(&mut self) -> bool {
+        self.end("INT")
     }
 
     /// As if the machine had lost power.
@@ -318,10 +318,14 @@ impl Postgres {
         self.end("QUIT");
     }
 
-    fn end(&mut self, signal: &str) {
-        if let Some(mut child) = self.child.take() {
-            host::stop(&mut child, signal, Duration::from_secs(60));
-        }
+    fn end(&mut self, signal: &str) -> bool {
+        let child = self.child.take();
+        child.is_none_or(|mut child| host::stop(&mut child, signal, Duration::from_secs(60)))
+    }
+
+    /// Where its files are.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// Starts a stopped server again, on the same port and data.

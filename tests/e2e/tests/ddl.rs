@@ -339,3 +339,71 @@ async fn a_table_goes_on_under_its_new_name_and_leaves_the_old_one() -> Result<(
         .await?;
     ensure_equal(&shop, &["public.first", "public.one"]).await
 }
+
+/// Rows of a table that snapshots have brought into the log so far.
+async fn rows_read(shop: &Shop, table: &str) -> Result<usize> {
+    let events = e2e::log::events(shop).await?;
+    let of_snapshots = events
+        .iter()
+        .filter(|e| e["table"] == table && e["op"] == "snapshot");
+    Ok(of_snapshots.count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_a_change_wrote_anew_are_read_again_and_no_others() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres
+        .execute(
+            "create table written (id bigint primary key, what text, short varchar(20)); alter table written owner to shop_owner;
+             insert into written select i, 'what ' || i, 'short ' || i from generate_series(1, 1000) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.written"]).await?;
+    let mut read = rows_read(&shop, "public.written").await?;
+    for (change, is_read) in [
+        (
+            "alter table written alter short type varchar(30); update written set id = id where id = 7",
+            false,
+        ),
+        ("vacuum full written", false),
+        (
+            "alter table written alter what type text using upper(what)",
+            true,
+        ),
+        (
+            "truncate written; insert into written select i, 'again' from generate_series(1, 500) i",
+            false,
+        ),
+        (
+            "alter table written alter what type text using what || id",
+            true,
+        ),
+    ] {
+        for sql in change.split("; ") {
+            shop.postgres.execute(sql).await?;
+        }
+        ensure_equal(&shop, &["public.written"]).await?;
+        let now = rows_read(&shop, "public.written").await?;
+        ensure!(
+            (now > read) == is_read,
+            "{change}: {read} rows were read, {now} now"
+        );
+        read = now;
+    }
+    // The default that filled the rows is gone when the change is captured.
+    shop.daemon.kill();
+    for sql in [
+        "alter table written add token uuid default gen_random_uuid()",
+        "alter table written alter token drop default",
+        "update written set id = id where id = 7",
+    ] {
+        shop.postgres.execute(sql).await?;
+    }
+    shop.daemon.start().await?;
+    ensure_equal(&shop, &["public.written"]).await?;
+    shop.postgres
+        .execute("begin; alter table written alter what type text using 'in a transaction'; update written set what = 'by a row' where id = 9; commit")
+        .await?;
+    ensure_equal(&shop, &["public.written"]).await
+}

@@ -175,6 +175,17 @@ async fn a_shape_whose_transaction_is_not_visible_yet_is_not_taken_for_the_one_b
     for sql in reload("nobody").split("; ") {
         shop.postgres.execute(sql).await?;
     }
+    // The server takes the setting up a little later than its sessions do.
+    let first = shop.postgres.client().await?;
+    let first = tokio::spawn(async move {
+        let commit = "select pg_logical_emit_message(true, 'first', '')";
+        while first.batch_execute(commit).await.is_ok() {}
+    });
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    host::until("a commit to wait", CATCH_UP, async || {
+        Ok(shop.postgres.number(waiting).await? > 0)
+    })
+    .await?;
     let client = shop.postgres.client().await?;
     let change = tokio::spawn(async move {
         client
@@ -182,14 +193,15 @@ async fn a_shape_whose_transaction_is_not_visible_yet_is_not_taken_for_the_one_b
             .await
     });
     host::until("the commit to be sent and to wait", CATCH_UP, async || {
-        let waiting = "select count(*) from pg_stat_activity a, pg_stat_replication r
-                        where a.wait_event = 'SyncRep' and r.sent_lsn = pg_current_wal_flush_lsn()";
-        Ok(shop.postgres.number(waiting).await? > 0)
+        let sent =
+            "select count(*) from pg_stat_replication where sent_lsn = pg_current_wal_flush_lsn()";
+        Ok(shop.postgres.number(waiting).await? > 1 && shop.postgres.number(sent).await? > 0)
     })
     .await?;
     // Whoever does not wait has taken it in by now.
     let described = shop.daemon.describe("source", resources::SOURCE).await?;
     ensure!(described["state"] == "streaming", "{described}");
+    first.abort();
     for sql in reload("").split("; ") {
         shop.postgres.execute(sql).await?;
     }

@@ -31,7 +31,7 @@ use std::collections::{HashMap, HashSet};
 use downriver_event::block::{
     BlockBuilder, ColumnBuilder, OldImage, RowColumns, RowOp, VALUE_BYTES_MAX,
 };
-use downriver_event::{LogicalType, Lsn, SourcePosition, pb, view};
+use downriver_event::{LogicalType, Lsn, SourcePosition, TableId, pb, view};
 
 use super::ValueError;
 use super::message::{
@@ -77,6 +77,7 @@ pub enum DecodeError {
     },
     #[error("column {column:?} of {table} {error}, in the transaction committed at {at}")]
     Value {
+        id: TableId,
         table: String,
         column: String,
         error: ValueError,

@@ -119,6 +119,7 @@ fn push_masked(
 
 fn value_error(schema: &TableSchema, column: &Column, error: ValueError, at: Lsn) -> DecodeError {
     DecodeError::Value {
+        id: schema.id,
         table: schema.qualified_name(),
         column: column.name.clone(),
         error,

@@ -31,8 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use downriver_decode::postgres::decoder::Streaming;
-use downriver_event::Epoch;
 use downriver_event::problem::Problem;
+use downriver_event::{Epoch, TableId};
 use downriver_log::{AppendError, Log, LogError, StoreError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
@@ -105,6 +105,8 @@ pub enum CaptureError {
     NewTable(String),
     #[error("table {0} can be captured now: starting again to take it in")]
     Mended(String),
+    #[error("a value of a table cannot be logged: starting again without the table")]
+    Spoiled(TableId, Problem),
     #[error(
         "what is published of {0} is not what it was: starting again to see whether it is to be read again"
     )]
@@ -228,6 +230,15 @@ async fn keep_capturing(
         if began.elapsed() > Duration::from_secs(60) {
             backoff.reset();
         }
+        if let CaptureError::Spoiled(table, problem) = &error {
+            tracing::error!(
+                source = config.name,
+                code = problem.code,
+                reason = problem.reason,
+                "a table is not captured any more; the others go on"
+            );
+            control.refuse(*table, problem.clone());
+        }
         match act_on(&error) {
             Act::Again => {
                 tracing::info!(source = config.name, "{error}");
@@ -288,6 +299,7 @@ fn act_on(error: &CaptureError) -> Act {
         CaptureError::Reread(_)
         | CaptureError::NewTable(_)
         | CaptureError::Mended(_)
+        | CaptureError::Spoiled(..)
         | CaptureError::Drifted(_) => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
             Act::Retry(Problem::new(

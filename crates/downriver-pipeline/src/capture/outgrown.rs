@@ -3,9 +3,10 @@
 
 use downriver_event::{LogicalType, TableSchema};
 
-/// A change of a type may convert and round values, with or without a `USING` clause, or rename labels. Without a key
-/// nothing can be read.
-pub(super) fn outgrown(before: &TableSchema, after: &TableSchema) -> bool {
+/// A change of a type may convert and round values, with or without a `USING` clause, or rename labels; where no row was
+/// written anew (`kept`) what a value is has not changed as long as the canonical type has not. Without a key nothing
+/// can be read.
+pub(super) fn outgrown(before: &TableSchema, after: &TableSchema, kept: bool) -> bool {
     if after.is_bag() && !(before.is_bag() && before.telling() == after.telling()) {
         // Rows that are known by all that is in them are others with another column.
         return true;
@@ -16,7 +17,7 @@ pub(super) fn outgrown(before: &TableSchema, after: &TableSchema) -> bool {
     let converted = after.columns.iter().any(|column| {
         let was = before.column_index(column.id).map(|at| &before.columns[at]);
         was.is_some_and(|was| {
-            was.source_type != column.source_type || !keeps_values(&was.ty, &column.ty)
+            !kept && was.source_type != column.source_type || !keeps_values(&was.ty, &column.ty)
         })
     });
     let renamed = (&before.namespace, &before.name) != (&after.namespace, &after.name);
@@ -71,25 +72,24 @@ mod tests {
     #[test]
     fn rows_are_read_again_where_their_values_or_their_key_may_be_others() {
         let text = |ty: &str| table(ty, LogicalType::Text, &[1]);
-        assert!(!outgrown(&text("text"), &text("text")));
-        assert!(outgrown(&text("text"), &text("character varying(3)")));
+        assert!(!outgrown(&text("text"), &text("text"), false));
+        assert!(outgrown(&text("text"), &text("varchar(3)"), false));
+        assert!(!outgrown(&text("varchar(3)"), &text("varchar(5)"), true));
         let number = table("integer", LogicalType::Int32, &[1]);
-        assert!(outgrown(
-            &number,
-            &table("bigint", LogicalType::Int64, &[1])
-        ));
-        assert!(outgrown(
-            &number,
-            &table("integer", LogicalType::Int32, &[3])
-        ));
+        let larger = table("bigint", LogicalType::Int64, &[1]);
+        assert!(outgrown(&number, &larger, false));
+        assert!(outgrown(&number, &larger, true));
+        let other_key = table("integer", LogicalType::Int32, &[3]);
+        assert!(outgrown(&number, &other_key, true));
         let keyless = table("integer", LogicalType::Int32, &[]);
-        assert!(!outgrown(&number, &keyless));
-        assert!(outgrown(&keyless, &number));
+        assert!(!outgrown(&number, &keyless, false));
+        assert!(outgrown(&keyless, &number, true));
     }
 
     #[test]
     fn an_enum_that_gets_a_label_keeps_its_rows_and_one_that_renames_a_label_does_not() {
-        assert!(!outgrown(&grade(&["a", "b"]), &grade(&["a", "new", "b"])));
-        assert!(outgrown(&grade(&["a", "b"]), &grade(&["a", "renamed"])));
+        let before = grade(&["a", "b"]);
+        assert!(!outgrown(&before, &grade(&["a", "new", "b"]), false));
+        assert!(outgrown(&before, &grade(&["a", "renamed"]), true));
     }
 }

@@ -9,7 +9,7 @@
 //! Format 2 had the first two flags only, and format 1 the first.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use downriver_source::postgres::publication::Outline;
+use downriver_source::postgres::outline::Outline;
 
 use super::merge::Key;
 

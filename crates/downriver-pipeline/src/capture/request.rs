@@ -1,5 +1,7 @@
 //! What a running capture is asked from outside: where the server is, and to read tables again.
 
+use std::collections::HashMap;
+
 use downriver_event::TableId;
 use downriver_event::problem::Problem;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
@@ -28,6 +30,10 @@ impl Reread {
     pub(super) fn wait_for(&mut self, table: TableId, generation: u64, name: String) {
         self.names.push(name);
         self.waiting.push((table, generation));
+    }
+
+    pub(super) fn waits_for(&self, table: TableId) -> bool {
+        self.waiting.iter().any(|(waiting, _)| *waiting == table)
     }
 
     pub(super) fn answer(&mut self, answer: Answer, requested: Requested) {
@@ -71,6 +77,8 @@ pub struct CaptureControl {
     sender: mpsc::Sender<Request>,
     /// Each run of the capture takes it up where the last one left it.
     pub(super) requests: Mutex<mpsc::Receiver<Request>>,
+    /// Tables that have a value which cannot be logged, until they are asked for again or the process ends.
+    refused: std::sync::Mutex<HashMap<TableId, Problem>>,
 }
 
 impl Default for CaptureControl {
@@ -80,11 +88,29 @@ impl Default for CaptureControl {
             nudge: Notify::new(),
             sender,
             requests: Mutex::new(requests),
+            refused: std::sync::Mutex::default(),
         }
     }
 }
 
 impl CaptureControl {
+    fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<TableId, Problem>> {
+        self.refused.lock().expect("no holder panics")
+    }
+
+    pub(super) fn refuse(&self, table: TableId, problem: Problem) {
+        self.refused().insert(table, problem);
+    }
+
+    pub(super) fn why_refused(&self, table: TableId) -> Option<Problem> {
+        self.refused().get(&table).cloned()
+    }
+
+    /// Whether the table was refused, and is not any more.
+    pub(super) fn admit(&self, table: TableId) -> bool {
+        self.refused().remove(&table).is_some()
+    }
+
     /// Asks for a new snapshot of tables, and returns when the log knows of it. Dropping the future before takes the
     /// request back, unless it is on its way into the log. A capture that stands in a hole repairs it, and takes the
     /// snapshot of every table.

@@ -33,7 +33,7 @@ use super::spool::{Spool, Spooled};
 use super::{CaptureConfig, CaptureError, captured, not_ours};
 use crate::status::{Board, SourceStatus};
 use bags::{Joining, SetAside};
-use drift::Drift;
+use drift::{Drift, News};
 
 /// How often an idle source's position is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ struct Run<'a> {
     config: &'a CaptureConfig,
     log: &'a Arc<dyn Log>,
     status: &'a Board<SourceStatus>,
+    control: &'a CaptureControl,
     catalog: Arc<Catalog>,
     /// Relations by id that this source captures; `false`: seen, and not captured.
     captured: HashMap<TableId, bool>,
@@ -93,6 +94,8 @@ struct Run<'a> {
     /// Every commit up to here is in the log when the append under way has succeeded.
     received_at_append: Lsn,
     position_appended: Instant,
+    /// The server asks how far it may forget. When it is to stop it waits until that is everything.
+    is_asked: bool,
     /// When the server was last asked where it is, and whether something came since.
     asked: Instant,
     came_since_asked: bool,
@@ -139,6 +142,7 @@ pub(super) async fn run(
         config,
         log,
         status,
+        control,
         catalog: Arc::new(catalog),
         captured: HashMap::new(),
         refused: HashMap::new(),
@@ -165,6 +169,7 @@ pub(super) async fn run(
         handed_over: from,
         received_at_append: from,
         position_appended: Instant::now(),
+        is_asked: false,
         asked: Instant::now(),
         came_since_asked: true,
     };
@@ -186,11 +191,12 @@ pub(super) async fn run(
             None => std::future::pending().await,
         }
     };
+    let (tell, news) = mpsc::channel(1);
     tokio::select! {
-        result = run.run(stream, tasks, control) => result,
+        result = run.run(stream, tasks, news) => result,
         lost = lost => Err(lost.into()),
         failed = beating => Err(failed.into()),
-        noticed = drift::noticed(&catalog, &known) => Err(noticed?),
+        noticed = drift::noticed(&catalog, known, tell) => Err(noticed?),
         mended = catalog.mended(&refused) => Err(CaptureError::Mended(mended?)),
     }
 }
@@ -200,8 +206,9 @@ impl Run<'_> {
         mut self,
         mut stream: ReplicationStream,
         tasks: Vec<TableTask>,
-        control: &CaptureControl,
+        mut news: mpsc::Receiver<News>,
     ) -> Result<Infallible, CaptureError> {
+        let control = self.control;
         let mut requests = control.requests.lock().await;
         let acknowledger = stream.acknowledger();
         let mut changes = self.log.changes();
@@ -267,6 +274,7 @@ impl Run<'_> {
                     }
                 }
                 Some(request) = requests.recv() => self.requested(request)?,
+                Some(news) = news.recv() => self.looked(news)?,
                 _ = changes.changed() => self.acknowledge(&acknowledger),
                 () = control.nudge.notified() => acknowledger.request_reply(),
                 _ = ticks.tick() => {
@@ -303,6 +311,14 @@ impl Run<'_> {
         self.handed_over = self.received;
         let position = self.committed.take();
         Ok(self.outbox.commit(block, position)?)
+    }
+
+    /// The same, unless a transaction is open: then its end does.
+    fn flush_between(&mut self) -> Result<(), CaptureError> {
+        if self.builder.in_transaction() {
+            return Ok(());
+        }
+        self.flush()
     }
 
     /// Hands over a full block of a transaction that goes on.
@@ -395,7 +411,11 @@ impl Run<'_> {
             .position
             .as_ref()
             .is_some_and(|stored| stored.covers(&position));
-        if !stored && self.position_appended.elapsed() >= POSITION_APPEND_EVERY {
+        let is_asked = std::mem::take(&mut self.is_asked);
+        if is_asked {
+            self.log.seal_soon(&self.config.name);
+        }
+        if !stored && (is_asked || self.position_appended.elapsed() >= POSITION_APPEND_EVERY) {
             self.received_at_append = self.received;
             self.outbox.append_position(position);
         }

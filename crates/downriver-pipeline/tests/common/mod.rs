@@ -98,8 +98,12 @@ impl Capture {
 }
 
 pub(crate) async fn node(folder: &Path) -> Arc<Node> {
+    node_sealing(folder, Duration::from_millis(700)).await
+}
+
+pub(crate) async fn node_sealing(folder: &Path, every: Duration) -> Arc<Node> {
     let store = Arc::new(LocalStore::open(&folder.join("objects")).unwrap());
     let mut config = NodeConfig::new(folder.join("node"), store);
-    config.seal_interval = Duration::from_millis(700);
+    config.seal_interval = every;
     Node::start(config).await.unwrap()
 }

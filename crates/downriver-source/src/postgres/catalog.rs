@@ -26,7 +26,7 @@ const REFUSED_LOOK_SHARE: u32 = 50;
 /// are their session's, nor views.
 pub(super) const RELATIONS: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p', 'f') and c.relpersistence <> 't'
-      and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'";
+      and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'";
 const MONEY: u32 = 790;
 /// money is a count of a currency's smallest unit: this many digits make the main one.
 const MONEY_SCALE: i32 = 2;

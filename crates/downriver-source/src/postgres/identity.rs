@@ -71,6 +71,8 @@ impl Identity {
 pub(super) struct Server {
     pub(super) system: String,
     pub(super) timeline: u32,
+    /// Everything that it streams lies before.
+    pub(super) flushed: Lsn,
 }
 
 /// Asks a server which cluster it is, and on which timeline.
@@ -79,8 +81,13 @@ pub(super) async fn identify(session: &mut Session) -> Result<Server, SourceErro
     let mut columns = answer.into_iter();
     let system = columns.next().flatten();
     let timeline = columns.next().flatten().and_then(|text| text.parse().ok());
-    match (system, timeline) {
-        (Some(system), Some(timeline)) => Ok(Server { system, timeline }),
+    let flushed = columns.next().flatten().map(|text| parse_lsn(&text));
+    match (system, timeline, flushed) {
+        (Some(system), Some(timeline), Some(flushed)) => Ok(Server {
+            system,
+            timeline,
+            flushed: flushed?,
+        }),
         _ => Err(SourceError::definite(
             "DR-1040",
             "the server does not say which cluster it is",

@@ -9,6 +9,7 @@ mod extent;
 pub mod heartbeat;
 pub mod identity;
 mod key;
+pub mod outline;
 mod partitions;
 pub mod publication;
 pub mod replication;

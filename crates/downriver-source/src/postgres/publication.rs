@@ -1,21 +1,20 @@
 //! The publication: made or adopted, lost, and what it publishes of each table.
 //!
 //! What it publishes decides which changes come at all, and a change that did not come is told by nothing in the
-//! stream. So a log keeps of each table the [`Outline`] of its standing in the publication when it was last known to be
-//! whole: where that is another now, the table has to be read again. The catalog's rows tell every change, also one
-//! that was taken back: a table that is put back into a publication, or gets another filter or column list, gets a
-//! new row, and every other alteration of the publication writes its own row anew.
+//! stream. So a log keeps of each table the [`Outline`] of its standing in the publication. The catalog's rows tell
+//! every change, also one that was taken back: a table that is put back into a publication, or gets another filter or
+//! column list, gets a new row, and every other alteration of the publication writes its own row anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use downriver_event::problem::Problem;
 use downriver_event::{TableId, TableSchema};
 
 use super::catalog::{Catalog, RELATIONS, SourceTable};
 use super::config::PostgresConfig;
+use super::outline::{Outline, PARTS, STORAGE, STORAGE_WORD, Turn};
 use super::partitions::Role;
 use super::sql::{identifier, literal, qualified};
 use crate::error::{PUBLICATION_GONE, SourceError};
@@ -23,64 +22,10 @@ use crate::error::{PUBLICATION_GONE, SourceError};
 /// The comment on a publication that we made.
 const MARK: &str = "made by downriver";
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The word of an outline that has a table's partitions, `oid:file`.
-const PARTS: &str = "parts";
 
 /// Tells a publication from another that was made later under its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicationId(pub(super) u32);
-
-/// What of a publication decides which changes of a table come, as words that differ when any of it does.
-///
-/// Stored as lines, `name word`. A build that looks at more adds a name; one that a stored outline does not have
-/// tells nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outline(BTreeMap<String, String>);
-
-impl Outline {
-    #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let lines = self.0.iter().map(|(name, word)| format!("{name} {word}\n"));
-        Bytes::from(lines.collect::<String>())
-    }
-
-    /// `None` if it is not of this form.
-    #[must_use]
-    pub fn decode(stored: &[u8]) -> Option<Self> {
-        let lines = std::str::from_utf8(stored).ok()?.lines();
-        let lines = lines.map(|line| {
-            let (name, word) = line.split_once(' ')?;
-            Some((name.to_owned(), word.to_owned()))
-        });
-        lines.collect::<Option<_>>().map(Self)
-    }
-
-    /// Whether what this one says is still so, but for partitions that came since and are whole.
-    #[must_use]
-    pub fn holds(&self, now: &Self, new_parts: &BTreeSet<String>) -> bool {
-        self.0.iter().all(|(name, word)| match now.0.get(name) {
-            Some(now) if name == PARTS => {
-                let (known, now) = (parts_of(word), parts_of(now));
-                let mut came = now.difference(&known);
-                known.is_subset(&now) && came.all(|part| new_parts.contains(*part))
-            }
-            now => now == Some(word),
-        })
-    }
-
-    /// Partitions that there are now and were not.
-    pub(super) fn parts_since(&self, before: &Self) -> BTreeSet<String> {
-        let word = |of: &Self| of.0.get(PARTS).cloned().unwrap_or_default();
-        let (before, now) = (word(before), word(self));
-        let (before, now) = (parts_of(&before), parts_of(&now));
-        let came = now.difference(&before);
-        came.map(|part| (*part).to_owned()).collect()
-    }
-}
-
-fn parts_of(word: &str) -> BTreeSet<&str> {
-    word.split(',').filter(|part| !part.is_empty()).collect()
-}
 
 /// A table that the patterns select, as it stands in the publication.
 #[derive(Clone, Debug)]
@@ -98,6 +43,27 @@ pub struct Seen {
     pub outline: Option<Outline>,
     /// Its name, and what else decides whether and as what it is captured.
     traits: String,
+}
+
+impl Seen {
+    /// Whether a table that was seen so is what it was: neither were changes of it left out, nor its rows written anew.
+    #[must_use]
+    pub fn goes_on_as(&self, now: &Self) -> bool {
+        self.turn(now) == Some(Turn::Whole)
+    }
+
+    /// What became of a table's rows since it was seen so; `None` if it is published otherwise, or is another table now.
+    #[must_use]
+    pub fn turn(&self, now: &Self) -> Option<Turn> {
+        if self.traits != now.traits {
+            return None;
+        }
+        match (&self.outline, &now.outline) {
+            (Some(was), Some(now)) => Some(was.turn(now, &BTreeSet::new())),
+            (None, None) => Some(Turn::Whole),
+            _ => None,
+        }
+    }
 }
 
 impl Catalog {
@@ -136,7 +102,9 @@ impl Catalog {
                              or c.relispartition and r.prrelid in (select relid from pg_partition_ancestors(c.oid)))),
                     {schema},
                     concat_ws(' ', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, row_security_active(c.oid),
-                              exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary))
+                              exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary),
+                              exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident)),
+                    {STORAGE_WORD}
              from pg_namespace n join pg_class c on n.oid = c.relnamespace left join p on true
              where c.oid in (select c.oid {RELATIONS})"
         );
@@ -166,13 +134,14 @@ impl Catalog {
                 let mut words = BTreeMap::from([
                     ("publication".into(), format!("{publication}:{written}")),
                     ("members".into(), members.join(",")),
+                    (STORAGE.into(), row.get(9)),
                 ]);
                 if roles.get(&table) == Some(&Role::Root) {
                     let parts = leaves.get(&table).into_iter().flatten();
                     let parts: Vec<_> = parts.map(String::as_str).collect();
                     words.insert(PARTS.into(), parts.join(","));
                 }
-                Outline(words)
+                Outline::new(words)
             });
             standings.push(Standing {
                 table,
@@ -337,55 +306,4 @@ pub(super) async fn is_ours(
         .query_opt(query, &[&config.publication, &MARK])
         .await?
         .is_some())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn outline(words: &[(&str, &str)]) -> Outline {
-        let words = words.iter();
-        Outline(
-            words
-                .map(|(name, word)| ((*name).into(), (*word).into()))
-                .collect(),
-        )
-    }
-
-    #[test]
-    fn an_outline_holds_until_a_word_of_it_is_another_and_what_it_does_not_have_tells_nothing() {
-        let stored = outline(&[("members", ""), ("publication", "16400:753")]);
-        assert_eq!(&stored.encode()[..], b"members \npublication 16400:753\n");
-        let stored = Outline::decode(&stored.encode()).unwrap();
-        let more = [
-            ("leaves", "1,2"),
-            ("members", ""),
-            ("publication", "16400:753"),
-        ];
-        let none = BTreeSet::new();
-        assert!(stored.holds(&outline(&more), &none));
-        assert!(!outline(&more).holds(&stored, &none));
-        let altered = outline(&[("members", ""), ("publication", "16400:754")]);
-        assert!(!stored.holds(&altered, &none));
-        assert_eq!(Outline::decode(b"members\n"), None);
-    }
-
-    #[test]
-    fn an_outline_holds_with_new_partitions_that_are_whole_and_not_without_old_ones() {
-        let with = |parts| outline(&[("members", "table:1"), ("parts", parts)]);
-        let stored = with("10:7,11:8");
-        let now = with("10:7,11:8,12:9");
-        assert_eq!(
-            now.parts_since(&stored),
-            BTreeSet::from(["12:9".to_owned()])
-        );
-        assert!(!stored.holds(&now, &BTreeSet::new()));
-        assert!(stored.holds(&now, &now.parts_since(&stored)));
-        for gone in ["10:7", "", "10:7,11:9"] {
-            let now = with(gone);
-            let came = now.parts_since(&stored);
-            assert!(!stored.holds(&now, &came), "{gone}");
-        }
-    }
 }

@@ -16,7 +16,8 @@ use downriver_event::{Lsn, TableId};
 use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
 use super::identity::{Identity, Lineage, Server, fork, identify};
-use super::publication::{self, Outline, PublicationId, Seen};
+use super::outline::Outline;
+use super::publication::{self, PublicationId, Seen};
 use super::replication::Session;
 use super::slot;
 use super::sql::identifier;
@@ -200,7 +201,7 @@ async fn identity(
 }
 
 /// Goes on where the position lies before the point at which the server left its timeline: what the slot brings from
-/// there on is then what it would have brought.
+/// there on is then what it would have brought. A server whose WAL ends before the position is an older copy of itself.
 async fn check_timeline(
     session: &mut Session,
     server: &Server,
@@ -209,12 +210,18 @@ async fn check_timeline(
     let Some(known) = captured.identity.lineage else {
         return Ok(());
     };
-    if known.timeline == server.timeline {
-        return Ok(());
-    }
     let hole = |reason: String| Err(SourceError::hole("DR-1026", reason));
     let (before, now) = (known.timeline, server.timeline);
     let position = captured.position;
+    if before == now {
+        if position <= server.flushed {
+            return Ok(());
+        }
+        let end = server.flushed;
+        return hole(format!(
+            "the server's WAL ends at {end}, and it was captured up to {position}: it was put back to an older state of itself"
+        ));
+    }
     let forked = if before < now {
         fork(session, now, before).await?
     } else {

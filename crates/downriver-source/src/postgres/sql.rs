@@ -27,6 +27,10 @@ pub(super) const UNLIMITED: [(&str, &str); 3] = [
     ("idle_in_transaction_session_timeout", "0"),
 ];
 
+/// The same that not every version knows: idle_session_timeout from 14, transaction_timeout from 17 on.
+const UNLIMITED_LATER: &str = "select set_config(name, '0', false) from pg_settings
+    where name in ('idle_session_timeout', 'transaction_timeout')";
+
 /// Opens a session with the pinned settings. It ends when the client is dropped.
 pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceError> {
     Ok(find(config).await?.1)
@@ -113,6 +117,7 @@ async fn open(config: &PostgresConfig, pinned: &[(&str, &str)]) -> Result<Client
         // Whoever uses the client sees its error.
         let _ = connection.await;
     });
+    client.batch_execute(UNLIMITED_LATER).await?;
     Ok(client)
 }
 

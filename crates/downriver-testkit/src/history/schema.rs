@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom as _;
 
 use super::table::{Column, Table};
-use super::values::{ColumnType, ENUM};
+use super::values::{ColumnType, ENUM, Key};
 use super::{Act, History, TABLES_MAX};
 
 impl History {
@@ -17,6 +17,7 @@ impl History {
                 return acts;
             }
             6..9 if self.tables.len() > 2 => self.drop_table(),
+            27..31 => self.make_again(),
             9..15 => self.add_label(),
             15..20 => {
                 let at = self.any_table();
@@ -24,6 +25,10 @@ impl History {
             }
             20..27 => {
                 let at = self.any_table();
+                if self.tables[at].key == Key::Bag {
+                    // Without its identity the server refuses updates of it.
+                    return acts;
+                }
                 let identity = ["full", "default"].choose(&mut self.random).expect("two");
                 format!(
                     "alter table {} replica identity {identity}",
@@ -44,8 +49,12 @@ impl History {
     pub(super) fn schema_change_in_transaction(&mut self) -> Option<String> {
         let at = self.any_table();
         match self.random.random_range(0..100) {
-            0..40 => Some(self.add_column(at)),
-            40..55 => self.drop_column(at),
+            0..20 => Some(self.add_column(at)),
+            20..32 => self.change_type(at),
+            32..37 => self.tables[at].change_key(&mut self.random),
+            37..41 => Some(self.rename_table(at)),
+            41..44 => self.swap_tables(at),
+            44..55 => self.drop_column(at),
             55..68 => self.rename_column(at),
             68..75 => self.swap_columns(at),
             75..82 => self.add_column_again(at),
@@ -57,7 +66,9 @@ impl History {
     pub(super) fn create_table(&mut self) -> Vec<String> {
         self.tables_made += 1;
         let columns = self.random.random_range(0..6);
-        let mut table = Table::new(&mut self.random, format!("t{}", self.tables_made), columns);
+        let number = self.tables_made;
+        let name = format!("t{number}");
+        let mut table = Table::new(&mut self.random, name, number, columns);
         let rows = *[0, 10, 300, 4_000].choose(&mut self.random).expect("four");
         let mut sql = vec![table.create()];
         if rows > 0 {
@@ -70,6 +81,59 @@ impl History {
     fn drop_table(&mut self) -> String {
         let at = self.any_table();
         format!("drop table {}", self.tables.remove(at).name)
+    }
+
+    /// Dropped, and made again under its name with other columns and another key.
+    fn make_again(&mut self) -> String {
+        let at = self.any_table();
+        let name = self.tables[at].name.clone();
+        self.tables_made += 1;
+        let columns = self.random.random_range(0..4);
+        let table = Table::new(&mut self.random, name, self.tables_made, columns);
+        self.tables[at] = table;
+        let table = &mut self.tables[at];
+        let (name, create) = (table.name.clone(), table.create());
+        let rows = table.insert(&mut self.random, 50);
+        format!("drop table {name}; {create}; {rows}")
+    }
+
+    fn rename_table(&mut self, at: usize) -> String {
+        self.tables_made += 1;
+        let name = format!("t{}", self.tables_made);
+        let old = std::mem::replace(&mut self.tables[at].name, name.clone());
+        format!("alter table {old} rename to {name}")
+    }
+
+    fn swap_tables(&mut self, one: usize) -> Option<String> {
+        let other = self.any_table();
+        if one == other {
+            return None;
+        }
+        let (a, b) = (
+            self.tables[one].name.clone(),
+            self.tables[other].name.clone(),
+        );
+        let sql = format!(
+            "alter table {a} rename to passing; alter table {b} rename to {a}; alter table passing rename to {b}"
+        );
+        self.tables[one].name = b;
+        self.tables[other].name = a;
+        Some(sql)
+    }
+
+    /// Every row gets a value of another type, or another one of the same, and no event tells of it.
+    fn change_type(&mut self, at: usize) -> Option<String> {
+        let column = self.any_column(at)?;
+        let ty = ColumnType::draw(&mut self.random);
+        let values = ty.varied(&mut self.random, "n");
+        let table = &mut self.tables[at];
+        table.columns[column].ty = ty;
+        let Column { name, ty } = &table.columns[column];
+        Some(format!(
+            "alter table {0} alter {name} drop default; alter table {0} alter {name} type {1} using {values}",
+            table.name,
+            ty.sql()
+        ))
     }
 
     fn add_label(&mut self) -> String {

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 
 use super::values::{ColumnType, Key};
 
@@ -10,6 +11,9 @@ use super::values::{ColumnType, Key};
 pub(super) struct Table {
     pub name: String,
     pub key: Key,
+    /// The columns of the primary key, and its constraint's name, which outlasts names of the table.
+    pub key_columns: &'static str,
+    constraint: String,
     pub columns: Vec<Column>,
     /// Every `n` so far lies below it.
     pub next: i64,
@@ -27,16 +31,19 @@ pub(super) struct Column {
 const SHIFT: i64 = 1_000_000_000;
 
 impl Table {
-    pub(super) fn new(random: &mut StdRng, name: String, columns: usize) -> Self {
+    pub(super) fn new(random: &mut StdRng, name: String, number: u32, columns: usize) -> Self {
         let columns = (0..columns)
             .map(|at| Column {
                 name: format!("c{at}"),
                 ty: ColumnType::draw(random),
             })
             .collect();
+        let key = Key::draw(random);
         Self {
             name,
-            key: Key::draw(random),
+            key,
+            key_columns: key.columns(),
+            constraint: format!("key_{number}"),
             columns,
             next: 1,
             shifts: 0,
@@ -52,11 +59,28 @@ impl Table {
         for column in &self.columns {
             columns += &format!(", {} {}", column.name, column.ty.sql());
         }
-        let key = self.key.columns();
+        let (key, constraint) = (self.key_columns, &self.constraint);
+        let mut more = String::new();
+        if self.key == Key::Bag {
+            more += ", replica identity full";
+        } else {
+            columns += &format!(", constraint {constraint} primary key ({key})");
+        }
         format!(
-            "create table {name} ({columns}, constraint {name}_key primary key ({key}));
-             alter table {name} owner to shop_owner, alter body set storage external"
+            "create table {name} ({columns});
+             alter table {name} owner to shop_owner, alter body set storage external{more}"
         )
+    }
+
+    /// Another primary key, which every row has once as well.
+    pub(super) fn change_key(&mut self, random: &mut StdRng) -> Option<String> {
+        let all = self.key.all_columns();
+        let other: Vec<_> = all.iter().filter(|key| **key != self.key_columns).collect();
+        self.key_columns = other.choose(random)?;
+        let (name, constraint, key) = (&self.name, &self.constraint, self.key_columns);
+        Some(format!(
+            "alter table {name} drop constraint {constraint}, add constraint {constraint} primary key ({key})"
+        ))
     }
 
     /// A statement that changes some rows.
@@ -70,6 +94,7 @@ impl Table {
             65..72 => self.touch(random),
             72..84 => self.delete(random),
             84..92 => self.shift_keys(random),
+            92..95 if self.key == Key::Bag => self.insert_equal(random),
             92..95 => self.upsert(random),
             95..97 => {
                 let rows = random.random_range(500..3_000);
@@ -153,6 +178,15 @@ impl Table {
         )
     }
 
+    /// Rows that are there once more.
+    fn insert_equal(&self, random: &mut StdRng) -> String {
+        let (name, columns) = (&self.name, self.all_columns());
+        let condition = some(random);
+        format!(
+            "insert into {name} ({columns}) select {columns} from {name} where {condition} limit 500"
+        )
+    }
+
     fn upsert(&self, random: &mut StdRng) -> String {
         let (first, last) = (self.next - 10, self.next - 1);
         format!(
@@ -160,7 +194,7 @@ impl Table {
             self.name,
             self.all_columns(),
             self.row(random),
-            self.key.columns()
+            self.key_columns
         )
     }
 }

@@ -105,9 +105,11 @@ impl ColumnType {
     }
 }
 
-/// The primary key: every form is a function of `n`, so that it is unique as `n` is.
+/// The primary key: every form is a function of `n`, so that it is unique as `n` is; but a table without a key may have
+/// equal rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
+    Bag,
     N,
     Text,
     Uuid,
@@ -120,8 +122,8 @@ pub(super) enum Key {
 
 impl Key {
     pub(super) fn draw(random: &mut StdRng) -> Self {
-        use Key::{Bytes, Composite, N, Numeric, Text, Timestamp, Uuid};
-        *[N, N, Text, Uuid, Numeric, Timestamp, Bytes, Composite]
+        use Key::{Bag, Bytes, Composite, N, Numeric, Text, Timestamp, Uuid};
+        *[N, N, Text, Uuid, Numeric, Timestamp, Bytes, Composite, Bag]
             .choose(random)
             .expect("there are keys")
     }
@@ -129,7 +131,7 @@ impl Key {
     /// Of `k`, for keys that have a column of their own.
     pub(super) fn column_type(self) -> Option<&'static str> {
         Some(match self {
-            Self::N => return None,
+            Self::N | Self::Bag => return None,
             Self::Text | Self::Composite => "text",
             Self::Uuid => "uuid",
             Self::Numeric => "numeric",
@@ -140,16 +142,27 @@ impl Key {
 
     pub(super) fn columns(self) -> &'static str {
         match self {
+            Self::Bag => "",
             Self::N => "n",
             Self::Composite => "k, n",
             _ => "k",
         }
     }
 
+    /// What may be the primary key of a table with this one.
+    pub(super) fn all_columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Bag => &[],
+            Self::N => &["n"],
+            Self::Composite => &["n", "k, n"],
+            _ => &["n", "k", "k, n"],
+        }
+    }
+
     /// The value of `k` in the row with this number.
     pub(super) fn expression(self, n: &str) -> Option<String> {
         Some(match self {
-            Self::N => return None,
+            Self::N | Self::Bag => return None,
             Self::Text => format!("'Schlüssel ' || {n}"),
             Self::Composite => format!("'part ' || {n} % 7"),
             Self::Uuid => format!("md5({n}::text)::uuid"),

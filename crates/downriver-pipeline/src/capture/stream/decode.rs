@@ -1,6 +1,6 @@
 //! What the server sends becomes rows and markers of the open block.
 
-use downriver_decode::postgres::decoder::{Committed, Decoded};
+use downriver_decode::postgres::decoder::{Committed, DecodeError, Decoded};
 use downriver_event::block::BLOCK_RAW_BYTES_MAX;
 use downriver_event::{SourcePosition, pb};
 use downriver_source::SourceError;
@@ -36,7 +36,11 @@ impl Run<'_> {
         }
         while let Some(message) = stream.pop()? {
             let payload = match message {
-                Message::Keepalive { wal_end, .. } => {
+                Message::Keepalive {
+                    wal_end,
+                    reply_requested,
+                } => {
+                    self.is_asked |= reply_requested;
                     if !self.decoder.in_transaction() {
                         self.received = self.received.max(wal_end);
                     }
@@ -47,7 +51,7 @@ impl Run<'_> {
             match self
                 .decoder
                 .decode(payload, &mut self.builder)
-                .map_err(SourceError::from)?
+                .map_err(undecodable)?
             {
                 Decoded::Row => self.row(payload.len())?,
                 Decoded::Relation(relation) => self.relation(&relation).await?,
@@ -96,7 +100,7 @@ impl Run<'_> {
             match self
                 .decoder
                 .replay(message, described, &mut self.builder)
-                .map_err(SourceError::from)?
+                .map_err(undecodable)?
             {
                 Decoded::Row => self.row(message.len())?,
                 Decoded::Relation(relation) => self.relation(&relation).await?,
@@ -144,5 +148,18 @@ impl Run<'_> {
             self.flush()?;
         }
         Ok(())
+    }
+}
+
+/// A value stops its table; whatever else is not understood stops the source.
+fn undecodable(error: DecodeError) -> CaptureError {
+    let table = match &error {
+        DecodeError::Value { id, .. } => Some(*id),
+        _ => None,
+    };
+    let error = SourceError::from(error);
+    match table {
+        Some(table) => CaptureError::Spoiled(table, error.problem()),
+        None => error.into(),
     }
 }

@@ -1,24 +1,29 @@
-//! Tables whose standing in the publication is another one than when they were last whole: changes may have been left
-//! out of the stream, so they are read again.
+//! Tables whose outline is another one than when they were last whole are read again: changes were left out of the
+//! stream, or rows were written anew.
 //!
-//! What the stream still brings from before the change must not count for that generation: a row that was published
+//! After changes were left out, what the stream still brings from before the change must not count for that generation: a row that was published
 //! then may not be now, and the end of the generation keeps what changed since its start. So a generation starts only
 //! when every transaction is over that ran when the change was noticed, and the stream has passed them. Until then
 //! rows of the table are passed over: its snapshot has them.
 //!
+//! A rewrite of rows had the table for itself: what the stream brings from before it, every chunk's snapshot sees.
+//!
 //! A change is noticed by a look at the catalog, or at the start of a run, where the log's outline and the catalog
-//! differ. A run ends when a look finds one, so that there is one place where it is decided what becomes of a table.
+//! differ. A run ends when a look finds that changes were left out, so that there is one place where it is decided what
+//! becomes of a table. Of everything else that a look finds the run is told.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, SourcePosition, TableId};
+use downriver_event::{Lsn, SourcePosition, TableId, TableSchema};
 use downriver_log::{ChunkDone, ChunkState, LogError, StreamState};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::{Catalog, SourceTable};
 use downriver_source::postgres::config::PostgresConfig;
-use downriver_source::postgres::publication::{Outline, not_published};
+use downriver_source::postgres::outline::{Outline, Turn};
+use downriver_source::postgres::publication::{Seen, Standing as Stands, not_published};
+use tokio::sync::mpsc;
 
 use super::super::CaptureError;
 use super::super::progress::{Resume, Standing};
@@ -30,8 +35,19 @@ use crate::status::Known;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_SHARE: u32 = 50;
 
-/// Returns when a table came, or one stands in the publication as it did not.
-pub(super) async fn noticed(catalog: &Catalog, known: &Known) -> Result<CaptureError, SourceError> {
+/// A table that was seen otherwise than before, and of which no change was left out.
+pub(super) struct News {
+    table: TableId,
+    seen: Seen,
+    is_rewritten: bool,
+}
+
+/// Returns when a table came, or changes of one may have been left out.
+pub(super) async fn noticed(
+    catalog: &Catalog,
+    mut known: Known,
+    tell: mpsc::Sender<News>,
+) -> Result<CaptureError, SourceError> {
     let mut rest = LOOK_EVERY;
     loop {
         tokio::time::sleep(rest).await;
@@ -40,10 +56,27 @@ pub(super) async fn noticed(catalog: &Catalog, known: &Known) -> Result<CaptureE
         rest = LOOK_EVERY.max(began.elapsed() * LOOK_SHARE);
         let mut drifted = Vec::new();
         for standing in standings {
-            match known.get(&standing.table) {
-                None => return Ok(CaptureError::NewTable(standing.name)),
-                Some(seen) if *seen != standing.seen => drifted.push(standing.name),
-                Some(_) => {}
+            let Stands { table, name, seen } = standing;
+            let Some(before) = known.get(&table) else {
+                return Ok(CaptureError::NewTable(name));
+            };
+            let is_rewritten = match before.turn(&seen) {
+                _ if *before == seen => continue,
+                None | Some(Turn::Drifted) => {
+                    drifted.push(name);
+                    continue;
+                }
+                Some(turn) => turn == Turn::Rewritten,
+            };
+            known.insert(table, seen.clone());
+            let news = News {
+                table,
+                seen,
+                is_rewritten,
+            };
+            if tell.send(news).await.is_err() {
+                // The run ends.
+                std::future::pending::<()>().await;
             }
         }
         if !drifted.is_empty() {
@@ -56,6 +89,7 @@ pub(super) async fn noticed(catalog: &Catalog, known: &Known) -> Result<CaptureE
 pub(super) enum Fate {
     /// No change of it was left out.
     Whole(Outline),
+    Rewritten(Outline),
     Drifted(Outline),
     /// It was in the publication and is not any more: the stream is taken up to there.
     TakenOut(Problem),
@@ -78,12 +112,14 @@ impl Fate {
             }
             (None, Some(_)) => Self::TakenOut(not_published(&table.schema, config)),
             (Some(now), None | Some(Standing::Unknown)) => Self::Whole(now.clone()),
-            (Some(now), Some(Standing::Published(stored)))
-                if stored.holds(now, &table.new_parts) =>
-            {
-                Self::Whole(now.clone())
+            (Some(now), Some(Standing::Published(stored))) => {
+                match stored.turn(now, &table.new_parts) {
+                    Turn::Whole => Self::Whole(now.clone()),
+                    Turn::Rewritten => Self::Rewritten(now.clone()),
+                    Turn::Drifted => Self::Drifted(now.clone()),
+                }
             }
-            (Some(now), Some(_)) => Self::Drifted(now.clone()),
+            (Some(now), Some(Standing::Lapsed)) => Self::Drifted(now.clone()),
         }
     }
 }
@@ -151,6 +187,18 @@ impl Drift {
     }
 }
 
+/// Why a table's rows are not what the source has where nothing is read unasked.
+pub(super) fn rewritten_unread(table: &TableSchema) -> Problem {
+    let name = table.qualified_name();
+    Problem::new(
+        "DR-1054",
+        format!(
+            "rows of table {name} were written anew by a change of the table: the stream does not tell their values"
+        ),
+        format!("downriver resnapshot PIPELINE --tables {name}"),
+    )
+}
+
 /// Where the server is when everything is over that runs now.
 pub(super) async fn settle(config: PostgresConfig) -> Result<Lsn, SourceError> {
     old_transactions_gone(&config).await?;
@@ -169,6 +217,62 @@ impl Run<'_> {
                 let lapsed = restated(*table, Some(chunks), resume, Standing::Lapsed);
                 self.outbox.chunk_done(lapsed);
             }
+        }
+    }
+
+    /// A table's outline is another one, or the table cannot be captured and was seen otherwise than before.
+    pub(super) fn looked(&mut self, news: News) -> Result<(), CaptureError> {
+        let News {
+            table,
+            seen,
+            is_rewritten,
+        } = news;
+        if self.captured.get(&table) == Some(&true)
+            && let Some(outline) = seen.outline.clone()
+        {
+            let standing = Standing::Published(outline);
+            self.standings.insert(table, standing.clone());
+            if is_rewritten {
+                return self.rewritten(table, seen);
+            }
+            self.restate(table, standing);
+        }
+        self.status.update(|s| {
+            s.known.insert(table, seen);
+        });
+        Ok(())
+    }
+
+    fn rewritten(&mut self, table: TableId, seen: Seen) -> Result<(), CaptureError> {
+        if self.config.snapshot.initial || self.snapshots.contains_key(&table) {
+            // Whoever waits for what was seen waits for the start that follows.
+            self.read_again(table);
+            return self.flush_between();
+        }
+        if let Some(newest) = self.registry.newest(table) {
+            let problem = rewritten_unread(newest);
+            self.table_status(table, |status| status.problem = Some(problem));
+        }
+        self.status.update(|s| {
+            s.known.insert(table, seen);
+        });
+        Ok(())
+    }
+
+    /// Stores how a table stands now. Where its progress is on its way into the log that is left to the next start.
+    fn restate(&mut self, table: TableId, standing: Standing) {
+        if let Some(progress) = self.snapshots.get_mut(&table) {
+            progress.resume.standing = standing;
+            return;
+        }
+        let state = self.log.state(&self.config.name);
+        let chunks = state.as_ref().and_then(|state| state.chunks.get(&table));
+        if let Some(chunks) = chunks.filter(|chunks| chunks.done)
+            && !self.reread.waits_for(table)
+            && let Some(resume) = Resume::decode(chunks.resume_after.clone())
+        {
+            let restated = restated(table, Some(chunks), resume, standing);
+            self.outbox.chunk_done(restated);
         }
     }
 

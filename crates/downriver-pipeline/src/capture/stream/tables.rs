@@ -71,8 +71,11 @@ impl Run<'_> {
         let before = self.registry.newest(id).cloned();
         let uncovered = before.as_ref().and_then(|b| uncovered(b, &table.schema));
         let goes_on = before.as_ref().is_some_and(|b| table.goes_on_as(b));
+        let spoiled = self.control.why_refused(id);
         let refusal = uncovered.or_else(|| table.problem.clone().filter(|_| !goes_on));
-        let can_be_mended = refusal.as_ref().is_some_and(|p| p.code != "DR-1031");
+        // Names that collide are none of one table's: other names are noticed as such. Of values the catalog tells nothing.
+        let is_watched = spoiled.is_none() && refusal.as_ref().is_some_and(|p| p.code != "DR-1031");
+        let refusal = spoiled.or(refusal);
         let fate = Fate::of(&table, refusal, stored.as_ref(), &self.config.postgres);
         let in_state = |state, problem| TableStatus {
             state,
@@ -82,10 +85,9 @@ impl Run<'_> {
         self.captured.insert(id, !matches!(fate, Fate::Refused(_)));
         self.standings
             .insert(id, stored.clone().unwrap_or_default());
-        let outline = match fate {
+        let (outline, is_rewritten) = match fate {
             Fate::Refused(problem) => {
-                // Names that collide are none of one table's: other names are noticed as such.
-                if can_be_mended {
+                if is_watched {
                     self.refused.insert(id, before);
                 }
                 return Ok(refused(Some(problem)));
@@ -108,7 +110,8 @@ impl Run<'_> {
                 self.drift.add(id, now);
                 return Ok(in_state(TableState::Pending, None));
             }
-            Fate::Whole(now) => now,
+            Fate::Whole(now) => (now, false),
+            Fate::Rewritten(now) => (now, true),
         };
         let (schema, is_other) = match self.take_up(table.schema) {
             Ok(taken_up) => taken_up,
@@ -120,13 +123,18 @@ impl Run<'_> {
         let standing = Standing::Published(outline);
         self.standings.insert(id, standing.clone());
         let initial = self.config.snapshot.initial;
-        let is_other = is_other && initial;
         let begun = chunks.filter(|chunks| chunks.generation > 0);
-        let is_wanted = begun.map_or(initial, |chunks| {
-            is_other || !chunks.done && (initial || chunks.generation > 1)
-        });
+        let is_reading =
+            begun.is_some_and(|chunks| !chunks.done && (initial || chunks.generation > 1));
+        let is_rewritten = is_rewritten && schema.tells_rows();
+        let is_other = is_other && initial || is_rewritten && (initial || is_reading);
+        let is_wanted = begun.map_or(initial, |_| is_other || is_reading);
         let mut resume = resume.unwrap_or_default();
         if !is_wanted {
+            if is_rewritten {
+                let problem = drift::rewritten_unread(&schema);
+                return Ok(in_state(TableState::Streaming, Some(problem)));
+            }
             if stored.as_ref() != Some(&standing) {
                 let restated = drift::restated(id, chunks, resume, standing);
                 self.outbox.chunk_done(restated);
@@ -262,15 +270,27 @@ impl Run<'_> {
         }
         if let Some(before) = before
             && self.config.snapshot.initial
-            && (outgrown(&before, registered.schema())
-                || self
-                    .catalog
-                    .fills_rows(&before, registered.schema())
-                    .await?)
+            && self.changes_rows(&before, registered.schema()).await?
         {
             self.read_again(table);
         }
         Ok(Arc::clone(registered.schema()))
+    }
+
+    /// Whether a change of a table's shape changes rows, of which the stream says nothing.
+    async fn changes_rows(
+        &mut self,
+        before: &TableSchema,
+        after: &TableSchema,
+    ) -> Result<bool, CaptureError> {
+        let is_kept = match self.standings.get(&after.id) {
+            _ if !outgrown(before, after, false) => true,
+            Some(Standing::Published(outline)) => {
+                self.catalog.has_file_of(after.id, outline).await?
+            }
+            _ => false,
+        };
+        Ok(outgrown(before, after, is_kept) || self.catalog.fills_rows(before, after).await?)
     }
 
     /// Answers a worker that did not find the shape which it was to read. The stream has passed what it found; it may
@@ -331,6 +351,12 @@ impl Run<'_> {
         if request.answer.is_closed() {
             return Ok(());
         }
+        for table in &request.tables {
+            if self.control.admit(*table) {
+                self.captured.insert(*table, true);
+                self.standings.insert(*table, Standing::Unknown);
+            }
+        }
         let tables = request.tables.into_iter();
         let requested: Vec<_> = tables
             .filter_map(|table| Some((table, self.read_again(table)?)))
@@ -340,10 +366,7 @@ impl Run<'_> {
             return Ok(());
         }
         self.reread.answer(request.answer, requested);
-        if !self.builder.in_transaction() {
-            self.flush()?;
-        }
-        Ok(())
+        self.flush_between()
     }
 
     /// Wants a table's next generation, once what is open has ended: it is stored with it. `None`: the table is not

@@ -4,7 +4,6 @@
 //! log's end at that moment is what the pipeline must have delivered. A snapshot is part of it: its rows were
 //! committed before, so its tables must be complete in the log first, also those that were made a moment ago.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
@@ -17,6 +16,7 @@ use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, SnapshotMode, Source};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
+use downriver_source::postgres::publication::Seen;
 use tokio::time::Instant;
 
 use super::source_config::postgres_config;
@@ -219,9 +219,10 @@ async fn asked(name: &str, source: &Source) -> Result<Asked, Problem> {
     asked.await.map_err(|error| error.problem())
 }
 
-/// Whether a capture has decided what becomes of a table that stands so.
-fn is_known<T: PartialEq>(known: Option<&HashMap<TableId, T>>, table: TableId, seen: &T) -> bool {
-    known.and_then(|known| known.get(&table)) == Some(seen)
+/// Whether a capture has decided what becomes of a table that is seen so.
+fn is_known(known: Option<&Known>, table: TableId, seen: &Seen) -> bool {
+    let known = known.and_then(|known| known.get(&table));
+    known.is_some_and(|known| known == seen || known.goes_on_as(seen))
 }
 
 async fn standings(catalog: &Catalog) -> Result<Known, SourceError> {
