@@ -44,15 +44,15 @@ async fn tables_of_everything(version: Version, publication: &str) -> Result<()>
     // Made and filled by one transaction, which the server streams where it can.
     run(
         &shop,
-        "begin; create table late (id int primary key, what text); alter table late owner to shop_owner;
-         insert into late select i, repeat('late ' || i, 20) from generate_series(1, 3000) i;
+        "begin; create table late (id int primary key, what text); alter table late owner to shop_owner; \
+         insert into late select i, repeat('late ' || i, 20) from generate_series(1, 3000) i; \
          update late set what = 'again' where id % 3 = 0; commit",
     )
     .await?;
     ensure_equal(&shop, &["public.late"]).await?;
     run(
         &shop,
-        "alter table late set schema elsewhere;\nupdate elsewhere.late set what = 'unseen' where id % 2 = 0;
+        "alter table late set schema elsewhere;\nupdate elsewhere.late set what = 'unseen' where id % 2 = 0; \
          delete from elsewhere.late where id % 7 = 0;\nalter table elsewhere.late set schema public;\ninsert into late values (0, 'back')",
     )
     .await?;
@@ -82,6 +82,7 @@ insert into added select i, 'before' from generate_series(1, 500) i",
     )
     .await?;
     shop.deliver("1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
     let open = shop.postgres.client().await?;
     open.batch_execute(
         "begin; insert into customers (id, name, joined) values (-1, 'open', now())",

@@ -407,3 +407,60 @@ async fn rows_that_a_change_wrote_anew_are_read_again_and_no_others() -> Result<
         .await?;
     ensure_equal(&shop, &["public.written"]).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_dropped_while_its_rows_are_read_again_keeps_nothing_waiting() -> Result<()>
+{
+    let mut shop = Shop::open(50).await?;
+    for table in ["early", "late"] {
+        let create = format!(
+            "create table {table} (id bigint primary key, what text); alter table {table} owner to shop_owner;
+             insert into {table} select i, i::text from generate_series(1, 3000) i"
+        );
+        shop.postgres.execute(&create).await?;
+    }
+    let options = ["snapshot: { mode: initial, chunk_rows: 100, rows_per_second: 1500 }"];
+    let source = resources::source(&shop.postgres, &["public.early", "public.late"], &options);
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let yaml = source + &sink + &resources::pipeline("1s");
+    shop.daemon.apply(&yaml).await?;
+    ensure_equal(&shop, &["public.early", "public.late"]).await?;
+    for (table, is_killed) in [("early", false), ("late", true)] {
+        let change = format!(
+            "alter table {table} alter what type int using what::int; update {table} set what = 0 where id = 1"
+        );
+        shop.postgres.execute(&change).await?;
+        let name = format!("public.{table}");
+        let is_read = |pipeline: &serde_json::Value| {
+            let mut tables = pipeline["tables"].as_array().into_iter().flatten();
+            tables.any(|table| table["table"] == *name && table["state"] == "snapshotting")
+        };
+        shop.daemon
+            .until_described(
+                "pipeline",
+                resources::PIPELINE,
+                "the rows to be read",
+                CATCH_UP,
+                is_read,
+            )
+            .await?;
+        if is_killed {
+            shop.daemon.kill();
+        }
+        shop.postgres
+            .execute(&format!("drop table {table}"))
+            .await?;
+        if is_killed {
+            shop.daemon.start().await?;
+        }
+        shop.daemon.wait(CATCH_UP).await?;
+        let described = shop
+            .daemon
+            .describe("pipeline", resources::PIPELINE)
+            .await?;
+        let mut tables = described["tables"].as_array().into_iter().flatten();
+        let is_told = tables.any(|table| table["table"] == *name && table["code"] == "DR-3027");
+        ensure!(is_told, "{described}");
+    }
+    Ok(())
+}

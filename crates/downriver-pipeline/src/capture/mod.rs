@@ -33,7 +33,7 @@ use std::time::Duration;
 use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::problem::Problem;
 use downriver_event::{Epoch, TableId};
-use downriver_log::{AppendError, Log, LogError, StoreError};
+use downriver_log::{AppendError, ChunkState, Log, LogError, StoreError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::identity::Identity;
@@ -147,6 +147,12 @@ fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, Captur
         identity,
         tables: tables.collect(),
     }))
+}
+
+/// Whether the source does not bring a table any more: it is gone, not selected, or refused.
+pub(crate) fn is_left(chunks: &ChunkState) -> bool {
+    let resume = Resume::decode(chunks.resume_after.clone());
+    chunks.done && resume.is_some_and(|resume| resume.standing == Standing::Lapsed)
 }
 
 fn not_ours(source: &str) -> CaptureError {

@@ -259,6 +259,9 @@ impl Run<'_> {
     }
 
     async fn cut(&mut self, at: Offset) -> Result<(), DeliveryError> {
+        if let Some(state) = self.log.state(&self.config.source) {
+            self.tables.leave_unawaited(at, &state);
+        }
         self.tables.commit(at).await?;
         // What is built beside is not written at a cut, but when memory is full.
         if !self.tables.hold_rows() {
@@ -266,9 +269,6 @@ impl Run<'_> {
         }
         self.oldest = None;
         self.delivered = at;
-        if let Some(state) = self.log.state(&self.config.source) {
-            self.tables.stop_unawaited(at, &state);
-        }
         let delivered = self.tables.delivered(at);
         let time_us = self.time_us;
         self.tables.show(self.board, |status| {

@@ -16,6 +16,7 @@ mod names;
 use super::control::TableCut;
 use super::progress::{TableProgress, committed, encode};
 use super::{DeliveryConfig, DeliveryError, Progress};
+use crate::capture::is_left;
 use crate::status::{Board, DeliveryStatus, PipelineStatus, TableState};
 
 /// Tables that commit at the same time.
@@ -35,6 +36,8 @@ pub(super) struct Table {
     epoch: Epoch,
     /// Retention took what comes next: it begins again where a generation of its snapshot starts, which brings all rows.
     waits_for_snapshot: bool,
+    /// The rows that it waits for do not come: the source does not bring the table any more.
+    is_left: bool,
     /// Events before it were applied.
     applied: Offset,
     /// Everything of it before this is in the lake.
@@ -160,6 +163,7 @@ impl<'a> Tables<'a> {
             refused_at: None,
             epoch: stored.epoch,
             waits_for_snapshot: false,
+            is_left: false,
             applied: delivered,
             delivered,
             stored: (delivered, Instant::now()),
@@ -240,17 +244,25 @@ impl<'a> Tables<'a> {
 
     /// Everything before it is in the lake: not what only a generation has that is built beside what readers see.
     pub(super) fn delivered(&self, applied: Offset) -> Offset {
-        let beside = self.by_id.values().filter(|table| !table.is_whole());
+        let beside = self.by_id.values();
+        let beside = beside.filter(|table| !table.is_whole() && !table.is_left);
         beside
             .map(|table| table.delivered)
             .fold(applied, Offset::min)
     }
 
-    /// Stops tables that wait for a generation although everything was read and none is asked for. They go on when one
-    /// starts.
-    pub(super) fn stop_unawaited(&mut self, at: Offset, state: &StreamState) {
+    /// Stops tables that wait for a generation although everything was read and none is asked for, and passes over those
+    /// that the source does not bring any more. They go on when one starts.
+    pub(super) fn leave_unawaited(&mut self, at: Offset, state: &StreamState) {
         for (id, table) in &mut self.by_id {
-            let comes = state.chunks.get(id).is_some_and(|chunks| !chunks.done);
+            let chunks = state.chunks.get(id);
+            let is_left = !table.is_whole() && chunks.is_some_and(is_left);
+            if is_left {
+                table.leave();
+            } else if std::mem::take(&mut table.is_left) {
+                table.look();
+            }
+            let comes = chunks.is_some_and(|chunks| !chunks.done);
             let waits = table.writer.as_ref().is_some_and(|w| w.waits().is_some());
             if waits && !comes && at >= state.next && table.state == TableState::Pending {
                 table.state = TableState::Stopped;
@@ -402,9 +414,22 @@ impl Table {
         self.writer.as_ref().is_none_or(TableWriter::is_whole)
     }
 
+    fn leave(&mut self) {
+        self.is_left = true;
+        self.state = TableState::Refused;
+        self.problem = Some(Problem::new(
+            "DR-3027",
+            format!(
+                "the source does not have {} any more, or does not capture it, and its new rows were not whole: table {} stays as it was",
+                self.qualified, self.target
+            ),
+            "nothing, if the table was dropped; otherwise downriver describe the source: the table is read again when it is captured again",
+        ));
+    }
+
     /// Takes over what the writer says of itself. Whether that is news.
     fn look(&mut self) -> bool {
-        let Some(writer) = &self.writer else {
+        let Some(writer) = self.writer.as_ref().filter(|_| !self.is_left) else {
             return false;
         };
         let before = self.state;
@@ -482,7 +507,7 @@ impl Table {
         let Some(writer) = &self.writer else {
             return Ok(());
         };
-        let delivered = if writer.is_whole() {
+        let delivered = if writer.is_whole() || self.is_left {
             at
         } else {
             writer.committed()

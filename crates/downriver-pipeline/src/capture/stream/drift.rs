@@ -157,6 +157,18 @@ pub(super) fn restated(
     }
 }
 
+/// A table that is not captured any more: of a generation of it that was begun nothing comes.
+pub(super) fn lapsed(table: TableId, generation: u64, resume: Resume) -> ChunkDone {
+    let standing = Standing::Lapsed;
+    ChunkDone {
+        table,
+        generation,
+        resume_after: Resume { standing, ..resume }.encode(),
+        rows: 0,
+        last: true,
+    }
+}
+
 /// Tables that are to be read again.
 #[derive(Default)]
 pub(super) struct Drift {
@@ -214,7 +226,7 @@ impl Run<'_> {
             }
             let resume = Resume::decode(chunks.resume_after.clone());
             if let Some(resume) = resume.filter(|resume| resume.standing != Standing::Lapsed) {
-                let lapsed = restated(*table, Some(chunks), resume, Standing::Lapsed);
+                let lapsed = lapsed(*table, chunks.generation, resume);
                 self.outbox.chunk_done(lapsed);
             }
         }

@@ -313,6 +313,10 @@ impl Run<'_> {
             // It is refused when the capture starts again.
             Some(now) => return Err(CaptureError::SchemaMoved(now.schema.qualified_name())),
             None => {
+                if let Some(TableProgress { generation, resume }) = self.snapshots.get(&table) {
+                    let lapsed = drift::lapsed(table, *generation, resume.clone());
+                    self.outbox.chunk_done(lapsed);
+                }
                 self.forget_snapshot(table);
                 let name = lost.schema.qualified_name();
                 self.status.update(|s| {
@@ -387,6 +391,10 @@ impl Run<'_> {
         self.outbox
             .chunk_done_with_open(wanted(table, generation, standing));
         self.reread.wait_for(table, generation, name);
+        self.table_status(table, |status| {
+            status.state = TableState::Pending;
+            status.problem = None;
+        });
         Some(generation)
     }
 
