@@ -83,6 +83,15 @@ impl SourceError {
         }
     }
 
+    /// With what is to be done before the rest of the fix, so that it does not come again.
+    #[must_use]
+    pub(crate) fn and_first(mut self, advice: &str) -> Self {
+        if let Self::Named { problem, .. } = &mut self {
+            problem.fix = format!("first: {advice}; then: {}", problem.fix);
+        }
+        self
+    }
+
     /// Whether changes of the source are not to be had any more.
     #[must_use]
     pub fn is_hole(&self) -> bool {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Daemon, Postgres, host, resources, shop};
+use serde_json::Value;
 
 /// How long the slowest machine of ours may take to catch up.
 pub const CATCH_UP: Duration = Duration::from_secs(180);
@@ -63,6 +64,31 @@ impl Shop {
         let source = resources::source(&self.postgres, &["public.*"], &options);
         let pipeline = resources::pipeline(freshness);
         self.daemon.apply(&(source + sink + &pipeline)).await
+    }
+
+    /// Captures and delivers everything, with further lines of the source.
+    pub async fn deliver_with(&self, options: &[&str]) -> Result<()> {
+        let source = resources::source(&self.postgres, &["public.*"], options);
+        let sink = resources::sink_in_folder(&self.folder.path().join("lake"));
+        let pipeline = resources::pipeline("1s");
+        self.daemon.apply(&(source + &sink + &pipeline)).await
+    }
+
+    pub async fn until_source(
+        &self,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        self.daemon
+            .until_described("source", resources::SOURCE, what, CATCH_UP, condition)
+            .await
+    }
+
+    pub async fn until_stopped(&self, code: &str) -> Result<Value> {
+        self.until_source("the source to stop", |source| {
+            source["state"] == "stopped" && source["code"] == code
+        })
+        .await
     }
 
     /// Waits until everything committed before the call is delivered, then compares every table row by row

@@ -31,31 +31,6 @@ async fn on(version: u32, settings: &[&str]) -> Result<Postgres> {
     Ok(postgres)
 }
 
-/// Captures and delivers everything, with further lines of the source.
-async fn deliver(shop: &Shop, options: &[&str]) -> Result<()> {
-    let source = resources::source(&shop.postgres, &["public.*"], options);
-    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
-    let pipeline = resources::pipeline("1s");
-    shop.daemon.apply(&(source + &sink + &pipeline)).await
-}
-
-async fn until_source(
-    shop: &Shop,
-    what: &str,
-    condition: impl Fn(&Value) -> bool,
-) -> Result<Value> {
-    shop.daemon
-        .until_described("source", resources::SOURCE, what, CATCH_UP, condition)
-        .await
-}
-
-async fn until_stopped(shop: &Shop, code: &str) -> Result<Value> {
-    until_source(shop, "the source to stop", |source| {
-        source["state"] == "stopped" && source["code"] == code
-    })
-    .await
-}
-
 /// Drops the slot under the capture.
 async fn drop_slot(shop: &Shop) -> Result<()> {
     let drop = "select pg_terminate_backend(active_pid) from pg_replication_slots where active;
@@ -71,7 +46,7 @@ async fn drop_slot(shop: &Shop) -> Result<()> {
 async fn stop_the_source(shop: &Shop) -> Result<()> {
     let message = "select pg_logical_emit_message(false, 'large', repeat('x', 67108865))";
     shop.postgres.execute(message).await?;
-    until_stopped(shop, "DR-1040").await?;
+    shop.until_stopped("DR-1040").await?;
     Ok(())
 }
 
@@ -106,12 +81,12 @@ async fn ensure_repaired(shop: &Shop) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_slot_is_repaired_with_what_was_deleted_meanwhile() -> Result<()> {
     let shop = Shop::open(SCALE).await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
     let during = load(&shop);
     drop_slot(&shop).await?;
     change_unseen(&shop).await?;
-    let stopped = until_stopped(&shop, "DR-1020").await?;
+    let stopped = shop.until_stopped("DR-1020").await?;
     let position = stopped["position"].as_str().context("no position")?;
     ensure!(
         stopped["reason"]
@@ -154,7 +129,7 @@ async fn a_lost_slot_is_repaired_with_what_was_deleted_meanwhile() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_any_point_of_a_repair_leaves_the_hole_or_the_repair() -> Result<()> {
     let mut shop = Shop::open(SCALE).await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
     let during = load(&shop);
     drop_slot(&shop).await?;
@@ -167,11 +142,11 @@ async fn a_kill_at_any_point_of_a_repair_leaves_the_hole_or_the_repair() -> Resu
                     .iter()
                     .any(|s| source["state"] == *s)
         };
-        let source = until_source(&shop, "hole or repair", is_known).await?;
+        let source = shop.until_source("hole or repair", is_known).await?;
         if source["code"] != "DR-1020" {
             repaired += 1;
             drop_slot(&shop).await?;
-            until_stopped(&shop, "DR-1020").await?;
+            shop.until_stopped("DR-1020").await?;
         }
         let mut asked = shop.daemon.command(&["resnapshot", resources::PIPELINE])?;
         let asked = asked
@@ -184,10 +159,11 @@ async fn a_kill_at_any_point_of_a_repair_leaves_the_hole_or_the_repair() -> Resu
         shop.daemon.start().await?;
     }
     println!("{repaired} of the killed repairs were durable");
-    let source = until_source(&shop, "hole or repair", |source| {
-        source["code"] == "DR-1020" || source["state"] == "streaming"
-    })
-    .await?;
+    let source = shop
+        .until_source("hole or repair", |source| {
+            source["code"] == "DR-1020" || source["state"] == "streaming"
+        })
+        .await?;
     if source["code"] == "DR-1020" {
         resnapshot(&shop).await?;
     }
@@ -199,7 +175,7 @@ async fn a_kill_at_any_point_of_a_repair_leaves_the_hole_or_the_repair() -> Resu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_may_repairs_its_holes_by_itself() -> Result<()> {
     let shop = Shop::open(SCALE).await?;
-    deliver(&shop, &["on_hole: resnapshot"]).await?;
+    shop.deliver_with(&["on_hole: resnapshot"]).await?;
     shop.ensure_lake_equal().await?;
     let during = load(&shop);
     drop_slot(&shop).await?;
@@ -219,7 +195,7 @@ async fn a_publication_made_anew_while_nobody_looks_is_a_hole_and_repaired() -> 
     let postgres = on(18, &[]).await?;
     shop::fill(&postgres, SCALE).await?;
     let mut shop = Shop::over(postgres).await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
     shop.daemon.kill();
     shop.postgres
@@ -230,7 +206,7 @@ async fn a_publication_made_anew_while_nobody_looks_is_a_hole_and_repaired() -> 
         .execute("create publication downriver_shop for all tables")
         .await?;
     shop.daemon.start().await?;
-    until_stopped(&shop, "DR-1025").await?;
+    shop.until_stopped("DR-1025").await?;
     resnapshot(&shop).await?;
     ensure_repaired(&shop).await?;
 
@@ -241,7 +217,7 @@ async fn a_publication_made_anew_while_nobody_looks_is_a_hole_and_repaired() -> 
     shop.postgres
         .execute("delete from customers where id % 10 = 3")
         .await?;
-    until_stopped(&shop, "DR-1025").await?;
+    shop.until_stopped("DR-1025").await?;
     resnapshot(&shop).await?;
     ensure_repaired(&shop).await
 }
@@ -259,12 +235,11 @@ async fn a_slot_whose_wal_is_removed_is_warned_of_and_repaired() -> Result<()> {
     .await?;
     shop::fill(&postgres, SCALE).await?;
     let mut shop = Shop::over(postgres).await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
-    let source = until_source(&shop, "the slot to be shown", |source| {
-        source["slot"].is_object()
-    })
-    .await?;
+    let source = shop
+        .until_source("the slot to be shown", |source| source["slot"].is_object())
+        .await?;
     ensure!(source["slot"]["wal_status"] == "reserved", "{source}");
     ensure!(source["slot"]["active"] == true, "{source}");
 
@@ -279,7 +254,7 @@ async fn a_slot_whose_wal_is_removed_is_warned_of_and_repaired() -> Result<()> {
         shop.postgres.execute(write).await?;
         // Seen step by step, as what grows slowly is.
         let kept = shop.postgres.number(kept).await?;
-        let source = until_source(&shop, "the WAL to be seen", |source| {
+        let source = shop.until_source("the WAL to be seen", |source| {
             source["slot"]["retained_bytes"].as_i64() >= Some(kept)
         });
         let source = source.await?;
@@ -299,7 +274,7 @@ async fn a_slot_whose_wal_is_removed_is_warned_of_and_repaired() -> Result<()> {
     change_unseen(&shop).await?;
     shop.daemon.kill();
     shop.daemon.start().await?;
-    let stopped = until_stopped(&shop, "DR-1020").await?;
+    let stopped = shop.until_stopped("DR-1020").await?;
     ensure!(
         stopped["reason"]
             .as_str()
@@ -313,11 +288,8 @@ async fn a_slot_whose_wal_is_removed_is_warned_of_and_repaired() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_over_its_budget_is_given_up_before_the_disk_is_full() -> Result<()> {
     let shop = Shop::open(SCALE).await?;
-    deliver(
-        &shop,
-        &["max_wal_behind: 100MiB", "on_max_wal_behind: drop_slot"],
-    )
-    .await?;
+    shop.deliver_with(&["max_wal_behind: 100MiB", "on_max_wal_behind: drop_slot"])
+        .await?;
     shop.ensure_lake_equal().await?;
     stop_the_source(&shop).await?;
     for _ in 0..6 {
@@ -325,7 +297,7 @@ async fn a_slot_over_its_budget_is_given_up_before_the_disk_is_full() -> Result<
             .execute("select pg_switch_wal(); update customers set name = name || '!'; select pg_switch_wal()")
             .await?;
     }
-    until_stopped(&shop, "DR-1029").await?;
+    shop.until_stopped("DR-1029").await?;
     ensure!(
         shop.postgres
             .number("select count(*) from pg_replication_slots")
@@ -347,7 +319,7 @@ async fn a_slot_over_its_budget_is_given_up_before_the_disk_is_full() -> Result<
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_source_beside_a_busy_database_holds_no_wal() -> Result<()> {
     let shop = Shop::open(200).await?;
-    deliver(&shop, &["heartbeat: 1s"]).await?;
+    shop.deliver_with(&["heartbeat: 1s"]).await?;
     shop.ensure_lake_equal().await?;
     let admin = shop.postgres.client_of("postgres").await?;
     admin.batch_execute("create database other").await?;
@@ -371,12 +343,13 @@ async fn an_idle_source_beside_a_busy_database_holds_no_wal() -> Result<()> {
         },
     )
     .await?;
-    let source = until_source(&shop, "little to be kept", |source| {
-        source["slot"]["retained_bytes"]
-            .as_u64()
-            .is_some_and(|kept| kept < 32 << 20)
-    })
-    .await?;
+    let source = shop
+        .until_source("little to be kept", |source| {
+            source["slot"]["retained_bytes"]
+                .as_u64()
+                .is_some_and(|kept| kept < 32 << 20)
+        })
+        .await?;
     ensure!(
         source["state"] == "streaming" && source["warning"].is_null(),
         "{source}"
@@ -484,7 +457,7 @@ async fn what_a_promoted_standby_never_had_is_a_hole_and_taken_back() -> Result<
     cluster.shop.postgres.kill();
     cluster.standby.start_again().await?;
     cluster.fail_over().await?;
-    let stopped = until_stopped(&cluster.shop, "DR-1026").await?;
+    let stopped = cluster.shop.until_stopped("DR-1026").await?;
     ensure!(
         stopped["reason"]
             .as_str()
@@ -506,7 +479,7 @@ async fn a_slot_that_another_reads_is_left_to_it_and_a_silent_session_of_ours_is
 -> Result<()> {
     let postgres = on(17, &["wal_sender_timeout = 0"]).await?;
     let mut shop = Shop::over(postgres).await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
     shop.daemon.kill();
     let until_read = async |wanted: bool| {
@@ -546,10 +519,11 @@ async fn a_slot_that_another_reads_is_left_to_it_and_a_silent_session_of_ours_is
     let mut other = read("another")?;
     until_read(true).await?;
     shop.daemon.start().await?;
-    let source = until_source(&shop, "the other client to be named", |source| {
-        source["code"] == "DR-1012"
-    })
-    .await?;
+    let source = shop
+        .until_source("the other client to be named", |source| {
+            source["code"] == "DR-1012"
+        })
+        .await?;
     ensure!(
         source["reason"]
             .as_str()
@@ -607,10 +581,11 @@ async fn without_a_free_slot_nothing_is_made_and_with_one_it_begins() -> Result<
         .await?;
     let pid: i32 = open.query_one("select pg_backend_pid()", &[]).await?.get(0);
     shop.daemon.apply(&source).await?;
-    let source = until_source(&shop, "the open transaction to be named", |source| {
-        source["code"] == "DR-1013"
-    })
-    .await?;
+    let source = shop
+        .until_source("the open transaction to be named", |source| {
+            source["code"] == "DR-1013"
+        })
+        .await?;
     ensure!(
         source["reason"]
             .as_str()
@@ -635,7 +610,7 @@ async fn a_table_that_retention_left_behind_begins_again_with_a_new_snapshot() -
         "1s",
     ]);
     shop.daemon.start().await?;
-    deliver(&shop, &[]).await?;
+    shop.deliver_with(&[]).await?;
     shop.ensure_lake_equal().await?;
     shop.daemon.ok(&["pause", resources::PIPELINE]).await?;
     change_unseen(&shop).await?;

@@ -303,20 +303,20 @@ async fn prepare_slot(
     let Some(found) = slot::find(catalog, config).await? else {
         return match captured {
             None => slot::create(catalog, config).await,
-            Some(_) => Err(hole(catalog, config, captured, "is missing").await?),
+            Some(_) => Err(hole(catalog, config, captured, "is missing", None).await?),
         };
     };
     found.check_kind(config)?;
-    if let Some(why) = found.state.lost_because() {
+    if let Some((why, advice)) = found.state.lost_because() {
         let what = format!("was invalidated: {why}");
-        return Err(hole(catalog, config, captured, &what).await?);
+        return Err(hole(catalog, config, captured, &what, Some(advice)).await?);
     }
     let Some(confirmed) = found.confirmed else {
-        return Err(slot::in_the_making(config));
+        return Err(slot::in_the_making(catalog, config).await?);
     };
     if captured.is_some_and(|captured| confirmed > captured.position) {
         let what = format!("was made anew or advanced by somebody else, to {confirmed}");
-        return Err(hole(catalog, config, captured, &what).await?);
+        return Err(hole(catalog, config, captured, &what, None).await?);
     }
     slot::take_over(catalog, config).await?;
     Ok(confirmed)
@@ -327,16 +327,19 @@ async fn hole(
     config: &PostgresConfig,
     captured: Option<&Captured>,
     what: &str,
+    advice: Option<&str>,
 ) -> Result<SourceError, SourceError> {
     let until = catalog.current_position().await?;
     let from = captured.map_or_else(|| "it was made".to_owned(), |c| c.position.to_string());
-    Ok(SourceError::hole(
-        "DR-1020",
-        format!(
-            "replication slot {:?} {what}: changes from {from} to {until} or later are not to be had",
-            config.slot
-        ),
-    ))
+    let reason = format!(
+        "replication slot {:?} {what}: changes from {from} to {until} or later are not to be had",
+        config.slot
+    );
+    let hole = SourceError::hole("DR-1020", reason);
+    Ok(match advice {
+        Some(advice) => hole.and_first(advice),
+        None => hole,
+    })
 }
 
 /// What deleting a source drops: the slot, and the publication if we made it.

@@ -50,21 +50,38 @@ impl SlotState {
         self.lost_because().is_some()
     }
 
-    /// What makes it unusable.
-    pub(super) fn lost_because(&self) -> Option<String> {
-        let why = match self.invalidation_reason.as_deref() {
-            Some("wal_removed") => "the server removed its WAL (max_slot_wal_keep_size)",
-            Some("rows_removed") => "the server removed catalog rows that it needs",
-            Some("wal_level_insufficient") => "wal_level was lowered",
-            Some("idle_timeout") => {
-                "nobody read it for as long as idle_replication_slot_timeout allows"
+    /// What makes it unusable, and what keeps the next one from it.
+    pub(super) fn lost_because(&self) -> Option<(String, &'static str)> {
+        let (why, advice) = match self.invalidation_reason.as_deref() {
+            Some("wal_removed") => (
+                "the server removed its WAL (max_slot_wal_keep_size)",
+                "raise max_slot_wal_keep_size",
+            ),
+            Some("rows_removed") => (
+                "the server removed catalog rows that it needs",
+                "set hot_standby_feedback = on at the standby",
+            ),
+            Some("wal_level_insufficient") => (
+                "wal_level was lowered",
+                "set wal_level = logical and restart the server",
+            ),
+            Some("idle_timeout") => (
+                "nobody read it for as long as idle_replication_slot_timeout allows",
+                "raise idle_replication_slot_timeout above the time that the capture may stand still",
+            ),
+            Some(other) => {
+                return Some((format!("the server says {other:?}"), "see the server's log"));
             }
-            Some(other) => return Some(format!("the server says {other:?}")),
-            None if self.conflicting => "it conflicted with the recovery of the standby",
-            None if self.wal_status == "lost" => "the server removed its WAL",
+            None if self.conflicting => (
+                "it conflicted with the recovery of the standby",
+                "set hot_standby_feedback = on at the standby, and wal_level = logical at its primary",
+            ),
+            None if self.wal_status == "lost" => {
+                ("the server removed its WAL", "raise max_slot_wal_keep_size")
+            }
             None => return None,
         };
-        Some(why.to_owned())
+        Some((why.to_owned(), advice))
     }
 
     /// What will become of it, before it does.
@@ -265,15 +282,23 @@ async fn waits_for_transactions(
     ))
 }
 
-pub(super) fn in_the_making(config: &PostgresConfig) -> SourceError {
-    SourceError::transient(
+/// Somebody else's session makes the slot, and it has no position yet.
+pub(super) async fn in_the_making(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+) -> Result<SourceError, SourceError> {
+    let by = match holder(catalog, config).await? {
+        Some(Some(holder)) => format!("pid {} ({})", holder.pid, holder.name),
+        _ => "a session that has just ended".to_owned(),
+    };
+    Ok(SourceError::transient(
         "DR-1013",
         format!(
-            "replication slot {:?} has no position yet: it is still being made",
+            "replication slot {:?} has no position yet: {by} is still making it",
             config.slot
         ),
-        "end the transactions that are open for long; it is tried again by itself",
-    )
+        "end the transactions that are open for long, or the session that makes the slot; it is tried again by itself",
+    ))
 }
 
 /// Who reads a slot.

@@ -382,10 +382,11 @@ fn slot_lines(status: &pb::Status) -> String {
             format!(", {} MiB more may be written", mib(safe))
         });
         text = format!(
-            "\nslot: {} {}, {} MiB of WAL kept{safe}\n",
+            "\nslot: {} {}, {} MiB of WAL kept{safe}, catalog rows of the last {} transactions kept\n",
             if slot.active { "read," } else { "not read," },
             slot.wal_status,
-            mib(slot.retained_bytes)
+            mib(slot.retained_bytes),
+            slot.catalog_xmin_age
         );
     }
     text.push_str(&problem_lines(status.warning.as_ref()));
