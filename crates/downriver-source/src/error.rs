@@ -187,6 +187,17 @@ pub(crate) fn from_server(
             "DR-1004",
             "grant what `downriver check` lists to the source's user",
         ),
+        "55000" if message.contains("wal_level") => (
+            Class::Definite,
+            "DR-1010",
+            "alter system set wal_level = logical, on a standby's primary as well; then restart the server",
+        ),
+        // A slot that was invalidated a moment ago, or a standby that was promoted: the next look finds it.
+        "55000" => (
+            Class::Transient,
+            "DR-1005",
+            "see the server's message; it is tried again by itself",
+        ),
         "55006" => (
             Class::Transient,
             "DR-1012",

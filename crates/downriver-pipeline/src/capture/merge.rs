@@ -12,6 +12,10 @@
 //!   the row is dropped. If it left columns unchanged (TOAST), the chunk's values fill just these: the row becomes
 //!   an update that leaves the other columns unchanged.
 //!
+//! On a standby commits become visible in the stream's order, and of a chunk it is known up to which position it sees
+//! everything at least. What lies behind it and was streamed counts as not visible: if it is, the chunk has nothing that
+//! the stream has not.
+//!
 //! A row whose key changed with unchanged columns has their values at its new key only in a snapshot that sees the
 //! change: it is read again after the table's last chunk, until such a snapshot was taken.
 //!
@@ -22,7 +26,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use downriver_event::block::{Block, RowGroup, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, Presence, TableId, TableSchema};
+use downriver_event::{
+    BlockBuilder, EncodedBlock, Lsn, Presence, SourcePosition, TableId, TableSchema, pb,
+};
+use downriver_source::postgres::snapshot::Seen;
 use std::sync::Arc;
 
 /// The bytes that identify a row: see [`key_of`].
@@ -61,6 +68,8 @@ impl Change {
 #[derive(Debug, Default)]
 struct Streamed {
     xid: u32,
+    /// Where its commit ends, once all of it was observed.
+    end: Option<Lsn>,
     truncated: bool,
     rows: HashMap<Key, Change>,
     /// Keys that rows with unchanged columns were moved to.
@@ -136,7 +145,7 @@ impl RecentChanges {
             }
         }
         for marker in &block.markers {
-            let Some(downriver_event::pb::marker::Kind::Truncate(truncate)) = &marker.kind else {
+            let Some(pb::marker::Kind::Truncate(truncate)) = &marker.kind else {
                 continue;
             };
             for table in &truncate.table_ids {
@@ -145,6 +154,13 @@ impl RecentChanges {
                     streamed.truncated = true;
                     streamed.rows.clear();
                 }
+            }
+        }
+        let ends = ends_of(block);
+        for recent in self.tables.values_mut() {
+            let newest = recent.iter_mut().rev();
+            for streamed in newest.take_while(|streamed| streamed.end.is_none()) {
+                streamed.end = ends.get(&streamed.xid).copied();
             }
         }
     }
@@ -174,12 +190,12 @@ impl RecentChanges {
 
     /// What streamed transactions that are not visible did to the table, and forgets the visible ones:
     /// a table's chunks are read one after another, so what one sees, all later ones see.
-    pub(crate) fn newer_than(&mut self, table: TableId, visible: impl Fn(u32) -> bool) -> Newer {
+    pub(crate) fn newer_than(&mut self, table: TableId, seen: &Seen) -> Newer {
         let mut newer = Newer::default();
         let Some(recent) = self.tables.get_mut(&table) else {
             return newer;
         };
-        recent.retain(|streamed| !visible(streamed.xid));
+        recent.retain(|streamed| !seen.has(streamed.xid, streamed.end));
         for streamed in recent.iter() {
             if streamed.truncated {
                 newer.truncated = true;
@@ -198,15 +214,24 @@ impl RecentChanges {
     }
 
     /// Forgets what is visible in a snapshot that is older than every chunk of these tables will be.
-    pub(crate) fn forget_visible(
-        &mut self,
-        waits: impl Fn(TableId) -> bool,
-        visible: impl Fn(u32) -> bool,
-    ) {
+    pub(crate) fn forget_visible(&mut self, waits: impl Fn(TableId) -> bool, seen: &Seen) {
         for (_, recent) in self.tables.iter_mut().filter(|(table, _)| waits(**table)) {
-            recent.retain(|streamed| !visible(streamed.xid));
+            recent.retain(|streamed| !seen.has(streamed.xid, streamed.end));
         }
     }
+}
+
+/// Where the commits of a block's transactions end: of those that end in it.
+fn ends_of(block: &Block) -> HashMap<u32, Lsn> {
+    let transactions = block.transactions.iter();
+    let ends = transactions
+        .filter_map(|transaction| Some((transaction.id.parse().ok()?, end_of(transaction)?)));
+    ends.collect()
+}
+
+/// Where a transaction's commit ends; `None`: in another block.
+pub(crate) fn end_of(transaction: &pb::Transaction) -> Option<Lsn> {
+    SourcePosition::from_pb(transaction.position.as_ref()?)?.lsn()
 }
 
 /// What the stream knows better than a chunk.

@@ -119,6 +119,10 @@ pub enum CaptureError {
         "transaction {0} has a message that may have been rolled back: starting again without streaming"
     )]
     Uncertain(u32),
+    #[error(
+        "the standby was promoted, or follows a server that was: starting again on its new timeline"
+    )]
+    Promoted,
     #[error("more WAL is kept for the slot than the source may have kept")]
     OverBudget,
     #[error("stopped: {}", .0.reason)]
@@ -306,7 +310,8 @@ fn act_on(error: &CaptureError) -> Act {
         | CaptureError::NewTable(_)
         | CaptureError::Mended(_)
         | CaptureError::Spoiled(..)
-        | CaptureError::Drifted(_) => Act::Again,
+        | CaptureError::Drifted(_)
+        | CaptureError::Promoted => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
             Act::Retry(Problem::new(
                 "DR-1102",

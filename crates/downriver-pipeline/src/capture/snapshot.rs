@@ -12,8 +12,9 @@ use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::snapshot::{
-    ChunkRead, ChunkRequest, PgSnapshot, Reshaped, SnapshotSession,
+    ChunkRead, ChunkRequest, Reshaped, Seen, SnapshotSession,
 };
+use downriver_source::postgres::standby;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -37,7 +38,7 @@ pub(crate) struct TableTask {
 pub(crate) struct HeldChunk {
     pub(crate) schema: Arc<TableSchema>,
     pub(crate) generation: u64,
-    pub(crate) snapshot: PgSnapshot,
+    pub(crate) seen: Seen,
     /// The stream must pass this position before the chunk joins it.
     pub(crate) high: Lsn,
     pub(crate) blocks: Vec<EncodedBlock>,
@@ -289,7 +290,7 @@ impl Worker {
         Ok(Ok(HeldChunk {
             schema: Arc::clone(&task.schema),
             generation: task.generation,
-            snapshot: chunk.snapshot,
+            seen: chunk.seen,
             high: chunk.high,
             blocks,
             shelf,
@@ -317,6 +318,9 @@ impl Worker {
 /// Waits until every transaction that runs now is over, and so visible or void to every later snapshot. What a chunk sees
 /// afterwards differs from the stream only by transactions that are streamed from now on.
 pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(), SourceError> {
+    if standby::old_transactions_gone(config).await? {
+        return Ok(());
+    }
     let session = SnapshotSession::connect(config).await?;
     let mut old = session.running_transactions().await?;
     while !old.is_empty() {

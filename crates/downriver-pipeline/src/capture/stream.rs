@@ -18,6 +18,7 @@ use downriver_log::{ChunkDone, Log, Moved};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::replication::{Acknowledger, ReplicationStream, Session};
+use downriver_source::postgres::standby::{self, TimelineGuard};
 use downriver_source::postgres::{heartbeat, publication, reach, setup};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -96,6 +97,8 @@ struct Run<'a> {
     position_appended: Instant,
     /// The server asks how far it may forget. When it is to stop it waits until that is everything.
     is_asked: bool,
+    /// Of a standby.
+    timeline: Option<TimelineGuard>,
     /// When the server was last asked where it is, and whether something came since.
     asked: Instant,
     came_since_asked: bool,
@@ -136,6 +139,12 @@ pub(super) async fn run(
         outbox.append();
         outbox.appended().await.map_err(CaptureError::from)?;
     }
+    let is_standby = prepared.is_standby;
+    let timeline = if is_standby {
+        TimelineGuard::connect(&config.postgres, &prepared.identity).await?
+    } else {
+        None
+    };
     let spool = Spool::open(&config.spill)?;
     let catalog = Catalog::connect(&config.postgres).await?;
     let mut run = Run {
@@ -170,6 +179,7 @@ pub(super) async fn run(
         received_at_append: from,
         position_appended: Instant::now(),
         is_asked: false,
+        timeline,
         asked: Instant::now(),
         came_since_asked: true,
     };
@@ -187,13 +197,16 @@ pub(super) async fn run(
     let refused = run.refused.clone();
     let beating = async {
         match config.heartbeat {
-            Some(every) => heartbeat::beat(&catalog, every).await,
-            None => std::future::pending().await,
+            // Nothing can be written on a standby.
+            Some(every) if !is_standby => heartbeat::beat(&catalog, every).await,
+            _ => std::future::pending().await,
         }
     };
+    // At a standby's new slot everything is over that ran before it was asked for.
+    let waits_for_old = !(is_standby && prepared.is_slot_new);
     let (tell, news) = mpsc::channel(1);
     tokio::select! {
-        result = run.run(stream, tasks, news) => result,
+        result = run.run(stream, tasks, news, waits_for_old) => result,
         lost = lost => Err(lost.into()),
         failed = beating => Err(failed.into()),
         noticed = drift::noticed(&catalog, known, tell) => Err(noticed?),
@@ -207,6 +220,7 @@ impl Run<'_> {
         mut stream: ReplicationStream,
         tasks: Vec<TableTask>,
         mut news: mpsc::Receiver<News>,
+        waits_for_old: bool,
     ) -> Result<Infallible, CaptureError> {
         let control = self.control;
         let mut requests = control.requests.lock().await;
@@ -216,8 +230,16 @@ impl Run<'_> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Chunks may start only when the transactions that run now are gone from the server's snapshot.
         let postgres = self.config.postgres.clone();
-        let mut old_transactions = (!tasks.is_empty())
-            .then(|| Box::pin(async move { snapshot::old_transactions_gone(&postgres).await }));
+        // And what is in the log from an earlier run must show again on a standby that has crashed since.
+        let from = self.received;
+        let mut old_transactions = (!tasks.is_empty()).then(|| {
+            Box::pin(async move {
+                if waits_for_old {
+                    snapshot::old_transactions_gone(&postgres).await?;
+                }
+                standby::until_replayed(&postgres, from).await
+            })
+        });
         let postgres = self.config.postgres.clone();
         let mut settling = (!self.drift.is_empty()).then(|| Box::pin(drift::settle(postgres)));
         let mut tasks = Some(tasks);
@@ -226,6 +248,7 @@ impl Run<'_> {
         self.acknowledge(&acknowledger);
         loop {
             if self.outbox.can_append() {
+                self.same_timeline().await?;
                 self.received_at_append =
                     if self.builder.events() == 0 && !self.builder.in_transaction() {
                         self.received
@@ -282,7 +305,7 @@ impl Run<'_> {
                     if !self.builder.in_transaction() {
                         self.flush()?;
                     }
-                    self.tick(&acknowledger);
+                    self.tick(&acknowledger).await?;
                 }
             }
         }
@@ -382,7 +405,18 @@ impl Run<'_> {
         acknowledger.received(self.received);
     }
 
-    fn tick(&mut self, acknowledger: &Acknowledger) {
+    /// Before something behind the fork is stored under the history that a promoted standby has left.
+    async fn same_timeline(&mut self) -> Result<(), CaptureError> {
+        match &mut self.timeline {
+            None => Ok(()),
+            Some(timeline) => match timeline.holds().await? {
+                true => Ok(()),
+                false => Err(CaptureError::Promoted),
+            },
+        }
+    }
+
+    async fn tick(&mut self, acknowledger: &Acknowledger) -> Result<(), CaptureError> {
         let waiting = !self.held.is_empty() || !self.lost_shapes.is_empty();
         if waiting || self.drift.waits_for_stream() {
             acknowledger.request_reply();
@@ -391,7 +425,7 @@ impl Run<'_> {
             self.outbox.is_idle() && self.builder.events() == 0 && !self.decoder.in_transaction();
         if !idle {
             self.came_since_asked = true;
-            return;
+            return Ok(());
         }
         // The last commit is not the end of what the server has written: it says so when it is asked.
         if self.came_since_asked && self.asked.elapsed() >= ASK_EVERY {
@@ -416,9 +450,11 @@ impl Run<'_> {
             self.log.seal_soon(&self.config.name);
         }
         if !stored && (is_asked || self.position_appended.elapsed() >= POSITION_APPEND_EVERY) {
+            self.same_timeline().await?;
             self.received_at_append = self.received;
             self.outbox.append_position(position);
         }
+        Ok(())
     }
 }
 

@@ -109,20 +109,27 @@ impl Catalog {
         Ok((row.get(0), row.get(1)))
     }
 
-    /// Where the server writes: everything committed before the call lies before it.
+    /// Where the server writes: everything committed before the call lies before it. Of a standby, what it has received.
     ///
     /// # Errors
     /// The query failed.
     pub async fn current_position(&self) -> Result<Lsn, SourceError> {
         let row = self
             .client
-            .query_one("select pg_current_wal_insert_lsn()::text", &[])
+            .query_one(
+                "select case when pg_is_in_recovery()
+                             then greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())
+                             else pg_current_wal_insert_lsn() end::text,
+                        pg_is_in_recovery()",
+                &[],
+            )
             .await?;
         let position = parse_lsn(row.get(0))?;
         // At the start of a page the insert position stands behind the page's header (24 bytes, 40 in a
         // file's first page), which no record ends at.
         let into_page = position.0 % 8192;
-        Ok(if into_page == 24 || into_page == 40 {
+        let is_behind_header = (into_page == 24 || into_page == 40) && !row.get::<_, bool>(1);
+        Ok(if is_behind_header {
             Lsn(position.0 - into_page)
         } else {
             position

@@ -23,9 +23,23 @@ pub enum SslMode {
 /// As libpq's target_session_attrs, as far as it makes a difference here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
+    /// Nothing is said: the url's one server, which is to be a primary.
+    Unsaid,
+    /// Whichever can be reached.
     Any,
     /// Also `read-write`: a server that is in no recovery.
     Primary,
+    /// Also `read-only`: a server that is in recovery.
+    Standby,
+    /// A standby, or else the primary.
+    PreferStandby,
+}
+
+impl Target {
+    /// Whether it was said that a standby may be captured from.
+    pub(super) fn may_be_standby(self) -> bool {
+        matches!(self, Self::Any | Self::Standby | Self::PreferStandby)
+    }
 }
 
 #[derive(Clone)]
@@ -34,6 +48,8 @@ pub struct PostgresConfig {
     pub port: u16,
     /// Further servers of the cluster, tried in this order.
     pub others: Vec<(String, u16)>,
+    /// Every server that the url names, also when one of them was chosen.
+    pub cluster: Vec<(String, u16)>,
     pub target: Target,
     pub user: String,
     pub database: String,
@@ -96,6 +112,7 @@ impl PostgresConfig {
         for address in address.split(',') {
             hosts.push(host_and_port(address).map_err(invalid)?);
         }
+        let cluster = hosts.clone();
         let mut others = hosts.into_iter();
         let (host, port) = others
             .next()
@@ -105,7 +122,7 @@ impl PostgresConfig {
             return Err(invalid("the url needs a user, a host and a database"));
         }
         let mut target = if others.is_empty() {
-            Target::Any
+            Target::Unsaid
         } else {
             Target::Primary
         };
@@ -129,6 +146,7 @@ impl PostgresConfig {
             host,
             port,
             others,
+            cluster,
             target,
             user: unescape(user)?,
             database: unescape(database)?,
@@ -153,12 +171,17 @@ impl PostgresConfig {
     pub(super) fn servers(&self) -> impl Iterator<Item = Self> + '_ {
         let first = std::iter::once((&self.host, self.port));
         let others = self.others.iter().map(|(host, port)| (host, *port));
-        first.chain(others).map(|(host, port)| Self {
-            host: host.clone(),
+        first.chain(others).map(|(host, port)| self.at(host, port))
+    }
+
+    /// The same with this server alone.
+    pub(super) fn at(&self, host: &str, port: u16) -> Self {
+        Self {
+            host: host.to_owned(),
             port,
             others: Vec::new(),
             ..self.clone()
-        })
+        }
     }
 
     /// For messages.
@@ -196,8 +219,10 @@ fn parse_target(attributes: &str) -> Result<Target, InvalidUrl> {
     match attributes {
         "any" => Ok(Target::Any),
         "primary" | "read-write" => Ok(Target::Primary),
+        "standby" | "read-only" => Ok(Target::Standby),
+        "prefer-standby" => Ok(Target::PreferStandby),
         other => Err(InvalidUrl(format!(
-            "target_session_attrs {other:?} is not supported: use any, primary or read-write"
+            "target_session_attrs {other:?} is not known: use primary, read-write, standby, read-only, prefer-standby or any"
         ))),
     }
 }
@@ -259,11 +284,20 @@ mod tests {
             expected.map(|(host, port)| (host.to_owned(), port))
         );
         assert_eq!(config.target, Target::Primary);
-        let any = "postgres://u@one,two/d?target_session_attrs=any";
-        assert_eq!(PostgresConfig::from_url(any).unwrap().target, Target::Any);
+        let target = |url: &str| PostgresConfig::from_url(url).unwrap().target;
+        assert_eq!(target("postgres://u@one/d"), Target::Unsaid);
+        for (attributes, expected) in [
+            ("any", Target::Any),
+            ("read-write", Target::Primary),
+            ("standby", Target::Standby),
+            ("prefer-standby", Target::PreferStandby),
+        ] {
+            let url = format!("postgres://u@one,two/d?target_session_attrs={attributes}");
+            assert_eq!(target(&url), expected);
+        }
         for wrong in [
             "postgres://u@h,/d",
-            "postgres://u@h/d?target_session_attrs=standby",
+            "postgres://u@h/d?target_session_attrs=secondary",
             "mysql://u@h/d",
             "postgres://h/d",
             "postgres://u@h",

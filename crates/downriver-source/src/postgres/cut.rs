@@ -13,23 +13,24 @@ use super::config::PostgresConfig;
 use super::reach;
 use super::replication::Session;
 use super::snapshot::{BinaryRow, copy_table};
+use super::standby::{waits_for_primary, with_running_transactions};
 use crate::error::SourceError;
 
 /// Cuts that this process has taken.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 
-/// Holds the snapshot as long as it lives; the slot goes with it.
-pub struct DatabaseCut {
+/// Where a temporary slot begins: everything that ran when it was asked for is over there. The slot goes with it.
+pub(super) struct ConsistentPoint {
     _session: Session,
-    reader: Catalog,
     position: Lsn,
+    /// The exported snapshot's name.
+    snapshot: String,
 }
 
-impl DatabaseCut {
+impl ConsistentPoint {
     /// # Errors
-    /// The server cannot be reached, or has no slot left.
-    pub async fn take(config: &PostgresConfig) -> Result<Self, SourceError> {
-        let config = &reach(config).await?;
+    /// The server cannot be reached or has no slot left, or a standby's primary does not tell in time what runs.
+    pub(super) async fn find(config: &PostgresConfig) -> Result<Self, SourceError> {
         let mut session = Session::connect(config).await?;
         // Two may be taken at once, and one that was dropped may still be there.
         let name = format!(
@@ -38,12 +39,16 @@ impl DatabaseCut {
             std::process::id(),
             TAKEN.fetch_add(1, Ordering::Relaxed)
         );
-        let created = session
-            .query(&format!(
-                "CREATE_REPLICATION_SLOT \"{}\" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
-                &name[name.len().saturating_sub(63)..]
-            ))
-            .await?;
+        let create = format!(
+            "CREATE_REPLICATION_SLOT \"{}\" TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+            &name[name.len().saturating_sub(63)..]
+        );
+        let created = if Catalog::connect(config).await?.is_standby().await? {
+            let created = with_running_transactions(config, session.query(&create)).await;
+            created.ok_or_else(|| waits_for_primary(config, "a temporary slot"))??
+        } else {
+            session.query(&create).await?
+        };
         let [_, Some(position), Some(snapshot), ..] = &created[..] else {
             return Err(SourceError::definite(
                 "DR-1040",
@@ -51,26 +56,41 @@ impl DatabaseCut {
                 "report it with the server's version",
             ));
         };
-        let position = parse_lsn(position)?;
+        Ok(Self {
+            position: parse_lsn(position)?,
+            snapshot: snapshot.clone(),
+            _session: session,
+        })
+    }
+}
+
+/// Holds the snapshot as long as it lives.
+pub struct DatabaseCut {
+    point: ConsistentPoint,
+    reader: Catalog,
+}
+
+impl DatabaseCut {
+    /// # Errors
+    /// The server cannot be reached or has no slot left, or a standby's primary does not tell in time what runs.
+    pub async fn take(config: &PostgresConfig) -> Result<Self, SourceError> {
+        let config = &reach(config).await?;
+        let point = ConsistentPoint::find(config).await?;
         let reader = Catalog::connect(config).await?;
         reader
             .client()
             .batch_execute(&format!(
                 "begin isolation level repeatable read read only; set transaction snapshot {}",
-                super::sql::literal(snapshot)
+                super::sql::literal(&point.snapshot)
             ))
             .await?;
-        Ok(Self {
-            _session: session,
-            reader,
-            position,
-        })
+        Ok(Self { point, reader })
     }
 
     /// Every commit that ends at or before it is seen, and no other.
     #[must_use]
     pub fn position(&self) -> Lsn {
-        self.position
+        self.point.position
     }
 
     /// The planner's estimate of a table's rows.

@@ -42,6 +42,10 @@ impl Identity {
         Bytes::from(format!("postgres {system} {database}{lineage}"))
     }
 
+    pub(super) fn timeline(&self) -> Option<u32> {
+        self.lineage.map(|lineage| lineage.timeline)
+    }
+
     /// `None` if it is of a form that this build does not know.
     #[must_use]
     pub fn decode(stored: &[u8]) -> Option<Self> {

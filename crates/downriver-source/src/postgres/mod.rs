@@ -18,6 +18,7 @@ pub mod setup;
 pub mod slot;
 pub mod snapshot;
 mod sql;
+pub mod standby;
 mod transport;
 mod visible;
 

@@ -184,14 +184,12 @@ pub(super) async fn prepare(
         )
         .await?;
     let Some(found) = found else {
-        let names: Vec<String> = captured.map(name).collect();
-        let tables = if names.is_empty() {
-            String::new()
-        } else {
-            format!(" for table only {}", names.join(", only "))
-        };
+        let create = creation(config, captured.map(name).collect());
+        if catalog.is_standby().await? {
+            return Err(missing_on_standby(config, &create));
+        }
         let create = format!(
-            "begin; create publication {publication}{tables} with (publish_via_partition_root = true); comment on publication {publication} is {}; commit",
+            "begin; {create}; comment on publication {publication} is {}; commit",
             literal(MARK)
         );
         client.batch_execute(&create).await?;
@@ -209,7 +207,7 @@ pub(super) async fn prepare(
         })
         .map(name)
         .collect();
-    if missing.is_empty() || !is_ours(catalog, config).await? {
+    if missing.is_empty() || !is_ours(catalog, config).await? || catalog.is_standby().await? {
         return Ok(false);
     }
     let add = format!(
@@ -218,6 +216,31 @@ pub(super) async fn prepare(
     );
     client.batch_execute(&add).await?;
     Ok(true)
+}
+
+/// The statement that makes it with these tables.
+pub(super) fn creation(config: &PostgresConfig, tables: Vec<String>) -> String {
+    let of = if tables.is_empty() {
+        String::new()
+    } else {
+        format!(" for table only {}", tables.join(", only "))
+    };
+    format!(
+        "create publication {}{of} with (publish_via_partition_root = true)",
+        identifier(&config.publication)
+    )
+}
+
+/// Goes on by itself when it was made on the primary and has come to the standby.
+pub(super) fn missing_on_standby(config: &PostgresConfig, create: &str) -> SourceError {
+    SourceError::transient(
+        "DR-1015",
+        format!(
+            "publication {:?} is missing, and nothing can be made on a standby",
+            config.publication
+        ),
+        format!("on the primary: {create}; it is then found by itself"),
+    )
 }
 
 /// Goes on by itself when it is mended: what was left out is then read again.

@@ -21,6 +21,7 @@ use super::publication::{self, PublicationId, Seen};
 use super::replication::Session;
 use super::slot;
 use super::sql::identifier;
+use super::standby::{Role, check_role};
 use crate::error::SourceError;
 
 /// What a log has of a source.
@@ -36,7 +37,10 @@ pub struct Captured {
 pub struct Prepared {
     /// Where the slot stands: streaming can start at it or later.
     pub position: Lsn,
+    /// It was made just now, after the publication: everything that ran before is over at the position.
+    pub is_slot_new: bool,
     pub identity: Identity,
+    pub is_standby: bool,
     pub publication: PublicationId,
     pub tables: Vec<SourceTable>,
 }
@@ -51,27 +55,32 @@ pub async fn prepare(
     captured: Option<&Captured>,
 ) -> Result<Prepared, SourceError> {
     let catalog = Catalog::connect(config).await?;
-    let server = check_server(&catalog, session, captured).await?;
+    let (server, role) = check_server(&catalog, session, captured).await?;
     let mut position = None;
     if let Some(captured) = captured {
         // Before anything is made: a hole is left as it is.
-        check_timeline(session, &server, captured).await?;
+        check_timeline(session, &server, role, captured).await?;
         check_publication(&catalog, config, captured).await?;
-        position = Some(prepare_slot(&catalog, config, Some(captured)).await?);
+        position = Some(prepare_slot(&catalog, config, Some(captured)).await?.at);
     } else if slot::find(&catalog, config).await?.is_none() {
         slot::check_room(&catalog).await?;
     }
     let (mut tables, seen) = publish(&catalog, config, captured).await?;
     place(&catalog, &mut tables, &seen, captured).await?;
     let publication = publication::id(&catalog, config).await?;
-    let position = match position {
-        Some(position) => position,
-        None => prepare_slot(&catalog, config, None).await?,
+    let (position, is_slot_new) = match position {
+        Some(position) => (position, false),
+        None => {
+            let slot = prepare_slot(&catalog, config, None).await?;
+            (slot.at, slot.is_new)
+        }
     };
     let identity = identity(&catalog, server, publication).await?;
     Ok(Prepared {
         position,
+        is_slot_new,
         identity,
+        is_standby: role == Role::Standby,
         publication,
         tables,
     })
@@ -87,7 +96,7 @@ pub async fn repair(
     captured: Option<&Captured>,
 ) -> Result<Prepared, SourceError> {
     let catalog = Catalog::connect(config).await?;
-    let server = check_server(&catalog, session, captured).await?;
+    let (server, role) = check_server(&catalog, session, captured).await?;
     match slot::find(&catalog, config).await? {
         Some(found) => {
             found.check_kind(config)?;
@@ -105,7 +114,9 @@ pub async fn repair(
     place(&catalog, &mut tables, &seen, captured).await?;
     Ok(Prepared {
         position,
+        is_slot_new: true,
         identity: identity(&catalog, server, publication).await?,
+        is_standby: role == Role::Standby,
         publication,
         tables,
     })
@@ -156,7 +167,7 @@ async fn check_server(
     catalog: &Catalog,
     session: &mut Session,
     captured: Option<&Captured>,
-) -> Result<Server, SourceError> {
+) -> Result<(Server, Role), SourceError> {
     let server = identify(session).await?;
     let (system, database) = catalog.system_and_database().await?;
     if system != server.system {
@@ -178,9 +189,9 @@ async fn check_server(
             "point the source back at the original database, or delete the source and apply it under a new name",
         ));
     }
-    check_primary(catalog).await?;
+    let role = check_role(catalog).await?;
     check_wal_level(catalog).await?;
-    Ok(server)
+    Ok((server, role))
 }
 
 async fn identity(
@@ -205,6 +216,7 @@ async fn identity(
 async fn check_timeline(
     session: &mut Session,
     server: &Server,
+    role: Role,
     captured: &Captured,
 ) -> Result<(), SourceError> {
     let Some(known) = captured.identity.lineage else {
@@ -214,7 +226,8 @@ async fn check_timeline(
     let (before, now) = (known.timeline, server.timeline);
     let position = captured.position;
     if before == now {
-        if position <= server.flushed {
+        // A standby comes to where it was by itself.
+        if role == Role::Standby || position <= server.flushed {
             return Ok(());
         }
         let end = server.flushed;
@@ -256,24 +269,6 @@ async fn check_publication(
     }
 }
 
-/// A standby is refused: it shows neither which transactions run on its primary nor, at once, what they committed.
-pub(super) async fn check_primary(catalog: &Catalog) -> Result<(), SourceError> {
-    let query = "select pg_is_in_recovery()";
-    if !catalog
-        .client()
-        .query_one(query, &[])
-        .await?
-        .get::<_, bool>(0)
-    {
-        return Ok(());
-    }
-    Err(SourceError::transient(
-        "DR-1014",
-        "the server is a standby, and only a primary is captured",
-        "name the primary in the url, or every server of the cluster: postgres://user@one:5432,two:5432/database",
-    ))
-}
-
 pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError> {
     let row = catalog
         .client()
@@ -295,14 +290,22 @@ pub(super) async fn check_wal_level(catalog: &Catalog) -> Result<(), SourceError
     ))
 }
 
+struct Slot {
+    at: Lsn,
+    is_new: bool,
+}
+
 async fn prepare_slot(
     catalog: &Catalog,
     config: &PostgresConfig,
     captured: Option<&Captured>,
-) -> Result<Lsn, SourceError> {
+) -> Result<Slot, SourceError> {
     let Some(found) = slot::find(catalog, config).await? else {
         return match captured {
-            None => slot::create(catalog, config).await,
+            None => Ok(Slot {
+                at: slot::create(catalog, config).await?,
+                is_new: true,
+            }),
             Some(_) => Err(hole(catalog, config, captured, "is missing", None).await?),
         };
     };
@@ -319,7 +322,10 @@ async fn prepare_slot(
         return Err(hole(catalog, config, captured, &what, None).await?);
     }
     slot::take_over(catalog, config).await?;
-    Ok(confirmed)
+    Ok(Slot {
+        at: confirmed,
+        is_new: false,
+    })
 }
 
 async fn hole(
@@ -352,10 +358,18 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
     if slot::find(&catalog, config).await?.is_some() {
         owned.push(format!("replication slot {}", config.slot));
     }
-    if publication::is_ours(&catalog, config).await? {
+    if drops_publication(&catalog, config).await? {
         owned.push(format!("publication {}", config.publication));
     }
     Ok(owned)
+}
+
+/// On a standby nothing but a slot can be dropped.
+async fn drops_publication(
+    catalog: &Catalog,
+    config: &PostgresConfig,
+) -> Result<bool, SourceError> {
+    Ok(publication::is_ours(catalog, config).await? && !catalog.is_standby().await?)
 }
 
 /// Drops what [`owned`] lists. The slot's stream must have been closed: the server is given the time to
@@ -366,7 +380,7 @@ pub async fn owned(config: &PostgresConfig) -> Result<Vec<String>, SourceError> 
 pub async fn drop_owned(config: &PostgresConfig) -> Result<(), SourceError> {
     let catalog = Catalog::connect(config).await?;
     slot::drop(&catalog, config).await?;
-    if publication::is_ours(&catalog, config).await? {
+    if drops_publication(&catalog, config).await? {
         catalog
             .client()
             .batch_execute(&format!(

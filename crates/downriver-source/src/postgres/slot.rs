@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 use super::catalog::{Catalog, parse_lsn};
 use super::config::PostgresConfig;
 use super::sql::{APPLICATION, literal};
+use super::standby::{waits_for_primary, with_running_transactions};
 use crate::error::SourceError;
 
 /// How long the server may take to notice that a slot's reader is gone, before it is told, and in all.
@@ -134,6 +135,8 @@ pub(super) struct Found {
     pub(super) state: SlotState,
     plugin: Option<String>,
     database: Option<String>,
+    /// Kept by the standby for the time after a failover, and not to be read before.
+    is_copy: bool,
     /// `None`: it is being made.
     pub(super) confirmed: Option<Lsn>,
 }
@@ -152,7 +155,8 @@ pub(super) async fn find(
                to_jsonb(s) ->> 'invalidation_reason', (to_jsonb(s) ->> 'conflicting')::bool,
                extract(epoch from clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8,
                (select setting::int8 from pg_settings where name = 'idle_replication_slot_timeout'),
-               (select unit from pg_settings where name = 'idle_replication_slot_timeout')
+               (select unit from pg_settings where name = 'idle_replication_slot_timeout'),
+               pg_is_in_recovery() and coalesce((to_jsonb(s) ->> 'synced')::bool, false)
           from pg_replication_slots s where slot_name = $1";
     let found = catalog.client().query_opt(query, &[&config.slot]).await?;
     let Some(row) = found else { return Ok(None) };
@@ -170,6 +174,7 @@ pub(super) async fn find(
     Ok(Some(Found {
         plugin: row.get(0),
         database: row.get(1),
+        is_copy: row.get(13),
         confirmed: confirmed.map(parse_lsn).transpose()?,
         state: SlotState {
             wal_status: row.get(3),
@@ -201,6 +206,16 @@ pub async fn state(
 impl Found {
     /// Refuses a slot that is something else's.
     pub(super) fn check_kind(&self, config: &PostgresConfig) -> Result<(), SourceError> {
+        if self.is_copy {
+            return Err(SourceError::definite(
+                "DR-1024",
+                format!(
+                    "replication slot {:?} is the standby's copy of its primary's, which nobody can read before a failover",
+                    config.slot
+                ),
+                "name another slot in the source (postgres.slot)",
+            ));
+        }
         if self.plugin.as_deref() == Some("pgoutput")
             && self.database.as_deref() == Some(&config.database)
         {
@@ -237,7 +252,8 @@ pub(super) async fn create(catalog: &Catalog, config: &PostgresConfig) -> Result
         .query_one("select current_setting('server_version_num')::int4", &[])
         .await?
         .get(0);
-    let more = if config.failover && version >= FAILOVER_SINCE {
+    let is_standby = catalog.is_standby().await?;
+    let more = if config.failover && !is_standby && version >= FAILOVER_SINCE {
         ", failover => true"
     } else {
         ""
@@ -248,12 +264,22 @@ pub(super) async fn create(catalog: &Catalog, config: &PostgresConfig) -> Result
         "select lsn::text from pg_create_logical_replication_slot({}, 'pgoutput'{more})",
         literal(&config.slot)
     );
-    let created = client.query_one(&query, &[]).await;
+    let creating = client.query_one(&query, &[]);
+    let too_long = || waits_for_primary(config, &format!("replication slot {:?}", config.slot));
+    let created = if is_standby {
+        let created = with_running_transactions(config, creating).await;
+        created.ok_or_else(too_long)?
+    } else {
+        creating.await
+    };
     let unlimited = client.batch_execute("set statement_timeout = 0").await;
     match created {
         Ok(row) => {
             unlimited?;
             parse_lsn(row.get(0))
+        }
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) && is_standby => {
+            Err(too_long())
         }
         Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
             Err(waits_for_transactions(catalog, config).await?)

@@ -4,6 +4,8 @@
 //! After it ended, `high` is where the server writes: every transaction visible in S was logged before.
 //! The table is locked against changes of its shape before S is taken, and looked up in S: names alone do not tell a
 //! column from another that got its name since.
+//! On a standby it is known from before S up to where S sees everything at least, and a table without a key, for which
+//! it has to be known exactly, is read through what a slot exports at its consistent point.
 //! Chunks are ranges of the table's key; bounds are compared by the server only, in the key's own collation.
 
 use std::collections::HashSet;
@@ -20,6 +22,7 @@ use tokio_postgres::error::SqlState;
 
 use super::catalog::{Catalog, SourceTable};
 use super::config::PostgresConfig;
+use super::cut::DatabaseCut;
 use super::extent::Extent;
 use super::rules::ColumnRules;
 use super::sql::{identifier, literal, qualified};
@@ -70,6 +73,26 @@ impl PgSnapshot {
     }
 }
 
+/// Which transactions a chunk's rows contain for sure.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// Those that the snapshot sees, and no other.
+    In(PgSnapshot),
+    /// Of a standby: those whose commit ends here or before.
+    UpTo(Lsn),
+}
+
+impl Seen {
+    /// Whether a transaction that the stream brought is one of them; `end`: where its commit ends.
+    #[must_use]
+    pub fn has(&self, xid: u32, end: Option<Lsn>) -> bool {
+        match self {
+            Self::In(snapshot) => snapshot.sees(xid),
+            Self::UpTo(position) => end.is_some_and(|end| end <= *position),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct ChunkRequest {
     /// Where the chunk starts, as an earlier chunk gave it; `None`: at the table's start.
@@ -81,7 +104,7 @@ pub struct ChunkRequest {
 
 #[derive(Clone, Debug)]
 pub struct Chunk {
-    pub snapshot: PgSnapshot,
+    pub seen: Seen,
     pub high: Lsn,
     /// Where the next chunk starts; `None` after the last.
     pub next: Option<Bytes>,
@@ -221,6 +244,10 @@ impl SnapshotSession {
             self.find_operators(schema.id).await?;
             self.key_types = Some((schema.id, self.read_key_types(schema).await?));
         }
+        let replayed = self.catalog.replayed().await?;
+        if replayed.is_some() && schema.is_bag() {
+            return self.read_bag_of_standby(schema, row).await;
+        }
         self.client()
             .batch_execute("begin isolation level repeatable read read only")
             .await?;
@@ -229,17 +256,52 @@ impl SnapshotSession {
         let read = read?;
         ended?;
         let Some((snapshot, next)) = read else {
-            self.key_types = None;
-            let now = self.catalog.table(schema.id).await?.map(Box::new);
-            let high = self.catalog.current_position().await?;
-            return Ok(ChunkRead::Reshaped(Reshaped { now, high }));
+            return self.reshaped(schema).await;
         };
-        let high = self.catalog.current_position().await?;
         Ok(ChunkRead::Rows(Chunk {
-            snapshot,
-            high,
+            seen: replayed.map_or(Seen::In(snapshot), Seen::UpTo),
+            high: self.catalog.passed_position().await?,
             next,
         }))
+    }
+
+    async fn reshaped(&mut self, schema: &TableSchema) -> Result<ChunkRead, SourceError> {
+        self.key_types = None;
+        let now = self.catalog.table(schema.id).await?.map(Box::new);
+        let high = self.catalog.passed_position().await?;
+        Ok(ChunkRead::Reshaped(Reshaped { now, high }))
+    }
+
+    /// Reads a table without a key exactly as of one position: a change that was taken for unseen and is not would
+    /// come twice. Its shape is kept by a lock from before that position on.
+    async fn read_bag_of_standby(
+        &mut self,
+        schema: &TableSchema,
+        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
+    ) -> Result<ChunkRead, SourceError> {
+        self.client()
+            .batch_execute("begin isolation level read committed read only")
+            .await?;
+        let read = async {
+            if !self.lock_shape(schema).await? {
+                return Ok(None);
+            }
+            let cut = DatabaseCut::take(self.catalog.config()).await?;
+            cut.read(schema, row).await?;
+            Ok::<_, SourceError>(Some(cut.position()))
+        };
+        let read = read.await;
+        let ended = self.client().batch_execute("commit").await;
+        let read = read?;
+        ended?;
+        match read {
+            Some(position) => Ok(ChunkRead::Rows(Chunk {
+                seen: Seen::UpTo(position),
+                high: position,
+                next: None,
+            })),
+            None => self.reshaped(schema).await,
+        }
     }
 
     /// Keeps the table's shape until the transaction ends. Whether it is the one that is to be read.

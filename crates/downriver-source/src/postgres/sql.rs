@@ -37,12 +37,12 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<Client, SourceErr
 }
 
 /// The one server that all sessions of a task come to: of several the first that can be reached and is wanted, as
-/// libpq finds it.
+/// libpq finds it. Among standbys one that has the source's slot comes before others: only there it can go on.
 ///
 /// # Errors
 /// None can be reached, or one refuses.
 pub async fn reach(config: &PostgresConfig) -> Result<PostgresConfig, SourceError> {
-    if config.others.is_empty() && config.target == Target::Any {
+    if config.others.is_empty() && matches!(config.target, Target::Unsaid | Target::Any) {
         return Ok(config.clone());
     }
     Ok(find(config).await?.0)
@@ -50,6 +50,8 @@ pub async fn reach(config: &PostgresConfig) -> Result<PostgresConfig, SourceErro
 
 async fn find(config: &PostgresConfig) -> Result<(PostgresConfig, Client), SourceError> {
     let mut failures = Vec::new();
+    // The best one that may not have to do: a standby comes before the primary.
+    let mut fallback: Option<(bool, PostgresConfig, Client)> = None;
     for server in config.servers() {
         let client = match open(&server, &PINNED).await {
             Ok(client) => client,
@@ -59,26 +61,57 @@ async fn find(config: &PostgresConfig) -> Result<(PostgresConfig, Client), Sourc
                 continue;
             }
         };
-        let is_wanted = match config.target {
-            Target::Any => true,
-            Target::Primary => {
-                let query = "select not pg_is_in_recovery()";
-                client.query_one(query, &[]).await?.get(0)
-            }
-        };
-        if is_wanted {
+        if matches!(config.target, Target::Unsaid | Target::Any) {
             return Ok((server, client));
         }
-        failures.push(format!("{}:{} is a standby", server.host, server.port));
+        let query = "select pg_is_in_recovery(),
+                            exists(select from pg_replication_slots s where slot_name = $1
+                                    and not (pg_is_in_recovery() and coalesce((to_jsonb(s) ->> 'synced')::bool, false)))";
+        let row = client.query_one(query, &[&config.slot]).await?;
+        let (is_standby, has_slot): (bool, bool) = (row.get(0), row.get(1));
+        let is_wanted = match config.target {
+            Target::Primary => !is_standby,
+            Target::Standby => is_standby,
+            Target::Unsaid | Target::Any | Target::PreferStandby => true,
+        };
+        if !is_wanted {
+            let is = if is_standby {
+                "a standby"
+            } else {
+                "the primary"
+            };
+            failures.push(format!("{}:{} is {is}", server.host, server.port));
+            continue;
+        }
+        if config.target == Target::Primary || has_slot || config.others.is_empty() {
+            return Ok((server, client));
+        }
+        if fallback
+            .as_ref()
+            .is_none_or(|(was_standby, ..)| is_standby && !was_standby)
+        {
+            fallback = Some((is_standby, server, client));
+        }
     }
+    if let Some((_, server, client)) = fallback {
+        return Ok((server, client));
+    }
+    let wanted = if config.target == Target::Standby {
+        "a standby"
+    } else {
+        "the primary"
+    };
     Err(SourceError::transient(
         "DR-1002",
         format!("no server of the url can be used: {}", failures.join("; ")),
-        "let the url name the primary, and see that it runs; capture goes on by itself",
+        format!("let the url name {wanted}, and see that it runs; capture goes on by itself"),
     ))
 }
 
-async fn open(config: &PostgresConfig, pinned: &[(&str, &str)]) -> Result<Client, SourceError> {
+pub(super) async fn open(
+    config: &PostgresConfig,
+    pinned: &[(&str, &str)],
+) -> Result<Client, SourceError> {
     let stream = transport::connect(config).await?;
     let options: Vec<String> = pinned
         .iter()

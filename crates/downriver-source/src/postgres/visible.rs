@@ -19,7 +19,8 @@ impl Catalog {
     /// # Errors
     /// The query failed.
     pub async fn until_visible(&self, xid: u32) -> Result<(), SourceError> {
-        while !PgSnapshot::current(self.client()).await?.sees(xid) {
+        // A standby sends nothing before it shows it.
+        while !self.is_standby().await? && !PgSnapshot::current(self.client()).await?.sees(xid) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())

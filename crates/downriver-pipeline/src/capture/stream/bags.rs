@@ -18,10 +18,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::block::{Block, OldImage, RowGroup, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, Presence, TableId, TableSchema, pb};
+use downriver_event::{BlockBuilder, EncodedBlock, Lsn, Presence, TableId, TableSchema, pb};
 use downriver_log::ChunkDone;
 
 use super::super::CaptureError;
+use super::super::merge::end_of;
 use super::super::shelf::{Shelf, Shelved};
 use super::super::snapshot::{self, HeldChunk};
 use super::Run;
@@ -29,16 +30,28 @@ use super::Run;
 /// Bytes that are put into the log between two looks at what else there is.
 const PART_BYTES: usize = 4 << 20;
 
-/// What the stream brought of the tables without a key whose snapshot runs: the blocks that have something of them.
+/// What the stream brought of the tables without a key whose snapshot runs.
 #[derive(Debug, Default)]
-pub(super) struct SetAside(HashMap<TableId, Shelf>);
+pub(super) struct SetAside(HashMap<TableId, Aside>);
+
+/// The blocks that have something of a table.
+#[derive(Debug)]
+pub(super) struct Aside {
+    shelf: Shelf,
+    /// Where the commits of transactions end that began in an earlier block.
+    ends: HashMap<u32, Lsn>,
+}
 
 impl SetAside {
     pub(super) fn track(&mut self, table: TableId, shelf: Shelf) {
-        self.0.insert(table, shelf);
+        let aside = Aside {
+            shelf,
+            ends: HashMap::new(),
+        };
+        self.0.insert(table, aside);
     }
 
-    pub(super) fn forget(&mut self, table: TableId) -> Option<Shelf> {
+    pub(super) fn forget(&mut self, table: TableId) -> Option<Aside> {
         self.0.remove(&table)
     }
 
@@ -47,10 +60,16 @@ impl SetAside {
     }
 
     pub(super) fn observe(&mut self, encoded: &EncodedBlock, block: &Block) -> std::io::Result<()> {
-        for (table, shelf) in &mut self.0 {
+        let transactions = block.transactions.iter();
+        let began_before = transactions.filter(|transaction| transaction.events_before > 0);
+        let ends: Vec<(u32, Lsn)> = began_before
+            .filter_map(|transaction| Some((transaction.id.parse().ok()?, end_of(transaction)?)))
+            .collect();
+        for (table, aside) in &mut self.0 {
             if block.groups.iter().any(|group| group.table == *table) || truncates(block, *table) {
-                shelf.push(encoded)?;
+                aside.shelf.push(encoded)?;
             }
+            aside.ends.extend(ends.iter().copied());
         }
         Ok(())
     }
@@ -67,6 +86,8 @@ pub(super) struct Joining {
     chunk: HeldChunk,
     rows: Shelved,
     changes: Shelved,
+    /// Where the commits of changes end that are in several blocks.
+    ends: HashMap<u32, Lsn>,
     /// Events that are in the log for the second time.
     again: u64,
 }
@@ -81,7 +102,8 @@ impl Run<'_> {
             return Ok(());
         };
         let rows = rows.take().map_err(|error| self.shelf_failed(error))?;
-        let changes = changes.take().map_err(|error| self.shelf_failed(error))?;
+        let Aside { shelf, ends } = changes;
+        let changes = shelf.take().map_err(|error| self.shelf_failed(error))?;
         let start = pb::SnapshotStart {
             table_id: table.0,
             generation: chunk.generation,
@@ -91,6 +113,7 @@ impl Run<'_> {
             chunk,
             rows,
             changes,
+            ends,
             again: 0,
         });
         Ok(())
@@ -116,10 +139,12 @@ impl Run<'_> {
             };
             bytes += block.frame.len();
             let block = Block::decode(&block.frame).expect("it was encoded here");
-            let HeldChunk {
-                schema, snapshot, ..
-            } = &joining.chunk;
-            let unseen = unseen(&block, schema, |xid| snapshot.sees(xid));
+            let HeldChunk { schema, seen, .. } = &joining.chunk;
+            let unseen = unseen(&block, schema, |transaction| {
+                let xid = transaction.id.parse().unwrap_or_default();
+                let end = end_of(transaction).or_else(|| joining.ends.get(&xid).copied());
+                seen.has(xid, end)
+            });
             let unseen =
                 unseen.map_err(|OtherShape| CaptureError::SchemaMoved(schema.qualified_name()))?;
             if let Some(block) = unseen {
@@ -197,12 +222,9 @@ enum Change<'a> {
 fn unseen(
     block: &Block,
     schema: &Arc<TableSchema>,
-    sees: impl Fn(u32) -> bool,
+    sees: impl Fn(&pb::Transaction) -> bool,
 ) -> Result<Option<EncodedBlock>, OtherShape> {
-    let is_seen = |event: u32| {
-        let transaction = &block.transactions[block.transaction_of(event)];
-        sees(transaction.id.parse().unwrap_or_default())
-    };
+    let is_seen = |event: u32| sees(&block.transactions[block.transaction_of(event)]);
     let mut changes: Vec<(u32, Change<'_>)> = Vec::new();
     for group in block.groups.iter().filter(|group| group.table == schema.id) {
         for (row, (op, image, at_new, at_old)) in group.images().enumerate() {
@@ -375,7 +397,9 @@ mod tests {
             out.commit_unplaced();
         }
         let block = Block::decode(&out.cut().unwrap().frame).unwrap();
-        let again = unseen(&block, &bag, |xid| xid == 3).unwrap().unwrap();
+        let again = unseen(&block, &bag, |transaction| transaction.id == "3")
+            .unwrap()
+            .unwrap();
         let again = Block::decode(&again.frame).unwrap();
         let of = |xid: i32| {
             format!("{xid} None>Some({xid}) truncate [7] Some(1)>Some({xid}) Some({xid})>None")

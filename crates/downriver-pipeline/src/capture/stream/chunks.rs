@@ -126,18 +126,14 @@ impl Run<'_> {
         if chunk.schema.is_bag() {
             return self.begin_joining(chunk);
         }
-        let newer = self
-            .recent
-            .newer_than(table, |xid| chunk.snapshot.sees(xid));
+        let newer = self.recent.newer_than(table, &chunk.seen);
         for block in newer.resolve(std::mem::take(&mut chunk.blocks), &chunk.schema) {
             self.outbox.commit(Some(block), None)?;
         }
         {
             let begun = self.begun.lock().expect("no holder panics");
-            self.recent.forget_visible(
-                |table| !begun.contains(&table),
-                |xid| chunk.snapshot.sees(xid),
-            );
+            self.recent
+                .forget_visible(|table| !begun.contains(&table), &chunk.seen);
         }
         let Some(progress) = self.snapshots.get_mut(&table) else {
             return Ok(());

@@ -6,8 +6,10 @@ use super::Finding;
 use crate::error::SourceError;
 use crate::postgres::catalog::{Catalog, SourceTable};
 use crate::postgres::config::PostgresConfig;
-use crate::postgres::publication::{is_ours, leaves_changes_out, not_published};
-use crate::postgres::sql::identifier;
+use crate::postgres::publication::{
+    creation, is_ours, leaves_changes_out, missing_on_standby, not_published,
+};
+use crate::postgres::sql::{identifier, qualified};
 
 /// What is to be done to the publication for a table that is not in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +34,17 @@ pub(super) async fn look(
             &[&config.publication],
         )
         .await?;
+    let is_standby = catalog.is_standby().await?;
     let Some(found) = found else {
+        if is_standby {
+            let captured = tables.iter().filter(|table| table.problem.is_none());
+            let names = captured
+                .map(|table| qualified(&table.schema.namespace, &table.schema.name))
+                .collect();
+            let problem = missing_on_standby(config, &creation(config, names)).problem();
+            findings.push(Finding::error("publication", problem));
+            return Ok(Published::ByOthers);
+        }
         findings.push(may_make(catalog, config).await?);
         return Ok(Published::ByUs);
     };
@@ -46,7 +58,7 @@ pub(super) async fn look(
         table.problem.is_none() && seen.is_none_or(|seen| seen.outline.is_none())
     };
     let missing: Vec<&SourceTable> = tables.iter().filter(missing).collect();
-    if !is_ours(catalog, config).await? {
+    if is_standby || !is_ours(catalog, config).await? {
         // Others are captured: these are refused.
         findings.extend(missing.into_iter().map(|table| {
             let problem = not_published(&table.schema, config);

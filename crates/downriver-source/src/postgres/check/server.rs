@@ -6,16 +6,24 @@ use super::Finding;
 use crate::error::SourceError;
 use crate::postgres::catalog::Catalog;
 use crate::postgres::config::PostgresConfig;
-use crate::postgres::setup::{check_primary, check_wal_level};
+use crate::postgres::setup::check_wal_level;
 use crate::postgres::slot;
 use crate::postgres::sql::identifier;
+use crate::postgres::standby::{Role, check_role};
 
 pub(super) async fn look(
     catalog: &Catalog,
     config: &PostgresConfig,
     findings: &mut Vec<Finding>,
 ) -> Result<(), SourceError> {
-    findings.push(Finding::of("primary", check_primary(catalog).await));
+    match check_role(catalog).await {
+        Ok(Role::Primary) => findings.push(Finding::ok("primary")),
+        Ok(Role::Standby) => {
+            findings.push(Finding::ok("standby"));
+            findings.push(feedback(catalog).await?);
+        }
+        Err(error) => findings.push(Finding::error("primary", error.problem())),
+    }
     findings.push(Finding::of("wal_level", check_wal_level(catalog).await));
     findings.push(may_stream(catalog, config).await?);
     let (slot, is_read) = match slot::find(catalog, config).await? {
@@ -27,6 +35,20 @@ pub(super) async fn look(
         findings.push(walsenders(catalog).await?);
     }
     Ok(())
+}
+
+/// Without it the primary removes catalog rows that the slot needs.
+async fn feedback(catalog: &Catalog) -> Result<Finding, SourceError> {
+    let query = "select current_setting('hot_standby_feedback')::bool";
+    if catalog.client().query_one(query, &[]).await?.get(0) {
+        return Ok(Finding::ok("hot_standby_feedback"));
+    }
+    let problem = Problem::new(
+        "DR-1016",
+        "hot_standby_feedback is off: what the primary vacuums may invalidate the slot, which makes a hole, and end reads of the snapshot",
+        "on the standby: alter system set hot_standby_feedback = on; select pg_reload_conf(); and let it stream through a physical slot (primary_slot_name)",
+    );
+    Ok(Finding::warning("hot_standby_feedback", problem))
 }
 
 async fn may_stream(catalog: &Catalog, config: &PostgresConfig) -> Result<Finding, SourceError> {
