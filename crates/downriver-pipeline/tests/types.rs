@@ -17,8 +17,8 @@ use downriver_pipeline::capture::CaptureConfig;
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::snapshot::{ChunkRequest, SnapshotSession};
 use downriver_testkit::host;
-use downriver_testkit::postgres::{Options, Postgres};
-use downriver_testkit::types::{CASES, Case, PREPARE};
+use downriver_testkit::postgres::{Options, Postgres, Version};
+use downriver_testkit::types::{CASES, Case, PREPARE, VECTOR_CASES};
 use log::LoggedTable;
 
 /// Added to the id of a row that the stream brings.
@@ -29,9 +29,9 @@ fn values(case: &Case) -> impl Iterator<Item = String> {
     all.map(|value| format!("$q${value}$q$"))
 }
 
-fn tables() -> String {
+fn tables(cases: &[Case]) -> String {
     let mut sql = String::new();
-    for (at, case) in CASES.iter().enumerate() {
+    for (at, case) in cases.iter().enumerate() {
         let ty = case.ty;
         let array = if case.has_array() {
             format!(", a {ty}[]")
@@ -56,9 +56,9 @@ fn tables() -> String {
 }
 
 /// The same rows before the snapshot and, with other ids, after it.
-fn rows(first_id: i64) -> String {
+fn rows(cases: &[Case], first_id: i64) -> String {
     let mut sql = String::new();
-    for (at, case) in CASES.iter().enumerate() {
+    for (at, case) in cases.iter().enumerate() {
         let ty = case.ty;
         for (id, value) in (first_id..).zip(values(case)) {
             let array = if case.has_array() {
@@ -216,7 +216,12 @@ fn assert_elements(case: &Case, table: &LoggedTable) {
     }
 }
 
-async fn assert_printed(client: &tokio_postgres::Client, at: usize, table: &LoggedTable) -> usize {
+async fn assert_printed(
+    client: &tokio_postgres::Client,
+    at: usize,
+    case: &Case,
+    table: &LoggedTable,
+) -> usize {
     let v = table.place("v");
     let ty = &table.schema.columns[v].ty;
     let Some(expression) = printed(ty) else {
@@ -237,7 +242,7 @@ async fn assert_printed(client: &tokio_postgres::Client, at: usize, table: &Logg
         assert!(
             is_what_postgres_prints(ty, cell, printed),
             "{}: {cell:?} is not {printed:?}",
-            CASES[at].ty
+            case.ty
         );
         compared += 1;
     }
@@ -302,17 +307,34 @@ async fn assert_keys(config: &CaptureConfig, case: &Case, table: &LoggedTable, r
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
-    let folder = tempfile::tempdir().unwrap();
     let postgres = Postgres::start().await.unwrap();
+    let compared = every_image_is_the_same(&postgres, PREPARE, CASES).await;
+    assert!(compared > 300, "{compared} values were compared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_types_of_pgvector_are_the_same_in_every_image_and_as_postgresql_prints_them() {
+    let postgres = Postgres::start_with(Options {
+        version: Version::WithVector,
+        ..Options::default()
+    });
+    let prepare = "create extension vector";
+    let compared = every_image_is_the_same(&postgres.await.unwrap(), prepare, VECTOR_CASES).await;
+    assert!(compared > 10, "{compared} values were compared");
+}
+
+/// How many values were compared with what PostgreSQL prints.
+async fn every_image_is_the_same(postgres: &Postgres, prepare: &str, cases: &[Case]) -> usize {
+    let folder = tempfile::tempdir().unwrap();
     postgres
         .execute("grant create on database shop to cdc; grant create on schema public to cdc")
         .await
         .unwrap();
-    postgres.execute(PREPARE).await.unwrap();
-    postgres.execute(&tables()).await.unwrap();
-    postgres.execute(&rows(0)).await.unwrap();
+    postgres.execute(prepare).await.unwrap();
+    postgres.execute(&tables(cases)).await.unwrap();
+    postgres.execute(&rows(cases, 0)).await.unwrap();
     let (mut keys, mut touch_keys) = (String::new(), String::new());
-    for (at, case) in CASES.iter().enumerate().filter(|(_, case)| case.key) {
+    for (at, case) in cases.iter().enumerate().filter(|(_, case)| case.key) {
         for value in values(case) {
             writeln!(keys, "insert into k{at} (v) values ({value});").unwrap();
         }
@@ -328,22 +350,22 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
         )
         .await
         .unwrap();
-    let mut config = config(&postgres, folder.path());
+    let mut config = config(postgres, folder.path());
     config.snapshot.chunk_rows = 2;
     let node = node(folder.path()).await;
     let capture = Capture::start(&config, &node);
     capture.caught_up(&config).await;
 
-    postgres.execute(&rows(STREAMED)).await.unwrap();
+    postgres.execute(&rows(cases, STREAMED)).await.unwrap();
     let (mut update, mut delete) = (String::new(), String::new());
-    for at in 0..CASES.len() {
+    for at in 0..cases.len() {
         writeln!(update, "update t{at} set v = v;").unwrap();
         writeln!(delete, "delete from t{at} where id < {STREAMED};").unwrap();
     }
     postgres.execute(&update).await.unwrap();
     postgres.execute(&delete).await.unwrap();
     let mut key_rows = BTreeMap::new();
-    for (at, _) in CASES.iter().enumerate().filter(|(_, case)| case.key) {
+    for (at, _) in cases.iter().enumerate().filter(|(_, case)| case.key) {
         let rows = postgres
             .number(&format!("select count(*) from k{at}"))
             .await;
@@ -360,15 +382,14 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
         .await
         .unwrap();
     let mut compared = 0;
-    for (at, case) in CASES.iter().enumerate() {
+    for (at, case) in cases.iter().enumerate() {
         let table = &logged[&format!("public.t{at}")];
         assert_images(case, table);
         if case.has_array() {
             assert_elements(case, table);
         }
-        compared += assert_printed(&client, at, table).await;
+        compared += assert_printed(&client, at, case, table).await;
     }
-    assert!(compared > 300, "{compared} values were compared");
     // Again for `assert_keys`, which looks the keys up.
     postgres.execute(&touch_keys).await.unwrap();
     let to = capture.caught_up(&config).await;
@@ -376,10 +397,11 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
     postgres.execute(&keys).await.unwrap();
     for (at, rows) in key_rows {
         let table = &logged[&format!("public.k{at}")];
-        assert_keys(&config, &CASES[at], table, rows).await;
+        assert_keys(&config, &cases[at], table, rows).await;
     }
     capture.killed().await;
     node.shutdown().await;
+    compared
 }
 
 /// Quotes, dots, back-slashes, four-byte letters, and a name that PostgreSQL cuts inside its limit of 63 bytes.

@@ -27,6 +27,15 @@ pub fn venv_program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Where the packages of that environment are.
+pub(crate) fn python_packages() -> Result<PathBuf> {
+    let lib = cache_dir().join("venv/lib");
+    let mut versions = std::fs::read_dir(&lib)
+        .with_context(|| format!("{} is missing: run scripts/setup.sh test", lib.display()))?;
+    let python = versions.next().context("the environment has no Python")??;
+    Ok(python.path().join("site-packages"))
+}
+
 /// The `downriver` binary: `DOWNRIVER_BIN`, else beside the running executable.
 pub fn downriver_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DOWNRIVER_BIN") {

