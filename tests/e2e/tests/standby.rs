@@ -264,6 +264,65 @@ async fn a_snapshot_of_a_lagging_standby_under_load_is_what_its_primary_has_on_1
     lagging_standby(18).await
 }
 
+/// A standby's snapshot does not say which transactions run, so one that runs between others that have ended looks as
+/// if it had ended too. Here one commits after the chunk was read and before it joins the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_while_a_chunk_was_read_is_not_taken_for_seen() -> Result<()> {
+    let pair = Pair::open(18, &[]).await?;
+    let primary = &pair.shop.postgres;
+    primary
+        .execute(
+            "create table first (id int primary key, v text); create table second (id int primary key, v text);
+             insert into first select i, 'old' from generate_series(1, 160) i;
+             insert into second select i, 'old' from generate_series(1, 200) i",
+        )
+        .await?;
+    let records = pair.records();
+    pair.replayed().await?;
+    // A chunk is held back as long as its rows may take.
+    let source = resources::source_at(
+        &pair.url("standby"),
+        &["public.first", "public.second"],
+        &["snapshot: { mode: initial, chunk_rows: 1000, max_workers: 1, rows_per_second: 40 }"],
+    );
+    let sink = resources::sink_in_folder(&pair.shop.folder.path().join("lake"));
+    let yaml = source + &sink + &resources::pipeline("1s");
+    pair.shop.daemon.apply(&yaml).await?;
+    // What a reader asks when it has read a chunk.
+    let until_read = async |but: i64| {
+        let reader = format!(
+            "coalesce((select max(pid) from pg_stat_activity where application_name = 'downriver'
+                          and query like '%pg_get_wal_replay_pause_state%' and state = 'idle' and pid <> {but}), 0)"
+        );
+        let mut pid = 0;
+        host::until("a chunk to be read", CATCH_UP, async || {
+            pid = pair.standby.number(&reader).await?;
+            Ok(pid > 0)
+        })
+        .await?;
+        Ok::<_, anyhow::Error>(pid)
+    };
+    let reader = until_read(0).await?;
+    let open = primary.client().await?;
+    open.batch_execute(
+        "begin; update second set v = 'new' where id <= 100; delete from second where id > 180;
+         update second set id = id + 1000 where id between 101 and 120",
+    )
+    .await?;
+    primary
+        .execute("update first set v = 'ended' where id = 1")
+        .await?;
+    pair.replayed().await?;
+    until_read(reader).await?;
+    open.batch_execute("commit").await?;
+    pair.replayed().await?;
+    pair.shop.daemon.wait(CATCH_UP).await?;
+    let lake = Lake::builtin(&pair.shop.daemon)?;
+    readers::ensure_equal(primary, &lake, &["public.first", "public.second"]).await?;
+    drop(records);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_captured_standby_that_is_promoted_is_gone_on_with() -> Result<()> {
     let mut pair = Pair::open(18, &[]).await?;
