@@ -2,6 +2,7 @@
 //! changes are stored. It knows no database, no network and no clock.
 
 pub mod block;
+pub mod change;
 pub mod pattern;
 pub mod position;
 pub mod presence;

@@ -16,6 +16,7 @@ use crate::encoding::{self, Cell, write_canonical, write_exact};
 use crate::index::KeyHash;
 use crate::schema::{Holds, Layout};
 use crate::snapshot::Live;
+use crate::table::ignored_columns;
 use crate::{LakeError, Warehouse};
 
 /// Seed of the digests: both sides of a comparison use the same.
@@ -75,9 +76,12 @@ impl TableScan {
                 )
             })
         };
+        // What the table leaves out by the pipeline's policy is no difference.
+        let ignored = ignored_columns(&metadata);
         let columns = source
             .columns
             .iter()
+            .filter(|column| !ignored.contains(&column.id))
             .map(|column| Ok((place(column.id)?, column.id, column.ty.clone())))
             .collect::<Result<_, LakeError>>()?;
         let key = source.telling().into_iter().map(place);

@@ -15,7 +15,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use downriver_event::block::{Column, OldImage, RowGroup, RowOp};
-use downriver_event::{Offset, Presence, TableSchema};
+use downriver_event::{Column as Named, Offset, Presence, TableSchema};
 
 use crate::LakeError;
 use crate::index::KeyHash;
@@ -32,6 +32,8 @@ pub(crate) struct Held {
     old_key: Vec<usize>,
     /// Some cell of an update was not sent.
     partial: Vec<usize>,
+    /// Columns of the schema that the rows cannot have: the source dropped them, and the table keeps them.
+    lacking: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +162,7 @@ impl Window {
         &mut self,
         group: Arc<RowGroup>,
         schema: Arc<TableSchema>,
+        lacking: Vec<u32>,
     ) -> Result<u32, LakeError> {
         let telling = schema.telling();
         let places = |columns: &[Column]| -> Option<Vec<usize>> {
@@ -180,7 +183,8 @@ impl Window {
         let mut partial: Vec<usize> = (0..group.new_columns.len())
             .filter(|at| partial(&group.new_columns[*at]))
             .collect();
-        if group.new_columns.len() < schema.columns.len() {
+        let is_logged = |column: &Named| group.new_column(column.id).is_some();
+        if !schema.columns.iter().all(is_logged) {
             // A column that no row logged has no cells at all.
             partial.push(usize::MAX);
         }
@@ -190,6 +194,7 @@ impl Window {
             new_key,
             old_key,
             partial,
+            lacking,
         });
         Ok(u32::try_from(self.held.len() - 1).expect("a window holds few groups"))
     }
@@ -341,6 +346,11 @@ impl Window {
                 )
             })
         })
+    }
+
+    /// Whether a version cannot have the column, and has what was there before it, if anything was.
+    pub(crate) fn lacks(&self, version: &Version, column: u32) -> bool {
+        self.held[version.held as usize].lacking.contains(&column)
     }
 
     /// Where the value of a column is; `new` and `old` are the column's data in each held group.

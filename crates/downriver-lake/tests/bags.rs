@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::change::ChangePolicies;
 use downriver_event::{
     BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
@@ -194,6 +195,7 @@ impl Lake {
             epoch: Epoch(self.epoch),
             start: Offset(0),
             committed: None,
+            schema_changes: ChangePolicies::default(),
             folder: self.folder.path().join("index"),
             claim: None,
         };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::change::ChangePolicies;
 use downriver_event::{
     BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
@@ -175,6 +176,7 @@ impl Lake {
             start: claim.unwrap_or_default(),
             claim,
             committed: None,
+            schema_changes: ChangePolicies::default(),
             folder: self.folder.path().join("index"),
         };
         let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());

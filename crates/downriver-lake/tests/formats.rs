@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::Memory;
+use downriver_event::change::ChangePolicies;
 use downriver_event::{
     Column, Cover, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema,
 };
@@ -56,6 +57,7 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             start: Offset(0),
             claim: None,
             committed: None,
+            schema_changes: ChangePolicies::default(),
             folder: folder.path().join("index"),
         };
         let (catalog, warehouse) = (catalog.clone(), warehouse.clone());

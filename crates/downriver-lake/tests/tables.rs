@@ -12,6 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
+use downriver_event::change::ChangePolicies;
 use downriver_event::{
     BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
@@ -315,6 +316,7 @@ impl Lake {
             start: Offset(0),
             claim: None,
             committed: None,
+            schema_changes: ChangePolicies::default(),
             folder: self.index(),
         }
     }

@@ -114,6 +114,8 @@ pub struct DeliveryStatus {
     pub target: String,
     /// Rows written in this run.
     pub rows: u64,
+    /// It is paused before a change of the table to this version of its schema, until that is let through.
+    pub held: Option<(TableId, u32)>,
 }
 
 /// A pipeline, seen from outside.

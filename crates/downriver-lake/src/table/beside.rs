@@ -85,7 +85,10 @@ impl TableWriter {
 
     /// Takes note of the shape that rows have from here on.
     pub(super) async fn meet(&mut self, schema: &Arc<TableSchema>) -> Result<(), LakeError> {
+        let (taken, ignored) = self.taken(schema);
+        let schema = &taken;
         self.met = Arc::clone(schema);
+        self.ignore(ignored);
         match (&self.standing, self.misfit(schema)) {
             (Standing::Waiting(_), _) => {}
             (_, None) => {
@@ -127,6 +130,8 @@ impl TableWriter {
                 self.pending.properties.extend([gone]);
             }
         }
+        let ignored = std::mem::take(&mut self.ignored);
+        self.ignore(ignored);
         let layout = Layout::of(&self.metadata)?;
         let (schema, mapping) = replacement(&self.metadata, &layout, &self.source)?;
         self.reshape_beside(schema, mapping)

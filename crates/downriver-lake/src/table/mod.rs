@@ -18,6 +18,7 @@ mod beside;
 mod commit;
 #[cfg(test)]
 mod compat;
+mod ignored;
 mod local;
 mod owned;
 mod spill;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use downriver_event::block::{Block, RowGroup};
+use downriver_event::change::{ChangePolicies, ChangePolicy};
 use downriver_event::problem::Problem;
 use downriver_event::{Epoch, Incarnation, Offset, TableId, TableSchema, pb};
 use iceberg::spec::{DataFile, TableMetadata};
@@ -41,6 +43,7 @@ use crate::snapshot::Live;
 use crate::window::Window;
 use crate::{LakeError, Warehouse};
 use beside::Standing;
+pub(crate) use ignored::ignored_columns;
 use local::Garbage;
 pub use owned::owner_of;
 
@@ -101,6 +104,15 @@ impl Changes {
         self.groups.iter().map(|group| group.table)
     }
 
+    /// The versions of a table's schema that its rows have from an event on, each with its first event.
+    pub fn versions(&self, table: TableId, from: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let groups = self.groups.iter().filter(move |group| group.table == table);
+        groups.filter_map(move |group| {
+            let first = group.events.partition_point(|event| *event < from);
+            Some((*group.events.get(first)?, group.schema_version))
+        })
+    }
+
     /// The first event of the transaction that has this one; `None`: it is in an earlier block.
     #[must_use]
     pub fn begin_of(&self, event: u32) -> Option<u32> {
@@ -139,6 +151,8 @@ pub struct TableConfig {
     /// What is known elsewhere to have been committed by this stream, if anything: a table that says less was
     /// rolled back, one that is of another stream was taken over.
     pub committed: Option<Offset>,
+    /// What is done when the source's table changes.
+    pub schema_changes: ChangePolicies,
     /// Of this table alone, on local disk.
     pub folder: PathBuf,
 }
@@ -174,6 +188,8 @@ pub struct TableWriter {
     source: Arc<TableSchema>,
     /// The one that was met last.
     met: Arc<TableSchema>,
+    /// Columns of the schema that was met last which the table does not take.
+    ignored: Vec<u32>,
     standing: Standing,
     live: Live,
     index: KeyIndex,
@@ -244,10 +260,16 @@ impl TableWriter {
             layout,
             met: Arc::clone(&source),
             source,
+            ignored: Vec::new(),
             standing: Standing::Whole,
         };
         table.take_progress()?;
         table.take_shape(versions);
+        let is_ours = table.property(STREAM_PROPERTY) == Some(&table.config.stream);
+        if !is_ours && table.is_whole() && table.config.schema_changes.has(ChangePolicy::Ignore) {
+            // From here on its fields tell what is ignored.
+            table.ensure_schema().await?;
+        }
         if let Some(mapping) = mapping {
             table
                 .pending
@@ -447,10 +469,7 @@ impl TableWriter {
             .filter(fits)
             .or_else(|| versions.iter().rev().find(fits));
         match of_rows {
-            Some(schema) => {
-                self.source = Arc::clone(schema);
-                self.met = Arc::clone(schema);
-            }
+            Some(schema) => self.take_columns(schema, versions, is_ours),
             None => {
                 self.standing = Standing::Waiting(self.outgrown());
                 if !is_ours {
@@ -485,9 +504,10 @@ impl TableWriter {
         self.committed
     }
 
+    /// Of the source's schema that the rows are brought up to.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.config.epoch
+    pub fn schema_version(&self) -> u32 {
+        self.source.version
     }
 
     /// The snapshot that readers see now: not our last one, if somebody else changed the table.
@@ -551,7 +571,8 @@ impl TableWriter {
                 continue;
             }
             if self.is_whole()
-                && announced(marker).is_some_and(|s| self.misfit(&s).is_some())
+                && announced(marker)
+                    .is_some_and(|s| self.misfit(&self.taken(&Arc::new(s)).0).is_some())
                 && let Some(begin) = changes.begin_of(marker.event).filter(|at| *at >= from)
             {
                 // Readers go on seeing what was before the change. The rest of its transaction the generation has.
@@ -599,7 +620,8 @@ impl TableWriter {
             if self.waits().is_some() {
                 return Ok(());
             }
-            let held = self.window.hold(Arc::clone(group), Arc::clone(schema))?;
+            let (group_of, shape) = (Arc::clone(group), Arc::clone(&self.met));
+            let held = self.window.hold(group_of, shape, self.lacking(schema))?;
             for (row, (op, image, at_new, at_old)) in
                 group.images().enumerate().skip(first).take(last - first)
             {

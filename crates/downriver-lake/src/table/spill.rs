@@ -274,12 +274,14 @@ impl TableWriter {
                                     }
                                     // The row's chunk comes later and brings the value.
                                     None if self.chunks_are_to_come() => {}
+                                    None if window.lacks(version, *id) => {}
                                     None => {
                                         return Err(self.lost_row(version.offset, field.name()));
                                     }
                                 }
                                 None
                             }
+                            Found::Lost if window.lacks(version, *id) => None,
                             Found::Lost => {
                                 return Err(self.lost_row(version.offset, field.name()));
                             }

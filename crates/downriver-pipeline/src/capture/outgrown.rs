@@ -1,7 +1,8 @@
 //! Whether rows from before a change of a table's shape have to be read again, because the change may have given them
 //! other values and no event tells of it, or because they are known by another key or in a table of another name.
 
-use downriver_event::{LogicalType, TableSchema};
+use downriver_event::TableSchema;
+use downriver_event::change::keeps_values;
 
 /// A change of a type may convert and round values, with or without a `USING` clause, or rename labels; where no row was
 /// written anew (`kept`) what a value is has not changed as long as the canonical type has not. Without a key nothing
@@ -24,19 +25,9 @@ pub(super) fn outgrown(before: &TableSchema, after: &TableSchema, kept: bool) ->
     renamed || before.key != after.key || converted
 }
 
-fn keeps_values(before: &LogicalType, after: &LogicalType) -> bool {
-    match (before, after) {
-        (LogicalType::Enum { labels: before }, LogicalType::Enum { labels: after }) => {
-            before.iter().all(|label| after.contains(label))
-        }
-        (LogicalType::Array(before), LogicalType::Array(after)) => keeps_values(before, after),
-        _ => before == after,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use downriver_event::{Column, Cover, ReplicaIdentity, TableId};
+    use downriver_event::{Column, Cover, LogicalType, ReplicaIdentity, TableId};
 
     use super::*;
 

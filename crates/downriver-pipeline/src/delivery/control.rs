@@ -1,11 +1,14 @@
 //! How others speak to a running delivery.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
 use downriver_event::{Offset, TableId};
 use downriver_lake::catalog::TableName;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+
+use super::tables::Held as HeldTable;
 
 /// Longer than a commit that is sent again and again; a delivery that stands still does not answer.
 const HOLD_WITHIN: Duration = Duration::from_secs(120);
@@ -15,10 +18,20 @@ const HOLD_WITHIN: Duration = Duration::from_secs(120);
 pub struct Control {
     /// Commit what there is now.
     pub flush: Notify,
-    /// Tables (`schema.table`) that must not be delivered for now.
-    pub paused: watch::Sender<BTreeSet<String>>,
+    pub told: watch::Sender<Told>,
+    /// Tables that wait for a change to be let through, as the runs before found them.
+    pub(super) held: StdMutex<BTreeMap<TableId, HeldTable>>,
     ask: mpsc::Sender<HoldRequest>,
     pub(super) holds: Mutex<mpsc::Receiver<HoldRequest>>,
+}
+
+/// What is said of the tables from outside; the delivery starts again when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Tables (`schema.table`) that must not be delivered for now.
+    pub paused: BTreeSet<String>,
+    /// Up to which version of its schema each table's changes are let through.
+    pub approved: BTreeMap<TableId, u32>,
 }
 
 impl Default for Control {
@@ -26,7 +39,8 @@ impl Default for Control {
         let (ask, holds) = mpsc::channel(1);
         Self {
             flush: Notify::new(),
-            paused: watch::Sender::default(),
+            told: watch::Sender::default(),
+            held: StdMutex::default(),
             ask,
             holds: Mutex::new(holds),
         }

@@ -19,14 +19,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use downriver_event::change::ChangePolicies;
 use downriver_event::problem::Problem;
 use downriver_lake::catalog::Catalog;
 use downriver_lake::{LakeError, Warehouse};
 use downriver_log::{Log, ReadError};
 use tokio_util::sync::CancellationToken;
 
-pub use control::{Control, Cut, Held, TableCut};
-pub use progress::{Progress, TableProgress};
+pub use control::{Control, Cut, Held, TableCut, Told};
+pub use progress::{Progress, TableProgress, held_version};
 
 use crate::retry::Backoff;
 use crate::status::{Board, PipelineStatus, TableState};
@@ -45,6 +46,8 @@ pub struct DeliveryConfig {
     /// Patterns of the source's tables; empty: all.
     pub tables: Vec<String>,
     pub freshness: Duration,
+    /// What is done when a table of the source changes.
+    pub schema_changes: ChangePolicies,
     /// This node's own folder for the pipeline: key indexes, and rows larger than memory.
     pub folder: PathBuf,
 }

@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::control::HoldRequest;
-use super::tables::Tables;
-use super::{Control, Cut, DeliveryConfig, DeliveryError, Progress};
+use super::tables::{Claim, Tables};
+use super::{Control, Cut, DeliveryConfig, DeliveryError, Progress, Told};
 use crate::status::{Board, PipelineStatus, TableState};
 
 /// Compressed bytes of one read.
@@ -28,7 +28,9 @@ struct Run<'a> {
     log: &'a Arc<dyn Log>,
     board: &'a Board<PipelineStatus>,
     tables: Tables<'a>,
-    paused: BTreeSet<String>,
+    told: Told,
+    /// A table has to be taken back to where its open transaction begins.
+    reopen: bool,
     /// Everything before it was applied to the running tables.
     next: Offset,
     /// The last boundary between transactions that `next` has passed.
@@ -44,7 +46,8 @@ struct Run<'a> {
     excluded: BTreeSet<TableId>,
 }
 
-/// Returns without an error when it is told to stop or when other tables are paused than before.
+/// Returns without an error when it is told to stop, when something else is said of the tables than before, and when one
+/// has to be opened anew.
 pub(super) async fn run(
     config: &DeliveryConfig,
     log: &Arc<dyn Log>,
@@ -53,7 +56,7 @@ pub(super) async fn run(
     control: &Control,
     stop: &CancellationToken,
 ) -> Result<(), DeliveryError> {
-    let mut paused = control.paused.subscribe();
+    let mut told = control.told.subscribe();
     let mut changes = log.changes();
     let state = loop {
         match log.state(&config.source) {
@@ -64,12 +67,14 @@ pub(super) async fn run(
             },
         }
     };
+    let said = told.borrow_and_update().clone();
     let mut run = Run {
         config,
         log,
         board,
-        tables: Tables::new(config, progress),
-        paused: paused.borrow_and_update().clone(),
+        tables: Tables::new(config, progress, control, said.approved.clone()),
+        told: said,
+        reopen: false,
         next: Offset(0),
         boundary: Offset(0),
         delivered: Offset(0),
@@ -91,7 +96,7 @@ pub(super) async fn run(
 
     let mut holds = control.holds.lock().await;
     let mut flush = false;
-    loop {
+    while !run.reopen {
         // Looked at here, so that whoever asks often does not keep a slow read from ever ending.
         flush |= was_asked(&control.flush).await;
         if run.due(flush) {
@@ -102,9 +107,9 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            changed = paused.changed() => {
+            changed = told.changed() => {
                 // The sender lives as long as the delivery.
-                if changed.is_ok() && *paused.borrow() != run.paused {
+                if changed.is_ok() && *told.borrow() != run.told {
                     return run.cut_if_between().await;
                 }
             }
@@ -117,8 +122,8 @@ pub(super) async fn run(
                         _ = changes.changed() => {}
                         () = tokio::time::sleep(until_due) => {}
                         () = control.flush.notified() => flush = true,
-                        changed = paused.changed() => {
-                            if changed.is_ok() && *paused.borrow() != run.paused {
+                        changed = told.changed() => {
+                            if changed.is_ok() && *told.borrow() != run.told {
                                 return run.cut_if_between().await;
                             }
                         }
@@ -130,6 +135,7 @@ pub(super) async fn run(
             }
         }
     }
+    Ok(())
 }
 
 /// Whether somebody notified it since the last look.
@@ -143,7 +149,7 @@ async fn was_asked(notify: &Notify) -> bool {
 
 impl Run<'_> {
     async fn open(&mut self, state: &StreamState, first: Offset) -> Result<(), DeliveryError> {
-        let paused = self.paused.clone();
+        let paused = self.told.paused.clone();
         self.tables
             .open(state, first, |name| paused.contains(name))
             .await
@@ -176,6 +182,9 @@ impl Run<'_> {
                 break;
             }
             self.block(&stored, block_end).await?;
+            if self.reopen {
+                break;
+            }
             if self.held_bytes + self.tables.window_bytes() > WINDOW_BYTES_MAX {
                 self.tables.spill().await?;
                 self.held_bytes = 0;
@@ -193,11 +202,28 @@ impl Run<'_> {
         let schemas = state.map(|state| Arc::clone(&state.schemas));
         let schemas = schemas.unwrap_or_default();
         let mut met = false;
-        while let Some(claim) = self.tables.next_claim(&changes, end, &schemas) {
+        loop {
+            let claim = self.tables.next_claim(&changes, end, &schemas);
+            let before = claim.as_ref().map_or(end, |claim| claim.at.plus(1));
+            let found = self
+                .tables
+                .next_held(&changes, before, self.boundary, &schemas);
+            let claimed = |claim: &Claim| self.tables.held_claim(claim, &schemas);
+            if let Some(held) = found.or_else(|| claim.as_ref().and_then(claimed)) {
+                self.reopen = !held.is_between;
+                self.tables.hold(held);
+                if self.reopen {
+                    return Ok(());
+                }
+                continue;
+            }
+            let Some(claim) = claim else {
+                break;
+            };
             self.tables.apply(&changes, claim.begin, &schemas).await?;
             let state = self.log.state(&self.config.source);
             let state = state.ok_or_else(|| ReadError::NoStream(self.config.source.clone()))?;
-            let paused = |name: &str| self.paused.contains(name);
+            let paused = |name: &str| self.told.paused.contains(name);
             self.tables.claim(claim, &state, paused).await?;
             met = true;
         }
@@ -301,6 +327,9 @@ impl Run<'_> {
                 return Ok(());
             }
             self.take(blocks, None).await?;
+            if self.reopen {
+                return Ok(());
+            }
         }
         self.cut(self.boundary).await?;
         let HoldRequest { held, cut, done } = request;
@@ -320,6 +349,9 @@ impl Run<'_> {
                 return Ok(());
             }
             self.take(blocks, Some(at)).await?;
+            if self.reopen {
+                return Ok(());
+            }
         }
         self.cut(at.max(self.boundary)).await?;
         let tables = self.tables.cuts().await?;

@@ -11,13 +11,16 @@ use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
 use downriver_log::StreamState;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+mod changes;
 mod names;
 
 use super::control::TableCut;
-use super::progress::{TableProgress, committed, encode};
-use super::{DeliveryConfig, DeliveryError, Progress};
+use super::progress::{Detail, HeldAt, TableProgress, committed, decode, encode};
+use super::{Control, DeliveryConfig, DeliveryError, Progress};
 use crate::capture::is_left;
 use crate::status::{Board, DeliveryStatus, PipelineStatus, TableState};
+pub(super) use changes::Held;
+pub(super) use names::Claim;
 
 /// Tables that commit at the same time.
 const COMMITS_AT_ONCE: usize = 4;
@@ -34,6 +37,10 @@ pub(super) struct Table {
     /// Where the log says that it got a name, and another table has it since later.
     refused_at: Option<Offset>,
     epoch: Epoch,
+    /// Versions of its schema up to this one were let through.
+    accepted: u32,
+    /// It goes no further than this change.
+    holds: Option<Held>,
     /// Retention took what comes next: it begins again where a generation of its snapshot starts, which brings all rows.
     waits_for_snapshot: bool,
     /// The rows that it waits for do not come: the source does not bring the table any more.
@@ -51,16 +58,26 @@ pub(super) struct Table {
 pub(super) struct Tables<'a> {
     config: &'a DeliveryConfig,
     progress: &'a Arc<dyn Progress>,
+    control: &'a Control,
+    approved: BTreeMap<TableId, u32>,
     by_id: BTreeMap<TableId, Table>,
     /// Tables of the lake that were left behind under a name that the source does not have any more.
     left: Vec<names::Left>,
 }
 
 impl<'a> Tables<'a> {
-    pub(super) fn new(config: &'a DeliveryConfig, progress: &'a Arc<dyn Progress>) -> Self {
+    /// `approved`: see [`super::control::Told`].
+    pub(super) fn new(
+        config: &'a DeliveryConfig,
+        progress: &'a Arc<dyn Progress>,
+        control: &'a Control,
+        approved: BTreeMap<TableId, u32>,
+    ) -> Self {
         Self {
             config,
             progress,
+            control,
+            approved,
             by_id: BTreeMap::new(),
             left: Vec::new(),
         }
@@ -86,6 +103,19 @@ impl<'a> Tables<'a> {
         Ok(first)
     }
 
+    /// Whether nothing of any table is stored: what there is in the log is no change for the pipeline.
+    fn is_fresh(&self, state: &StreamState) -> Result<bool, DeliveryError> {
+        for (table, _) in state.schemas.keys() {
+            let stored = self.progress.get(&self.config.pipeline, *table);
+            let stored = stored.unwrap_or_default();
+            let kept = committed(&stored.detail, &self.config.stream_id);
+            if kept.map_err(DeliveryError::Progress)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     pub(super) fn wants(&self, schema: &TableSchema) -> bool {
         pattern::selects(&self.config.tables, &schema.namespace, &schema.name)
     }
@@ -106,12 +136,15 @@ impl<'a> Tables<'a> {
         for ((table, _), schema) in state.schemas.iter() {
             newest.insert(*table, schema);
         }
-        newest.retain(|table, schema| !self.has(*table) && self.wants(schema));
+        let is_fresh = self.is_fresh(state)?;
         let this = &*self;
         let versions = |id: TableId| -> Vec<Arc<TableSchema>> {
             let of_table = state.schemas.range((id, 0)..=(id, u32::MAX));
             of_table.map(|(_, schema)| Arc::clone(schema)).collect()
         };
+        newest.retain(|id, schema| {
+            !this.has(*id) && (this.wants(schema) || this.may_leave(&versions(*id)))
+        });
         let opened: Vec<(TableId, Table, Vec<names::Left>)> = futures_util::stream::iter(newest)
             .map(|(id, schema)| {
                 let is_paused = paused(&schema.qualified_name());
@@ -119,7 +152,10 @@ impl<'a> Tables<'a> {
                 async move {
                     let (name, left) = this.name_of(&versions).await?;
                     let table = this.open_one(state, &versions, name, (first, None), is_paused);
-                    let table = table.await?;
+                    let mut table = table.await?;
+                    if table.displaced && is_fresh {
+                        table.accepted = table.accepted.max(schema.version);
+                    }
                     Ok::<_, DeliveryError>((id, table, left))
                 }
             })
@@ -151,9 +187,11 @@ impl<'a> Tables<'a> {
             let opened = self.progress.open(&config.pipeline, schema.id).await;
             opened.map_err(DeliveryError::Progress)?
         };
-        let known = committed(&stored.detail, &config.stream_id).map_err(|reason| {
+        let kept = decode(&stored.detail, &config.stream_id).map_err(|reason| {
             DeliveryError::Progress(format!("what is stored of {qualified} {reason}"))
         })?;
+        let known = kept.map(|kept| kept.committed);
+        let accepted = kept.and_then(|kept| kept.accepted);
         let delivered = known.map_or(Offset(0), |_| stored.delivered);
         let mut table = Table {
             qualified,
@@ -162,6 +200,8 @@ impl<'a> Tables<'a> {
             displaced: false,
             refused_at: None,
             epoch: stored.epoch,
+            accepted: accepted.unwrap_or_default(),
+            holds: self.held_before(schema.id),
             waits_for_snapshot: false,
             is_left: false,
             applied: delivered,
@@ -171,7 +211,17 @@ impl<'a> Tables<'a> {
             problem: None,
             rows: 0,
         };
+        if let Some(kept) = kept.and_then(|kept| kept.held) {
+            let found = self.held_again(schema.id, kept, &table, &state.schemas);
+            table.holds = table.holds.take().or(found);
+        }
+        let stands = table.holds.clone().filter(|held| delivered >= held.at);
+        if let Some(held) = stands.filter(|_| claim.is_none()) {
+            table.stand_before(held);
+            return Ok(table);
+        }
         if paused {
+            table.holds = None;
             return Ok(table);
         }
         let folder = config.folder.join("tables").join(schema.id.0.to_string());
@@ -184,6 +234,7 @@ impl<'a> Tables<'a> {
             start: first,
             claim,
             committed: known.filter(|_| claim.is_none()),
+            schema_changes: config.schema_changes,
             folder,
         };
         let (catalog, warehouse) = (Arc::clone(&config.catalog), config.warehouse.clone());
@@ -191,6 +242,7 @@ impl<'a> Tables<'a> {
             Ok(writer) => {
                 table.delivered = delivered.max(writer.committed());
                 table.applied = table.delivered;
+                table.accepted = accepted.unwrap_or(writer.schema_version());
                 table.writer = Some(writer);
                 table.look();
                 if table.delivered < state.trimmed {
@@ -213,7 +265,7 @@ impl<'a> Tables<'a> {
         let mut running = self.by_id.values();
         let running = running
             .by_ref()
-            .filter(|t| t.writer.is_some() || t.displaced);
+            .filter(|t| t.writer.is_some() || (t.displaced && !t.is_held()));
         running.map(|table| table.applied).min()
     }
 
@@ -284,23 +336,26 @@ impl<'a> Tables<'a> {
                 .min(changes.events)
         };
         let mut met = false;
+        let (config, progress) = (self.config, self.progress);
         for (id, table) in &mut self.by_id {
+            let end = table.limit(end);
             if table.waits_for_snapshot {
                 met |= table.find_snapshot(*id, changes, end);
             }
             if table.displaced {
                 table.applied = table.applied.max(end);
             }
-            let Some(writer) = &mut table.writer else {
-                continue;
-            };
-            if table.applied < end && !table.waits_for_snapshot {
+            if let Some(writer) = &mut table.writer
+                && table.applied < end
+                && !table.waits_for_snapshot
+            {
                 let range = event(table.applied)..event(end);
                 let applied = writer.apply(changes, range, schemas).await;
                 table.take(applied)?;
                 table.applied = end;
                 met |= table.look();
             }
+            met |= table.stand(*id, config, progress).await?;
         }
         Ok(met)
     }
@@ -353,15 +408,17 @@ impl<'a> Tables<'a> {
         more: impl FnOnce(&mut PipelineStatus),
     ) {
         let mut tables = BTreeMap::new();
-        let (displaced, held): (Vec<_>, Vec<_>) = self.by_id.values().partition(|t| t.displaced);
-        // Of two of one name the one that has it is shown.
-        for table in held.into_iter().chain(displaced) {
+        let mut shown: Vec<&Table> = self.by_id.values().collect();
+        // Of two of one name the one that waits for somebody is shown, or else the one that has it.
+        shown.sort_by_key(|table| (!table.is_held(), table.displaced));
+        for table in shown {
             let status = DeliveryStatus {
                 state: table.state,
                 problem: table.problem.clone(),
                 delivered: table.delivered,
                 target: table.target.to_string(),
                 rows: table.rows,
+                held: table.held(),
             };
             tables.entry(table.qualified.clone()).or_insert(status);
         }
@@ -445,12 +502,7 @@ impl Table {
 
     /// Begins again where a generation of the table's snapshot starts; passes over what comes before. Whether it does.
     fn find_snapshot(&mut self, id: TableId, changes: &Changes, end: Offset) -> bool {
-        use downriver_event::pb::marker::Kind;
-        let starts = changes.markers.iter().filter(|marker| {
-            matches!(&marker.kind, Some(Kind::SnapshotStart(start)) if start.table_id == id.0)
-        });
-        let starts = starts.map(|marker| changes.base.plus(u64::from(marker.event)));
-        let first = starts.filter(|at| *at >= self.applied && *at < end).min();
+        let first = changes::snapshot_start(changes, id, self.applied).filter(|at| *at < end);
         self.applied = self.applied.max(first.unwrap_or(end));
         if first.is_some() {
             self.waits_for_snapshot = false;
@@ -496,6 +548,9 @@ impl Table {
         if self.waits_for_snapshot {
             return Ok(());
         }
+        if self.is_held() {
+            return Ok(());
+        }
         if self.displaced {
             return self.pass(id, at, config, progress).await;
         }
@@ -517,22 +572,48 @@ impl Table {
         let Some(writer) = &self.writer else {
             return Ok(());
         };
+        let rows = writer.rows();
         let (stored, when) = self.stored;
         let due = wrote || when.elapsed() >= IDLE_PROGRESS_EVERY;
         if !due || stored == self.delivered {
             return Ok(());
         }
+        self.store(id, None, config, progress).await?;
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// Puts down how far it has come, and the change that it stands before.
+    async fn store(
+        &mut self,
+        id: TableId,
+        held: Option<HeldAt>,
+        config: &DeliveryConfig,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<(), DeliveryError> {
+        let committed = match &self.writer {
+            Some(writer) => writer.committed(),
+            None => {
+                let before = progress.get(&config.pipeline, id).unwrap_or_default();
+                let before = committed(&before.detail, &config.stream_id);
+                before.map_err(DeliveryError::Progress)?.unwrap_or_default()
+            }
+        };
+        let detail = Detail {
+            committed,
+            accepted: Some(self.accepted),
+            held,
+        };
         let now = TableProgress {
-            epoch: writer.epoch(),
+            epoch: self.epoch,
             delivered: self.delivered,
-            detail: encode(writer.committed(), &config.stream_id),
+            detail: encode(detail, &config.stream_id),
         };
         progress
             .commit(&config.pipeline, id, now)
             .await
             .map_err(DeliveryError::Progress)?;
         self.stored = (self.delivered, Instant::now());
-        self.rows = writer.rows();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What a resource may say. A document is YAML or JSON of one kind; unknown fields are refused with their place.
 
+mod changes;
 mod mask;
 mod pipeline;
 mod sink;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use downriver_event::change::ChangePolicies;
 use downriver_event::pattern;
 use downriver_event::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{at, fields};
+use super::{at, changes, fields};
 
 const FRESHNESS_DEFAULT: Duration = Duration::from_secs(10);
 const FRESHNESS_MIN: Duration = Duration::from_secs(1);
@@ -29,6 +30,9 @@ pub struct Pipeline {
     /// The lake's namespace for all tables; `None`: `<source>_<schema>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// As it was written: a policy, or one for each kind of change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schema_changes: Option<Value>,
 }
 
 /// What a lake table shows of the source's.
@@ -86,6 +90,7 @@ impl Pipeline {
             );
             return Err(at("namespace", problem));
         }
+        changes::parse(pipeline.schema_changes.as_ref())?;
         Ok(pipeline)
     }
 
@@ -94,6 +99,12 @@ impl Pipeline {
     pub fn freshness(&self) -> Duration {
         let given = self.freshness.as_deref().and_then(parse_duration);
         given.unwrap_or(FRESHNESS_DEFAULT)
+    }
+
+    /// What is done when a table of the source changes.
+    #[must_use]
+    pub fn schema_changes(&self) -> ChangePolicies {
+        changes::parse(self.schema_changes.as_ref()).unwrap_or_default()
     }
 
     #[must_use]

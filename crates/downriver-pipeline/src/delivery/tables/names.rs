@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use downriver_event::problem::Problem;
 use downriver_event::{Offset, TableId, TableSchema, pb};
@@ -15,7 +14,7 @@ use downriver_lake::catalog::TableName;
 use downriver_lake::{Changes, Schemas, owner_of};
 use downriver_log::StreamState;
 
-use super::super::progress::{TableProgress, committed, encode};
+use super::super::progress::committed;
 use super::super::{DeliveryConfig, DeliveryError, Progress};
 use super::{IDLE_PROGRESS_EVERY, Table, Tables};
 use crate::status::{DeliveryStatus, TableState};
@@ -57,9 +56,9 @@ impl Left {
 
 /// A table got a name.
 pub(in super::super) struct Claim {
-    schema: TableSchema,
+    pub(super) schema: TableSchema,
     /// Where the log says so.
-    at: Offset,
+    pub(in super::super) at: Offset,
     /// Where the transaction that says so begins.
     pub(in super::super) begin: Offset,
     /// It begins in this block: everything before it is whole.
@@ -94,6 +93,10 @@ impl Tables<'_> {
             if seen.insert(name.qualified.clone()) {
                 names.push(name);
             }
+        }
+        // The one that it has may not be wanted.
+        if let [name] = names.as_slice() {
+            return Ok((name.clone(), Vec::new()));
         }
         if names.len() > 1 {
             let config = self.config;
@@ -138,7 +141,8 @@ impl Tables<'_> {
             let announced = change.schema.as_ref()?;
             let table = self.by_id.get(&TableId(announced.table_id))?;
             let follows = table.writer.is_some() || table.displaced;
-            if at >= end || at < table.applied || !follows || table.waits_for_snapshot {
+            if at >= table.limit(end) || at < table.applied || !follows || table.waits_for_snapshot
+            {
                 return None;
             }
             let schema = TableSchema::from_pb(announced).ok()?;
@@ -187,6 +191,7 @@ impl Tables<'_> {
             table.take(committed)?;
             table.delivered = table.delivered.max(claim.begin);
         }
+        let accepted = table.accepted;
         let is_left = !table.displaced && old.target != name.target;
         let left = Left::behind(old, &name);
         if !wanted {
@@ -203,13 +208,15 @@ impl Tables<'_> {
             .open_one(state, &versions, name.clone(), place, is_paused)
             .await?;
         opened.refused_at = opened.displaced.then_some(claim.at);
+        opened.accepted = accepted.max(claim.schema.version);
         // A claim that comes too late displaces nobody.
         if !opened.displaced {
             let others = self.by_id.iter_mut();
             for (_, other) in
                 others.filter(|(other, table)| **other != id && table.target == name.target)
             {
-                if !other.displaced {
+                // One that is held finds out when it goes on.
+                if !other.displaced && !other.is_held() {
                     other.displace(Problem::new(
                     "DR-3025",
                     format!(
@@ -258,19 +265,6 @@ impl Table {
         if stored == self.delivered || when.elapsed() < IDLE_PROGRESS_EVERY {
             return Ok(());
         }
-        let before = progress.get(&config.pipeline, id).unwrap_or_default();
-        let before = committed(&before.detail, &config.stream_id);
-        let before = before.map_err(DeliveryError::Progress)?;
-        let now = TableProgress {
-            epoch: self.epoch,
-            delivered: self.delivered,
-            detail: encode(before.unwrap_or_default(), &config.stream_id),
-        };
-        progress
-            .commit(&config.pipeline, id, now)
-            .await
-            .map_err(DeliveryError::Progress)?;
-        self.stored = (self.delivered, Instant::now());
-        Ok(())
+        self.store(id, None, config, progress).await
     }
 }

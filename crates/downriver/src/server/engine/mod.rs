@@ -10,6 +10,7 @@
 //! Starting and stopping is the reconciler's alone, under `acting`; whoever deletes takes `acting` as well, so
 //! that nothing is started from a specification that is gone.
 
+mod approved;
 mod captures;
 mod lakes;
 mod paused;

@@ -96,12 +96,14 @@ impl NodeEngine {
         self.set_paused(name, &paused).await
     }
 
-    /// Goes on with what is paused, and tries again what was stopped by a problem.
+    /// Goes on with what is paused, and tries again what was stopped by a problem. Of tables that are named the changes
+    /// are let through that they wait for.
     pub(super) async fn resume_tables(&self, name: &str, tables: &[String]) -> Result<(), Problem> {
         let paused = match tables {
             [] => Paused::Tables(BTreeSet::new()),
             some => {
                 let selected = self.select(name, some)?;
+                self.approve_held(name, &selected).await?;
                 let all = self.pipeline_tables(name, &self.pipeline_spec(name)?);
                 self.paused(name).without(&selected, &all)
             }

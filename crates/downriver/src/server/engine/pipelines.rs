@@ -9,7 +9,7 @@ use downriver_api::admin::v1 as pb;
 use downriver_event::Offset;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
-use downriver_pipeline::delivery::{self, Control, DeliveryConfig};
+use downriver_pipeline::delivery::{self, Control, DeliveryConfig, Told};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, TableState};
 use downriver_service::StoredSpec;
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::status::pipeline_status;
+use super::approved::approved_key;
 use super::lakes::open_warehouse;
 use super::paused::{Paused, paused_key};
 use super::replicated::{ReplicatedProgress, pipeline_id_key};
@@ -87,7 +88,7 @@ impl NodeEngine {
             {
                 self.cannot_start(pb::Kind::Pipeline, &name, problem);
             }
-            self.tell_paused(&name);
+            self.tell(&name);
         }
     }
 
@@ -113,17 +114,28 @@ impl NodeEngine {
         }
     }
 
-    /// Tells a running delivery which of its tables are paused.
-    fn tell_paused(&self, name: &str) {
-        let Paused::Tables(tables) = self.paused(name) else {
+    /// Tells a running delivery which of its tables are paused, and which of their changes are let through.
+    fn tell(&self, name: &str) {
+        let Some(now) = self.told(name) else {
             return;
         };
         if let Some(running) = locked(&self.deliveries).get(name) {
-            running.control.paused.send_if_modified(|paused| {
-                let differs = *paused != tables;
-                *paused = tables;
+            running.control.told.send_if_modified(|told| {
+                let differs = *told != now;
+                *told = now;
                 differs
             });
+        }
+    }
+
+    /// `None`: the whole pipeline is paused.
+    fn told(&self, name: &str) -> Option<Told> {
+        match self.paused(name) {
+            Paused::All => None,
+            Paused::Tables(paused) => Some(Told {
+                paused,
+                approved: self.approved(name),
+            }),
         }
     }
 
@@ -153,12 +165,13 @@ impl NodeEngine {
             namespace: pipeline.namespace.clone(),
             tables: pipeline.tables.clone(),
             freshness: pipeline.freshness(),
+            schema_changes: pipeline.schema_changes(),
             folder,
         };
         self.can_start(pb::Kind::Pipeline, name);
         let control = Arc::new(Control::default());
-        if let Paused::Tables(tables) = self.paused(name) {
-            control.paused.send_replace(tables);
+        if let Some(told) = self.told(name) {
+            control.told.send_replace(told);
         }
         let status = Board::default();
         let stop = CancellationToken::new();
@@ -370,6 +383,7 @@ impl NodeEngine {
 
     async fn forget_pipeline(&self, name: &str) -> Result<(), downriver_cluster::ControlError> {
         self.node.put_record(&paused_key(name), None).await?;
+        self.node.put_record(&approved_key(name), None).await?;
         self.node.put_record(&pipeline_id_key(name), None).await?;
         self.node.drop_pipeline(name).await?;
         if let Err(error) = std::fs::remove_dir_all(self.delivery_folder(name))

@@ -84,8 +84,8 @@ impl NodeEngine {
         Ok(named.collect())
     }
 
-    /// Waits a while for tables that retention took something from: the delivery says that they stand still until it
-    /// has read where the snapshot begins.
+    /// Waits a while for tables that retention took something from, or that lack columns: the delivery says that they
+    /// stand still until it has read where the snapshot begins.
     async fn until_met(
         &self,
         name: &str,
@@ -99,7 +99,7 @@ impl NodeEngine {
             requested.iter().any(|(table, _)| {
                 let table = names.get(table).and_then(|n| tables.get(&n.to_string()));
                 let problem = table.and_then(|table| table.problem.as_ref());
-                problem.is_some_and(|problem| problem.code == "DR-3030")
+                problem.is_some_and(|problem| matches!(problem.code, "DR-3030" | "DR-3032"))
             })
         };
         let began = Instant::now();

@@ -1,10 +1,11 @@
-//! The documents that the engine keeps in the replicated state: specifications, what is paused, and the ids of
-//! streams and pipelines. Each is JSON under its format: `{"format": 1, "of": ...}`.
+//! The documents that the engine keeps in the replicated state: specifications, what is paused, which changes are let
+//! through, and the ids of streams and pipelines. Each is JSON under its format: `{"format": 1, "of": ...}`.
 
 use bytes::Bytes;
 use downriver_cluster::Node;
 use serde_json::{Value, json};
 
+use super::approved::approved_key;
 use super::paused::paused_key;
 use super::replicated::{pipeline_id_key, stream_id_key};
 
@@ -48,6 +49,7 @@ pub(in crate::server) fn check(node: &Node) -> anyhow::Result<()> {
             "Sink" => {}
             "Pipeline" => {
                 record(paused_key(name))?;
+                record(approved_key(name))?;
                 record(pipeline_id_key(name))?;
             }
             _ => anyhow::bail!(

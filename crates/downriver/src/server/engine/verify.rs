@@ -36,7 +36,7 @@ impl NodeEngine {
             let problem = match status.state {
                 // Nobody who names no table means one that cannot be there.
                 TableState::Refused if patterns.is_empty() => None,
-                TableState::Paused => Some(paused(table)),
+                TableState::Paused => Some(status.problem.clone().unwrap_or_else(|| paused(table))),
                 TableState::Refused | TableState::Stopped => status.problem.clone(),
                 _ => continue,
             };

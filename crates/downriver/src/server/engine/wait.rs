@@ -98,9 +98,14 @@ impl NodeEngine {
 
     /// Whether a table was resumed that the delivery still leaves out, and does not count.
     fn is_resuming(&self, name: &str, status: &PipelineStatus) -> bool {
-        let paused = self.paused(name);
+        let (paused, approved) = (self.paused(name), self.approved(name));
         let mut tables = status.tables.iter();
-        tables.any(|(table, status)| status.state == TableState::Paused && !paused.has(table))
+        tables.any(|(table, status)| {
+            let waits = status.held.is_some_and(|(id, version)| {
+                approved.get(&id).is_none_or(|approved| *approved < version)
+            });
+            status.state == TableState::Paused && !waits && !paused.has(table)
+        })
     }
 
     fn hurry(&self, name: &str, source: &str) {
@@ -132,8 +137,10 @@ impl NodeEngine {
         let mut running = tables.by_ref().filter(|t| t.state != TableState::Refused);
         let first = running.next();
         let paused = |table: &DeliveryStatus| table.state == TableState::Paused;
-        if first.is_some_and(paused) && running.all(paused) {
-            return Err(is_paused(name));
+        if let Some(first) = first.filter(|first| paused(first))
+            && running.all(paused)
+        {
+            return Err(first.problem.clone().unwrap_or_else(|| is_paused(name)));
         }
         Ok((capture, status))
     }
