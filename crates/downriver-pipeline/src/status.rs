@@ -116,6 +116,8 @@ pub struct DeliveryStatus {
     pub rows: u64,
     /// It is paused before a change of the table to this version of its schema, until that is let through.
     pub held: Option<(TableId, u32)>,
+    /// It stands still because it waits for its rows to be read again, and nothing before this offset asks for that.
+    pub unasked: Option<Offset>,
 }
 
 /// A pipeline, seen from outside.

@@ -45,6 +45,8 @@ pub(super) struct Table {
     waits_for_snapshot: bool,
     /// The rows that it waits for do not come: the source does not bring the table any more.
     is_left: bool,
+    /// It waits for a generation of its snapshot, and nothing before this asks for one.
+    unasked: Option<Offset>,
     /// Events before it were applied.
     applied: Offset,
     /// Everything of it before this is in the lake.
@@ -204,6 +206,7 @@ impl<'a> Tables<'a> {
             holds: self.held_before(schema.id),
             waits_for_snapshot: false,
             is_left: false,
+            unasked: None,
             applied: delivered,
             delivered,
             stored: (delivered, Instant::now()),
@@ -316,8 +319,11 @@ impl<'a> Tables<'a> {
             }
             let comes = chunks.is_some_and(|chunks| !chunks.done);
             let waits = table.writer.as_ref().is_some_and(|w| w.waits().is_some());
-            if waits && !comes && at >= state.next && table.state == TableState::Pending {
-                table.state = TableState::Stopped;
+            let was_unasked = table.unasked.is_some();
+            let is_unasked = waits && !comes && !is_left && (was_unasked || at >= state.next);
+            table.unasked = is_unasked.then_some(at);
+            if was_unasked || is_unasked {
+                table.look();
             }
         }
     }
@@ -419,6 +425,7 @@ impl<'a> Tables<'a> {
                 target: table.target.to_string(),
                 rows: table.rows,
                 held: table.held(),
+                unasked: table.unasked,
             };
             tables.entry(table.qualified.clone()).or_insert(status);
         }
@@ -492,7 +499,7 @@ impl Table {
         let before = self.state;
         (self.state, self.problem) = match writer.waits() {
             // Stopped: nothing was seen to come, and that has not changed.
-            Some(problem) if before == TableState::Stopped => (before, Some(problem.clone())),
+            Some(problem) if self.unasked.is_some() => (TableState::Stopped, Some(problem.clone())),
             Some(problem) => (TableState::Pending, Some(problem.clone())),
             None if writer.is_whole() => (TableState::Streaming, None),
             None => (TableState::Snapshotting, None),

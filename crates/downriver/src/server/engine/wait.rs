@@ -35,7 +35,7 @@ impl NodeEngine {
         let pipeline = self.pipeline_spec(name)?;
         let source = self.source_spec(&pipeline.source)?;
         // What stands still is said before the database is asked.
-        self.seen(name, &pipeline)?;
+        self.seen(name, &pipeline, None)?;
         let asked = tokio::time::timeout_at(deadline, asked(&pipeline.source, &source));
         let Asked {
             catalog,
@@ -50,7 +50,7 @@ impl NodeEngine {
         })?;
         let mut until = None;
         loop {
-            let (capture, status) = self.seen(name, &pipeline)?;
+            let (capture, status) = self.seen(name, &pipeline, until)?;
             let known = capture.as_ref().map(|capture| &capture.known);
             tables.retain(|table, seen| !is_known(known, *table, seen));
             // What is gone again will never be known, nor what has changed again. A database that does not answer
@@ -117,11 +117,12 @@ impl NodeEngine {
         }
     }
 
-    /// Capture and delivery as they are now, or what keeps them from ever catching up.
+    /// Capture and delivery as they are now, or what keeps them from ever catching up with this offset.
     fn seen(
         &self,
         name: &str,
         pipeline: &Pipeline,
+        until: Option<Offset>,
     ) -> Result<(Option<SourceStatus>, PipelineStatus), Problem> {
         let (capture, status) = self.seen_running(name, pipeline)?;
         for (table, status) in capture.iter().flat_map(|capture| &capture.tables) {
@@ -131,6 +132,13 @@ impl NodeEngine {
             }
         }
         for table in status.tables.values() {
+            // What waits for its rows to be read again may be asked for behind.
+            if table
+                .unasked
+                .is_some_and(|at| until.is_none_or(|until| at < until))
+            {
+                continue;
+            }
             stopped(table.state, table.problem.as_ref())?;
         }
         let mut tables = status.tables.values();
