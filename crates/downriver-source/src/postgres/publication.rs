@@ -104,7 +104,10 @@ impl Catalog {
                     concat_ws(' ', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, row_security_active(c.oid),
                               exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary),
                               exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident)),
-                    {STORAGE_WORD}
+                    {STORAGE_WORD},
+                    (select max(d.xmin::text) from pg_depend d
+                      where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.objsubid = 0
+                        and d.refclassid = 'pg_namespace'::regclass)
              from pg_namespace n join pg_class c on n.oid = c.relnamespace left join p on true
              where c.oid in (select c.oid {RELATIONS})"
         );
@@ -128,6 +131,8 @@ impl Catalog {
                     .flatten()
                     .map(|row| format!("table:{row}"));
                 let schema: Option<u32> = row.get(7);
+                // A table that was in another schema meanwhile has a new row for where it belongs.
+                let home: Option<String> = schema.and_then(|_| row.get(10));
                 let members: Vec<_> = members
                     .chain(schema.map(|row| format!("schema:{row}")))
                     .collect();
@@ -136,6 +141,9 @@ impl Catalog {
                     ("members".into(), members.join(",")),
                     (STORAGE.into(), row.get(9)),
                 ]);
+                if let Some(home) = home {
+                    words.insert("home".into(), home);
+                }
                 if roles.get(&table) == Some(&Role::Root) {
                     let parts = leaves.get(&table).into_iter().flatten();
                     let parts: Vec<_> = parts.map(String::as_str).collect();

@@ -96,8 +96,12 @@ impl Catalog {
              where pg_is_in_recovery()";
         let mut first = None;
         loop {
-            let Some(row) = self.client().query_opt(query, &[]).await? else {
+            // Version 13 does not know what is asked of a standby.
+            if !self.is_standby().await? {
                 return self.current_position().await;
+            }
+            let Some(row) = self.client().query_opt(query, &[]).await? else {
+                continue;
             };
             let (paused, streams): (bool, bool) = (row.get(0), row.get(3));
             let replayed = parse_lsn(row.get(1))?;
