@@ -136,13 +136,15 @@ async fn publish(
     Ok((tables, catalog.seen().await?))
 }
 
-/// Notes how each table stands in the publication, and which of its partitions are no reason to read it again.
+/// Notes how each table stands in the publication, and which of its partitions are no reason to read it again. A table
+/// that went or came between the two looks is left to the next one.
 async fn place(
     catalog: &Catalog,
-    tables: &mut [SourceTable],
+    tables: &mut Vec<SourceTable>,
     seen: &HashMap<TableId, Seen>,
     captured: Option<&Captured>,
 ) -> Result<(), SourceError> {
+    tables.retain(|table| seen.contains_key(&table.schema.id));
     for table in tables {
         let id = table.schema.id;
         table.seen = seen.get(&id).cloned().unwrap_or_default();
