@@ -130,7 +130,8 @@ async fn publish(
 ) -> Result<(Vec<SourceTable>, HashMap<TableId, Seen>), SourceError> {
     let mut tables = catalog.list_tables(config).await?;
     let is_whole = |table| captured.is_some_and(|known| known.tables.contains_key(&table));
-    if publication::prepare(catalog, config, &tables, is_whole).await? {
+    // Until nothing is missing: a table that came meanwhile is to be published as well.
+    while publication::prepare(catalog, config, &tables, is_whole).await? {
         tables = catalog.list_tables(config).await?;
     }
     Ok((tables, catalog.seen().await?))
