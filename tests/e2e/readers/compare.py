@@ -235,6 +235,8 @@ class DuckDb:
         self.connection = duckdb.connect(
             config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         )
+        # What a slow query shows of its progress goes to the output.
+        self.connection.execute("set enable_progress_bar = false")
         for name in ("httpfs", "avro", "iceberg"):
             package = importlib.util.find_spec("duckdb_extension_" + name).submodule_search_locations[0]
             path = glob.glob(os.path.join(package, "extensions", "*", name + ".duckdb_extension"))[0]

@@ -766,7 +766,11 @@ fn key_value(ty: &LogicalType, rest: &mut &[u8]) -> Option<String> {
             } else {
                 "timestamp '1970-01-01'"
             };
-            format!("({zone} + interval '{micros} microseconds')")
+            // Before version 15 a number of microseconds is no larger than an int4; UTC has days of one length.
+            let day = 86_400_000_000;
+            let (days, micros) = (micros.div_euclid(day), micros.rem_euclid(day));
+            let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+            format!("({zone} + interval '{days} days {seconds}.{micros:06} seconds')")
         }
         LogicalType::Interval => {
             let bytes = take(8 + 16)?.split_at(8).1;
