@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod change;
+pub mod filter;
 pub mod pattern;
 pub mod position;
 pub mod presence;
@@ -14,6 +15,7 @@ pub mod view;
 pub use downriver_api::log::v1 as pb;
 
 pub use block::{Block, BlockBuilder, EncodedBlock};
+pub use filter::RowFilter;
 pub use position::{Epoch, Incarnation, Lsn, Offset, SourcePosition, UnknownPosition};
 pub use presence::Presence;
 pub use schema::{Column, Cover, LogicalType, ReplicaIdentity, TableId, TableSchema};

@@ -2,11 +2,11 @@
 
 use prost::Message as _;
 
-use crate::block::{Block, BlockError, Column, OldImage, RowGroup, RowOp, Values};
+use crate::block::{Block, BlockError, Column, ColumnBuilder, OldImage, RowGroup, RowOp, Values};
 use crate::pb;
 use crate::position::{Offset, SourcePosition};
 use crate::presence::Presence;
-use crate::schema::{LogicalType, TableSchema};
+use crate::schema::{LogicalType, Physical, TableSchema};
 
 /// Makes the row view of a block's events, in order.
 ///
@@ -100,6 +100,10 @@ fn marker_head(marker: &pb::Marker) -> Result<(pb::Op, u32, u32), BlockError> {
         }
         Some(Kind::SnapshotStart(start)) => (pb::Op::SnapshotStart, start.table_id, 0),
         Some(Kind::SnapshotEnd(end)) => (pb::Op::SnapshotEnd, end.table_id, 0),
+        Some(Kind::PartialSnapshotStart(start)) => {
+            (pb::Op::PartialSnapshotStart, start.table_id, 0)
+        }
+        Some(Kind::PartialSnapshotEnd(end)) => (pb::Op::PartialSnapshotEnd, end.table_id, 0),
         Some(Kind::Truncate(truncate)) => (
             pb::Op::Truncate,
             truncate.table_ids.first().copied().unwrap_or_default(),
@@ -189,4 +193,42 @@ pub fn cell_of(column: &Column, ty: &LogicalType, cell: usize) -> Result<pb::Cel
     Ok(pb::Cell {
         kind: Some(pb::cell::Kind::Value(pb::Value { kind: Some(kind) })),
     })
+}
+
+/// The inverse of [`cell_of`].
+///
+/// # Errors
+/// The message is none of a cell of this type.
+pub fn push_cell(
+    out: &mut ColumnBuilder,
+    ty: &LogicalType,
+    cell: &pb::Cell,
+) -> Result<(), BlockError> {
+    use pb::value::Kind;
+    const WRONG: BlockError = BlockError::Shape("a cell is not of its type");
+    let value = match &cell.kind {
+        Some(pb::cell::Kind::Presence(code)) => {
+            let code = u8::try_from(*code).ok().and_then(Presence::from_code);
+            out.push_presence(code.filter(|p| *p != Presence::Value).ok_or(WRONG)?);
+            return Ok(());
+        }
+        Some(pb::cell::Kind::Value(value)) => value.kind.as_ref().ok_or(WRONG)?,
+        None => return Err(WRONG),
+    };
+    match (ty.physical(), value) {
+        (Physical::Bool, Kind::Bool(v)) => out.push_bool(*v),
+        (Physical::Int32, Kind::Int(v)) => out.push_i32(i32::try_from(*v).map_err(|_| WRONG)?),
+        (Physical::Int64, Kind::Int(v)) => out.push_i64(*v),
+        (Physical::Float32, Kind::Float(v)) => out.push_f32(*v),
+        (Physical::Float64, Kind::Double(v)) => out.push_f64(*v),
+        (Physical::Fixed16, Kind::Interval(v)) => out.push_interval(v.months, v.days, v.micros),
+        (Physical::Fixed16, Kind::Bytes(v)) => {
+            out.push_fixed16(v[..].try_into().map_err(|_| WRONG)?)
+        }
+        (Physical::Variable, Kind::Text(v)) => out.push_bytes(v.as_bytes()),
+        (Physical::Variable, Kind::Bytes(v)) => out.push_bytes(v),
+        (Physical::Variable, Kind::List(v)) => out.push_bytes(&v.encode_to_vec()),
+        _ => return Err(WRONG),
+    }
+    Ok(())
 }

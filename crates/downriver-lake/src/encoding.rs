@@ -14,8 +14,7 @@ use arrow_array::{Array, ArrayRef, ListArray};
 use arrow_buffer::{NullBufferBuilder, OffsetBuffer};
 use arrow_schema::DataType;
 use downriver_event::block::{Column, ColumnBuilder, Values};
-use downriver_event::schema::Physical;
-use downriver_event::{LogicalType, Presence, pb};
+use downriver_event::{LogicalType, Presence, pb, view};
 use prost::Message as _;
 
 /// Midnight of the next day, which the lake's time cannot hold.
@@ -297,7 +296,8 @@ fn list(
         nulls.append_non_null();
         list.elements
             .iter()
-            .try_for_each(|cell| push_element(&mut elements, ty, cell))
+            .try_for_each(|cell| view::push_cell(&mut elements, ty, cell))
+            .map_err(|_| "an array element of another type")
     })?;
     let values = match elements.read() {
         Some(column) => {
@@ -325,40 +325,6 @@ fn row_of(lengths: &[usize], element: usize) -> usize {
         element < end
     });
     row.unwrap_or_default()
-}
-
-fn push_element(
-    out: &mut ColumnBuilder,
-    ty: &LogicalType,
-    cell: &pb::Cell,
-) -> Result<(), &'static str> {
-    use pb::value::Kind;
-    const WRONG: &str = "an array element of another type";
-    let value = match &cell.kind {
-        Some(pb::cell::Kind::Presence(code)) => {
-            let code = u8::try_from(*code).ok().and_then(Presence::from_code);
-            out.push_presence(code.filter(|p| *p != Presence::Value).ok_or(WRONG)?);
-            return Ok(());
-        }
-        Some(pb::cell::Kind::Value(value)) => value.kind.as_ref().ok_or(WRONG)?,
-        None => return Err(WRONG),
-    };
-    match (ty.physical(), value) {
-        (Physical::Bool, Kind::Bool(v)) => out.push_bool(*v),
-        (Physical::Int32, Kind::Int(v)) => out.push_i32(i32::try_from(*v).map_err(|_| WRONG)?),
-        (Physical::Int64, Kind::Int(v)) => out.push_i64(*v),
-        (Physical::Float32, Kind::Float(v)) => out.push_f32(*v),
-        (Physical::Float64, Kind::Double(v)) => out.push_f64(*v),
-        (Physical::Fixed16, Kind::Interval(v)) => out.push_interval(v.months, v.days, v.micros),
-        (Physical::Fixed16, Kind::Bytes(v)) => {
-            out.push_fixed16(v[..].try_into().map_err(|_| WRONG)?)
-        }
-        (Physical::Variable, Kind::Text(v)) => out.push_bytes(v.as_bytes()),
-        (Physical::Variable, Kind::Bytes(v)) => out.push_bytes(v),
-        (Physical::Variable, Kind::List(v)) => out.push_bytes(&v.encode_to_vec()),
-        _ => return Err(WRONG),
-    }
-    Ok(())
 }
 
 /// Appends a form of a row's values that is equal for equal values of the lake's types and differs for
@@ -507,7 +473,7 @@ mod tests {
                 kind: Some(pb::value::Kind::Int(v)),
             })),
         };
-        let null = downriver_event::view::presence_cell(Presence::Null);
+        let null = view::presence_cell(Presence::Null);
         let dimension = |length| pb::Dimension {
             lower_bound: 1,
             length,

@@ -9,9 +9,10 @@ use anyhow::{Context, Result, ensure};
 use common::Memory;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::change::ChangePolicies;
+use downriver_event::filter::{Comparator, Comparison, Condition};
 use downriver_event::{
     BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
-    ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
+    ReplicaIdentity, RowFilter, SourcePosition, TableId, TableSchema, pb,
 };
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{
@@ -79,7 +80,24 @@ enum Event {
     Turn(u32),
     Start,
     End,
+    /// Of the part of the rows with an id of two at most.
+    PartStart,
+    PartEnd,
     Row(u32, RowOp, Row),
+}
+
+fn part() -> RowFilter {
+    let is = Comparison {
+        column: 1,
+        comparator: Comparator::LessOrEqual,
+        value: pb::Value {
+            kind: Some(pb::value::Kind::Int(2)),
+        },
+    };
+    RowFilter {
+        text: "id <= 2".into(),
+        condition: Condition::Is(is),
+    }
 }
 
 /// A transaction, and what readers see when it is delivered.
@@ -117,6 +135,19 @@ fn block(events: &[Event]) -> Result<Block> {
                 table_id: TABLE.0,
                 generation,
                 rows: 0,
+            })),
+            Event::PartStart => {
+                builder.marker(Kind::PartialSnapshotStart(pb::PartialSnapshotStart {
+                    table_id: TABLE.0,
+                    generation,
+                    filter: Some(part().to_pb()),
+                }));
+            }
+            Event::PartEnd => builder.marker(Kind::PartialSnapshotEnd(pb::PartialSnapshotEnd {
+                table_id: TABLE.0,
+                generation,
+                rows: 0,
+                filter: Some(part().to_pb()),
             })),
             Event::Row(version, op, row) => push(&mut builder, *version, *op, *row),
         }
@@ -371,6 +402,48 @@ async fn readers_see_the_old_rows_until_all_new_ones_are_there_wherever_the_owne
         );
         let schemas = metadata.snapshots().map(|snapshot| snapshot.schema_id());
         ensure!(schemas.collect::<std::collections::BTreeSet<_>>().len() == 3);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_read_again_loses_what_it_did_not_see_and_one_of_a_table_that_waits_nothing()
+-> Result<()> {
+    use Event::{End, PartEnd, PartStart, Start, Turn};
+    let row = |version, row| Event::Row(version, RowOp::Snapshot, row);
+    let changed = |version, row| Event::Row(version, RowOp::Update, row);
+    let old: &[Row] = &[
+        (0, 0, Some("changed while it is read")),
+        (1, 10, Some("gone")),
+        (2, 20, Some("seen")),
+        (3, 30, Some("outside")),
+        (4, 40, Some("outside")),
+    ];
+    let begun: &[Row] = &[(0, 1, old[0].2), old[1], old[2], old[3], (4, 41, old[4].2)];
+    let read: &[Row] = &[begun[0], (2, 21, Some("seen")), old[3], begun[4]];
+    let new: &[Row] = &[(1, 10, Some("new"))];
+    let steps = [
+        step(old.iter().map(|old| row(1, *old)).collect(), 1, old),
+        // A row that was deleted before in a file that stays.
+        step(vec![changed(1, old[3])], 1, old),
+        step(
+            vec![
+                PartStart,
+                changed(1, (0, 1, None)),
+                changed(1, (4, 41, None)),
+            ],
+            1,
+            begun,
+        ),
+        step(vec![row(1, read[1]), PartEnd], 1, read),
+        step(vec![Turn(2)], 1, read),
+        step(vec![PartStart, row(2, (7, 70, Some("lost")))], 1, read),
+        step(vec![PartEnd], 1, read),
+        step(vec![Start, row(2, new[0])], 1, read),
+        step(vec![End], 2, new),
+    ];
+    for crash in 0..=steps.len() {
+        play(&steps, crash).await?;
     }
     Ok(())
 }

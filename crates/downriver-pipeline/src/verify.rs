@@ -22,8 +22,8 @@ use downriver_lake::{Digest, LakeError, TableScan, Warehouse};
 use downriver_log::{Log, ReadError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::postgres::copy::BinaryRow;
 use downriver_source::postgres::cut::DatabaseCut;
-use downriver_source::postgres::snapshot::BinaryRow;
 use tokio::sync::mpsc;
 
 use crate::capture::CaptureControl;

@@ -262,6 +262,7 @@ async fn assert_keys(config: &CaptureConfig, case: &Case, table: &LoggedTable, r
     let mut builder = BlockBuilder::new();
     builder.begin("again".into(), 0);
     let request = ChunkRequest {
+        part: None,
         after: None,
         keys: Some(seen.iter().cloned().map(Into::into).collect()),
         rows_max: 2,

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use downriver_api::admin::v1::admin_service_server::AdminService;
 use downriver_api::admin::v1::{self as pb};
 use downriver_event::Offset;
+use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -15,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
+use crate::condition;
 use crate::plan::{check_unused, parse, plan};
 use crate::problem::{status, to_pb};
 use crate::spec::{Source, Spec};
@@ -105,12 +107,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Without tables: the whole pipeline, and every table of it that was paused alone.
     async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
 
-    /// Takes the snapshot of tables again, without tables of all: the generation that each will have. Returns when
-    /// that outlasts a crash.
+    /// Takes the snapshot of tables again, without tables of all, or of a part of each: the generation that each will
+    /// have. Returns when that outlasts a crash.
     async fn resnapshot(
         &self,
         pipeline: &str,
         tables: &[String],
+        part: Option<WrittenFilter>,
     ) -> Result<Vec<(TableName, u64)>, Problem>;
 
     /// Returns when everything committed at the source before the call is delivered.
@@ -376,9 +379,11 @@ impl AdminService for Admin {
     ) -> Result<Response<pb::ResnapshotResponse>, Status> {
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
+        let part = request.condition.as_deref().map(condition::parse);
+        let part = part.transpose().map_err(|problem| refused(&problem))?;
         let asked = self
             .engine
-            .resnapshot(&request.pipeline, &request.tables)
+            .resnapshot(&request.pipeline, &request.tables, part)
             .await;
         let tables = asked.map_err(|problem| refused(&problem))?.into_iter();
         let tables = tables.map(|(table, generation)| pb::TableGeneration {

@@ -2,6 +2,7 @@
 //! what runs is decided by the `Engine` that the binary provides.
 
 mod admin;
+mod condition;
 mod log_service;
 mod plan;
 pub mod problem;

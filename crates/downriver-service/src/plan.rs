@@ -428,6 +428,7 @@ pub(crate) fn check_unused(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use async_trait::async_trait;
+    use downriver_event::filter::WrittenFilter;
     use tokio::sync::{mpsc, watch};
 
     use super::*;
@@ -494,6 +495,7 @@ mod tests {
             &self,
             _: &str,
             _: &[String],
+            _: Option<WrittenFilter>,
         ) -> Result<Vec<(TableName, u64)>, Problem> {
             panic!("a plan reads nothing again")
         }

@@ -625,6 +625,8 @@ fn marker_tables(marker: &pb::Marker) -> Vec<TableId> {
         }
         Some(Kind::SnapshotStart(start)) => vec![TableId(start.table_id)],
         Some(Kind::SnapshotEnd(end)) => vec![TableId(end.table_id)],
+        Some(Kind::PartialSnapshotStart(start)) => vec![TableId(start.table_id)],
+        Some(Kind::PartialSnapshotEnd(end)) => vec![TableId(end.table_id)],
         Some(Kind::Truncate(truncate)) => {
             truncate.table_ids.iter().map(|id| TableId(*id)).collect()
         }

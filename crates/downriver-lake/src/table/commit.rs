@@ -242,7 +242,7 @@ impl TableWriter {
     }
 
     /// The positions of a data file that are deleted in the table.
-    async fn deleted_of(&mut self, file: u32) -> Result<RoaringBitmap, LakeError> {
+    pub(super) async fn deleted_of(&mut self, file: u32) -> Result<RoaringBitmap, LakeError> {
         if let Some(known) = self.deleted.get(&file) {
             return Ok(known.clone());
         }

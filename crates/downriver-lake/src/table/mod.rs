@@ -22,6 +22,7 @@ mod ignored;
 mod local;
 mod owned;
 mod spill;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -652,13 +653,15 @@ impl TableWriter {
                 self.begin_beside().await?;
             }
             // The marker is a transaction of its own: what came before it may be committed.
-            Some(Kind::SnapshotStart(_)) => {
-                self.commit(at).await?;
-                let last = self.metadata.last_sequence_number();
-                self.snapshot_since = Some(last);
-                self.pending
-                    .properties
-                    .insert(SNAPSHOT_PROPERTY.to_owned(), last.to_string());
+            Some(Kind::SnapshotStart(_)) => self.begin_sweep(at).await?,
+            // What waits for all of its rows, or gets them, has nothing of a part.
+            Some(Kind::PartialSnapshotStart(_) | Kind::PartialSnapshotEnd(_))
+                if !self.is_whole() => {}
+            Some(Kind::PartialSnapshotStart(_)) => self.begin_sweep(at).await?,
+            Some(Kind::PartialSnapshotEnd(end)) => {
+                if let Some(last) = self.end_sweep().await? {
+                    self.sweep_part(last, end.filter.as_ref()).await?;
+                }
             }
             Some(Kind::SnapshotEnd(_)) if matches!(self.standing, Standing::Beside(_)) => {
                 self.spill().await?;
@@ -667,14 +670,9 @@ impl TableWriter {
                 }
             }
             Some(Kind::SnapshotEnd(_)) => {
-                if let Some(last) = self.snapshot_since {
-                    self.spill().await?;
-                    self.snapshot_since = None;
+                if let Some(last) = self.end_sweep().await? {
                     let old = self.live.files.iter().filter(|(_, f)| f.sequence <= last);
                     self.pending.removed.extend(old.map(|(number, _)| *number));
-                    self.pending
-                        .properties
-                        .insert(SNAPSHOT_PROPERTY.to_owned(), String::new());
                 }
             }
             Some(Kind::Message(_) | Kind::Hole(_)) | None => {}
@@ -723,6 +721,8 @@ fn speaks_of(marker: &pb::Marker, table: TableId) -> bool {
             .is_some_and(|s| s.table_id == table.0),
         Some(Kind::SnapshotStart(start)) => start.table_id == table.0,
         Some(Kind::SnapshotEnd(end)) => end.table_id == table.0,
+        Some(Kind::PartialSnapshotStart(start)) => start.table_id == table.0,
+        Some(Kind::PartialSnapshotEnd(end)) => end.table_id == table.0,
         Some(Kind::Truncate(truncate)) => truncate.table_ids.contains(&table.0),
         Some(Kind::Message(_) | Kind::Hole(_)) | None => false,
     }

@@ -41,7 +41,7 @@ use downriver_source::postgres::setup::Captured;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-pub use request::{CaptureControl, NotRequested, Requested};
+pub use request::{CaptureControl, NotRequested, Requested, Wanted, needs_whole};
 
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};

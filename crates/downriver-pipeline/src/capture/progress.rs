@@ -1,24 +1,29 @@
 //! What a table's snapshot stores beside its rows, so that a crash resumes at the chunk: where the next
-//! chunk starts and which rows have to be read again because they moved. And how the table stood in the publication
-//! when the generation began, so that a change of that is noticed whenever it happens.
+//! chunk starts and which rows have to be read again because they moved. How the table stood in the publication
+//! when the generation began, so that a change of that is noticed whenever it happens. And which part of the table is
+//! read, if it is not all of it.
 //!
 //! ```text
-//! format u8 = 3 | flags u8: 1 exhausted, 2 requested, 4 outlined, 8 lapsed
+//! format u8 = 3, or 4 with a part | flags u8: 1 exhausted, 2 requested, 4 outlined, 8 lapsed, 16 of a part
 //!   | next: len u32, bytes | moved: count u32, (len u32, bytes)* | outline, if outlined: len u32, bytes
+//!   | RowFilter, if of a part: len u32, bytes
 //! ```
 //! Format 2 had the first two flags only, and format 1 the first.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use downriver_event::RowFilter;
 use downriver_source::postgres::outline::Outline;
 
 use super::merge::Key;
 
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
+const FORMAT_OF_WHOLE: u8 = 3;
 const OLDEST_FORMAT: u8 = 1;
 const EXHAUSTED: u8 = 1;
 const REQUESTED: u8 = 2;
 const OUTLINED: u8 = 4;
 const LAPSED: u8 = 8;
+const OF_PART: u8 = 16;
 
 /// What is known of the changes that came of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +37,7 @@ pub(crate) enum Standing {
     Lapsed,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Resume {
     /// This generation is to be read, and its start is not in the log yet.
     pub(crate) requested: bool,
@@ -42,6 +47,8 @@ pub(crate) struct Resume {
     pub(crate) next: Option<Bytes>,
     pub(crate) moved: Vec<Key>,
     pub(crate) standing: Standing,
+    /// `None`: the whole table is read.
+    pub(crate) part: Option<RowFilter>,
 }
 
 impl Resume {
@@ -51,14 +58,18 @@ impl Resume {
             out.put_u32_le(u32::try_from(bytes.len()).expect("a key is under VALUE_BYTES_MAX"));
             out.extend_from_slice(bytes);
         };
-        out.put_u8(FORMAT);
+        // Who does not know of parts would take one for the whole.
+        out.put_u8(self.part.as_ref().map_or(FORMAT_OF_WHOLE, |_| FORMAT));
         let flag = |is: bool, flag: u8| if is { flag } else { 0 };
         let standing = match &self.standing {
             Standing::Unknown => 0,
             Standing::Published(_) => OUTLINED,
             Standing::Lapsed => LAPSED,
         };
-        out.put_u8(flag(self.exhausted, EXHAUSTED) | flag(self.requested, REQUESTED) | standing);
+        let flags = flag(self.exhausted, EXHAUSTED)
+            | flag(self.requested, REQUESTED)
+            | flag(self.part.is_some(), OF_PART);
+        out.put_u8(flags | standing);
         put(&mut out, self.next.as_deref().unwrap_or_default());
         out.put_u32_le(u32::try_from(self.moved.len()).expect("moved rows fit the memory"));
         for key in &self.moved {
@@ -66,6 +77,9 @@ impl Resume {
         }
         if let Standing::Published(outline) = &self.standing {
             put(&mut out, &outline.encode());
+        }
+        if let Some(part) = &self.part {
+            put(&mut out, &part.encode());
         }
         out.freeze()
     }
@@ -79,7 +93,7 @@ impl Resume {
             return None;
         }
         let flags = bytes.try_get_u8().ok()?;
-        if flags & !(EXHAUSTED | REQUESTED | OUTLINED | LAPSED) != 0 {
+        if flags & !(EXHAUSTED | REQUESTED | OUTLINED | LAPSED | OF_PART) != 0 {
             return None;
         }
         let take = |bytes: &mut Bytes| {
@@ -98,8 +112,14 @@ impl Resume {
             (false, true) => Standing::Lapsed,
             (true, true) => return None,
         };
+        let part = if flags & OF_PART != 0 {
+            Some(RowFilter::decode(&take(&mut bytes)?).ok()?)
+        } else {
+            None
+        };
         Some(Self {
             standing,
+            part,
             requested: flags & REQUESTED != 0,
             exhausted: flags & EXHAUSTED != 0,
             next: (!next.is_empty()).then_some(next),
@@ -110,6 +130,8 @@ impl Resume {
 
 #[cfg(test)]
 mod tests {
+    use downriver_event::filter::{Comparator, Comparison, Condition};
+    use downriver_event::pb;
     use downriver_testkit::fixture;
 
     use super::*;
@@ -119,26 +141,44 @@ mod tests {
         Standing::Published(outline.expect("it is one"))
     }
 
+    fn part() -> RowFilter {
+        let is = Comparison {
+            column: 1,
+            comparator: Comparator::Less,
+            value: pb::Value {
+                kind: Some(pb::value::Kind::Int(7)),
+            },
+        };
+        RowFilter {
+            text: "id < 7".into(),
+            condition: Condition::Is(is),
+        }
+    }
+
     #[test]
     fn what_was_stored_is_read_back_and_anything_cut_is_refused() {
-        let resume = Resume {
-            requested: true,
-            exhausted: true,
-            next: Some(Bytes::from_static(b"next")),
-            moved: vec![b"a".to_vec().into(), Vec::new().into()],
-            standing: outlined(),
-        };
-        let bytes = resume.encode();
-        assert_eq!(Resume::decode(bytes.clone()), Some(resume));
-        for len in 1..bytes.len() {
-            assert_eq!(Resume::decode(bytes.slice(..len)), None, "cut at {len}");
+        for part in [None, Some(part())] {
+            let resume = Resume {
+                requested: true,
+                exhausted: true,
+                next: Some(Bytes::from_static(b"next")),
+                moved: vec![b"a".to_vec().into(), Vec::new().into()],
+                standing: outlined(),
+                part,
+            };
+            let bytes = resume.encode();
+            assert_eq!(Resume::decode(bytes.clone()), Some(resume));
+            for len in 1..bytes.len() {
+                assert_eq!(Resume::decode(bytes.slice(..len)), None, "cut at {len}");
+            }
         }
         assert_eq!(Resume::decode(Bytes::new()), Some(Resume::default()));
     }
 
     #[test]
     fn progress_of_every_format_is_read_as_it_was_stored_and_of_a_newer_one_refused() {
-        let resume = |requested, standing| Resume {
+        let resume = |requested, standing, part| Resume {
+            part,
             requested,
             exhausted: true,
             next: Some(Bytes::from_static("Zo\u{eb}".as_bytes())),
@@ -153,12 +193,16 @@ mod tests {
         for (name, requested) in [("v1", false), ("v2", true)] {
             let name = format!("snapshot-progress-{name}.bin");
             let stored = fixture::bytes(&name, lost).expect("it is kept");
-            let expected = resume(requested, Standing::Unknown);
+            let expected = resume(requested, Standing::Unknown, None);
             assert_eq!(Resume::decode(stored.into()), Some(expected), "{name}");
         }
-        for (name, standing) in [("v3", outlined()), ("v3-lapsed", Standing::Lapsed)] {
+        for (name, standing, part) in [
+            ("v3", outlined(), None),
+            ("v3-lapsed", Standing::Lapsed, None),
+            ("v4", outlined(), Some(part())),
+        ] {
             let name = format!("snapshot-progress-{name}.bin");
-            let expected = resume(true, standing);
+            let expected = resume(true, standing, part);
             let write = || expected.encode().to_vec();
             let mut stored = fixture::bytes(&name, write).expect("it is kept");
             assert_eq!(
@@ -166,7 +210,7 @@ mod tests {
                 Some(&expected),
                 "{name}"
             );
-            stored[0] = 4;
+            stored[0] = 5;
             assert_eq!(Resume::decode(stored.into()), None);
         }
     }

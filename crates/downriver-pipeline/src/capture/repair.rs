@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::problem::Problem;
-use downriver_event::{BlockBuilder, SourcePosition, TableId, pb};
+use downriver_event::{BlockBuilder, RowFilter, SourcePosition, TableId, pb};
 use downriver_log::{ChunkDone, Log, Moved};
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::Session;
@@ -18,7 +18,7 @@ use downriver_source::postgres::{reach, setup, slot};
 use super::outbox::{Outbox, Tip};
 use super::progress::{Resume, Standing};
 use super::registry::{Registered, Registry};
-use super::request::{CaptureControl, Requested};
+use super::request::{CaptureControl, Requested, needs_whole};
 use super::{CaptureConfig, CaptureError, captured, chain, problem_of, snapshot};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
@@ -78,6 +78,14 @@ pub(super) async fn until_repaired(
             None
         } else {
             requests.recv().await
+        };
+        let request = match request {
+            Some(request) if request.is_of_parts() => {
+                let why = format!("source {:?} stands in a hole ({code})", config.name);
+                let _ = request.answer.send(Err(needs_whole(why)));
+                continue;
+            }
+            request => request,
         };
         let error = match repair(config, log, code).await {
             Ok(generations) => {
@@ -165,7 +173,8 @@ async fn repair(
         let last = state.chunks.get(&id).map_or(1, |chunks| chunks.generation);
         let generation = last.max(1) + 1;
         generations.insert(id, generation);
-        outbox.chunk_done_with_open(wanted(id, generation, Standing::Published(outline)));
+        let standing = Standing::Published(outline);
+        outbox.chunk_done_with_open(wanted(id, generation, standing, None));
     }
     builder.commit_unplaced();
     outbox.commit(builder.cut(), Some(start))?;
@@ -185,12 +194,18 @@ async fn repair(
     Ok(generations.into_iter().collect())
 }
 
-/// A generation that is to be read from the table's start, of which every change comes while it stands so in the
-/// publication.
-pub(super) fn wanted(table: TableId, generation: u64, standing: Standing) -> ChunkDone {
+/// A generation that is to be read from the start of the table, or of a part of it; every change of the table comes
+/// while it stands so in the publication.
+pub(super) fn wanted(
+    table: TableId,
+    generation: u64,
+    standing: Standing,
+    part: Option<RowFilter>,
+) -> ChunkDone {
     let resume = Resume {
         requested: true,
         standing,
+        part,
         ..Resume::default()
     };
     ChunkDone {

@@ -2,19 +2,28 @@
 
 use std::collections::HashMap;
 
-use downriver_event::TableId;
 use downriver_event::problem::Problem;
+use downriver_event::{RowFilter, TableId};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::outbox::Progress;
 
 pub(super) type Answer = oneshot::Sender<Result<Requested, Problem>>;
 
+/// A table that is to be read again, or a part of it.
+pub type Wanted = (TableId, Option<RowFilter>);
+
 /// Tables whose snapshot is to be taken again, and the answer when that is durable.
 #[derive(Debug)]
 pub(super) struct Request {
-    pub(super) tables: Vec<TableId>,
+    pub(super) tables: Vec<Wanted>,
     pub(super) answer: Answer,
+}
+
+impl Request {
+    pub(super) fn is_of_parts(&self) -> bool {
+        self.tables.iter().any(|(_, part)| part.is_some())
+    }
 }
 
 /// Tables that are to be read again, until the log knows of it; then the capture starts again.
@@ -56,6 +65,16 @@ impl Reread {
     }
 }
 
+/// A part cannot be read where all of it has to be.
+#[must_use]
+pub fn needs_whole(why: String) -> Problem {
+    Problem::new(
+        "DR-1055",
+        why,
+        "ask again when its snapshot is done, or read the whole of it: downriver resnapshot PIPELINE --tables SCHEMA.TABLE, without --where",
+    )
+}
+
 /// The generation that each table will have; a table that the capture does not have is left out.
 pub type Requested = Vec<(TableId, u64)>;
 
@@ -64,8 +83,8 @@ pub type Requested = Vec<(TableId, u64)>;
 pub enum NotRequested {
     #[error("the capture does not take requests now")]
     Ended,
-    /// The capture stands in a hole, and this keeps it from being repaired.
-    #[error("the hole cannot be repaired: {}", .0.reason)]
+    /// What keeps the tables from being read again, or the hole that the capture stands in from being repaired.
+    #[error("{}", .0.reason)]
     Problem(Problem),
 }
 
@@ -111,13 +130,13 @@ impl CaptureControl {
         self.refused().remove(&table).is_some()
     }
 
-    /// Asks for a new snapshot of tables, and returns when the log knows of it. Dropping the future before takes the
-    /// request back, unless it is on its way into the log. A capture that stands in a hole repairs it, and takes the
-    /// snapshot of every table.
+    /// Asks for a new snapshot of tables or parts of them, and returns when the log knows of it. Dropping the future
+    /// before takes the request back, unless it is on its way into the log. A capture that stands in a hole repairs it,
+    /// and takes the snapshot of every table.
     ///
     /// # Errors
     /// The capture failed meanwhile; asking again is safe.
-    pub async fn resnapshot(&self, tables: Vec<TableId>) -> Result<Requested, NotRequested> {
+    pub async fn resnapshot(&self, tables: Vec<Wanted>) -> Result<Requested, NotRequested> {
         let (answer, answered) = oneshot::channel();
         let request = Request { tables, answer };
         let sent = self.sender.send(request).await;

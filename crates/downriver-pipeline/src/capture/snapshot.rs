@@ -32,6 +32,7 @@ pub(crate) struct TableTask {
     pub(crate) schema: Arc<TableSchema>,
     pub(crate) generation: u64,
     pub(crate) resume: Resume,
+    pub(crate) rows_estimated: Option<u64>,
 }
 
 /// What a worker read, waiting for its place in the stream.
@@ -45,6 +46,8 @@ pub(crate) struct HeldChunk {
     /// The blocks of a table without a key, which is read whole.
     pub(crate) shelf: Option<Shelf>,
     pub(crate) rows: u64,
+    /// Of the whole generation, where the worker knows better than the catalog.
+    pub(crate) rows_estimated: Option<u64>,
     /// Where the next chunk starts; `None` after the last one.
     pub(crate) next: Option<Bytes>,
     /// The keys that were read again.
@@ -142,6 +145,9 @@ impl Worker {
 
     async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
         let mut session = SnapshotSession::connect(&self.config).await?;
+        if let Some(part) = &task.resume.part {
+            task.rows_estimated = session.estimated_rows(&task.schema, part).await?;
+        }
         loop {
             let reread = task.resume.exhausted.then(|| task.resume.moved.clone());
             let mut held = match self.read(&mut session, &mut task, reread).await? {
@@ -245,6 +251,7 @@ impl Worker {
     ) -> Result<Result<HeldChunk, Reshaped>, SourceError> {
         let reread_keys = reread.clone().unwrap_or_default();
         let request = ChunkRequest {
+            part: task.resume.part.clone(),
             after: task.resume.next.clone(),
             keys: reread.map(|keys| keys.into_iter().map(Bytes::from).collect()),
             rows_max: self.snapshot.chunk_rows,
@@ -295,6 +302,7 @@ impl Worker {
             blocks,
             shelf,
             rows,
+            rows_estimated: task.rows_estimated,
             next: chunk.next,
             reread: reread_keys,
             began,

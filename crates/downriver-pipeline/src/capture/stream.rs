@@ -5,6 +5,7 @@ mod chunks;
 mod decode;
 mod drift;
 mod names;
+mod parts;
 mod tables;
 
 use std::collections::{HashMap, HashSet};

@@ -10,9 +10,10 @@ use downriver_event::{Lsn, TableSchema};
 
 use super::catalog::{Catalog, parse_lsn};
 use super::config::PostgresConfig;
+use super::copy::BinaryRow;
 use super::reach;
 use super::replication::Session;
-use super::snapshot::{BinaryRow, copy_table};
+use super::snapshot::copy_table;
 use super::standby::{waits_for_primary, with_running_transactions};
 use crate::error::SourceError;
 

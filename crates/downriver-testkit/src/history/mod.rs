@@ -34,6 +34,8 @@ pub enum Act {
     Cut,
     /// The snapshot of a table is asked for again.
     Resnapshot(String),
+    /// The same of a part of it.
+    ResnapshotPart(String, String),
 }
 
 #[derive(Clone)]
@@ -94,7 +96,18 @@ impl History {
                 8..10 if !is_down => acts.push(Act::Cut),
                 10..12 if !is_down => {
                     let at = self.any_table();
-                    acts.push(Act::Resnapshot(format!("public.{}", self.tables[at].name)));
+                    let table = &self.tables[at];
+                    let name = format!("public.{}", table.name);
+                    acts.push(match self.random.random_bool(0.5) {
+                        true if table.key_columns.contains('n') => {
+                            let first = self.random.random_range(0..table.next);
+                            Act::ResnapshotPart(
+                                name,
+                                format!("n >= {first} and n < {}", first + 500),
+                            )
+                        }
+                        _ => Act::Resnapshot(name),
+                    });
                 }
                 12..18 => {
                     let rows = self.random.random_range(1..200);

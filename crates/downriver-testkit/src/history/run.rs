@@ -171,6 +171,25 @@ impl Player {
                 let sql = "select pg_terminate_backend(active_pid) from pg_replication_slots where active";
                 self.postgres.execute(sql).await
             }
+            Act::ResnapshotPart(table, part) => {
+                self.write(&format!("-- resnapshot of {table} where {part}"))?;
+                self.played.resnapshots += 1;
+                let arguments = [
+                    "resnapshot",
+                    resources::PIPELINE,
+                    "--tables",
+                    table,
+                    "--where",
+                    part,
+                ];
+                host::until("a part to be asked for", CATCH_UP, async || {
+                    let asked = self.daemon.run(&arguments).await?;
+                    // Of a table that is being read whole, or has another key by now, no part is read.
+                    let is_refused = ["DR-1055", "DR-2057"].map(|code| asked.text().contains(code));
+                    Ok(asked.code == Some(0) || is_refused.contains(&true))
+                })
+                .await
+            }
             Act::Resnapshot(table) => {
                 self.write(&format!("-- resnapshot of {table}"))?;
                 self.played.resnapshots += 1;

@@ -92,7 +92,7 @@ enum Command {
     /// Go on delivering.
     Resume(pipelines::Selection),
     /// Take the snapshot again, while changes flow on; rows that are gone at the source go at its end.
-    Resnapshot(pipelines::Selection),
+    Resnapshot(pipelines::Resnapshot),
     /// Return when everything committed at the source before the call is delivered.
     Wait(pipelines::Wait),
     /// Compare source and target row by row.
@@ -258,7 +258,7 @@ async fn run_client(command: Command, client: Client) -> Result<(), Failure> {
         } => resources::delete(client, kind, &name, yes, output).await,
         Command::Pause(selection) => pipelines::pause(client, selection).await,
         Command::Resume(selection) => pipelines::resume(client, selection).await,
-        Command::Resnapshot(selection) => pipelines::resnapshot(client, selection).await,
+        Command::Resnapshot(resnapshot) => pipelines::resnapshot(client, resnapshot).await,
         Command::Wait(wait) => pipelines::wait(client, wait).await,
         Command::Verify(selection) => verify::run(client, selection).await,
         Command::Tail(tail) => tail::run(client, tail).await,

@@ -21,6 +21,15 @@ pub(super) struct Selection {
 }
 
 #[derive(clap::Args, Debug)]
+pub(super) struct Resnapshot {
+    #[command(flatten)]
+    selection: Selection,
+    /// Read just the rows whose key fulfils this, such as "tenant = 7 and id between 100 and 199".
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
 pub(super) struct Wait {
     pipeline: String,
     #[arg(long = "for", default_value = "caught-up")]
@@ -74,10 +83,12 @@ fn say(done: &str, selection: &Selection) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn resnapshot(mut client: Client, selection: Selection) -> Result<(), Failure> {
+pub(super) async fn resnapshot(mut client: Client, resnapshot: Resnapshot) -> Result<(), Failure> {
+    let selection = resnapshot.selection;
     let request = pb::ResnapshotRequest {
         pipeline: selection.pipeline.clone(),
         tables: selection.tables.clone(),
+        condition: resnapshot.condition,
     };
     let tables = client.admin.resnapshot(request).await?.into_inner().tables;
     let pipeline = &selection.pipeline;

@@ -71,20 +71,35 @@ pub(super) async fn run(mut client: Client, tail: Tail) -> Result<(), Failure> {
     };
     let mut responses = client.log.subscribe(request).await?.into_inner();
     let mut schemas: HashMap<(u32, u32), TableSchema> = HashMap::new();
+    // For events without a row: the last that was met, or the table's newest.
+    let mut last_of: HashMap<u32, TableSchema> = HashMap::new();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     while let Some(response) = responses.message().await? {
         match response.item {
             Some(Item::Schema(schema)) => {
                 let schema =
                     TableSchema::from_pb(&schema).map_err(|e| Failure::Other(e.to_string()))?;
+                last_of.insert(schema.id.0, schema.clone());
                 schemas.insert((schema.id.0, schema.version), schema);
             }
             Some(Item::Events(events)) => {
                 for event in &events.events {
+                    if let Some(schema) = announced(event) {
+                        last_of.insert(event.table_id, schema);
+                    } else if event.marker.is_some()
+                        && event.table_id != 0
+                        && !last_of.contains_key(&event.table_id)
+                        && let Some(newest) = newest(&mut client, &tail.source, event).await?
+                    {
+                        last_of.insert(event.table_id, newest);
+                    }
                     let line = Line {
                         source: &tail.source,
                         incarnation: response.incarnation,
-                        schema: schemas.get(&(event.table_id, event.schema_version)),
+                        schema: match event.marker {
+                            None => schemas.get(&(event.table_id, event.schema_version)),
+                            Some(_) => last_of.get(&event.table_id),
+                        },
                         event,
                     };
                     match tail.output {
@@ -103,6 +118,36 @@ pub(super) async fn run(mut client: Client, tail: Tail) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The schema that a change of it announces.
+fn announced(event: &pb::ChangeEvent) -> Option<TableSchema> {
+    match event.marker.as_ref()?.kind.as_ref()? {
+        pb::marker::Kind::SchemaChange(change) => {
+            TableSchema::from_pb(change.schema.as_ref()?).ok()
+        }
+        _ => None,
+    }
+}
+
+async fn newest(
+    client: &mut Client,
+    source: &str,
+    event: &pb::ChangeEvent,
+) -> Result<Option<TableSchema>, Failure> {
+    let request = pb::GetSchemaRequest {
+        source: source.to_owned(),
+        table_id: event.table_id,
+        version: 0,
+    };
+    match client.log.get_schema(request).await {
+        Ok(answer) => {
+            let schema = answer.into_inner().schema;
+            Ok(schema.and_then(|schema| TableSchema::from_pb(&schema).ok()))
+        }
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+        Err(status) => Err(status.into()),
+    }
 }
 
 fn start(from: &str) -> Result<pb::Start, Failure> {
@@ -146,6 +191,8 @@ impl Line<'_> {
             pb::Op::SnapshotEnd => "snapshot_end",
             pb::Op::Message => "message",
             pb::Op::Hole => "hole",
+            pb::Op::PartialSnapshotStart => "partial_snapshot_start",
+            pb::Op::PartialSnapshotEnd => "partial_snapshot_end",
             pb::Op::Unspecified => "unknown",
         }
     }
@@ -225,6 +272,17 @@ impl Line<'_> {
         }))
     }
 
+    /// Which part of the table a snapshot is of; `None`: of all of it, or this is no start or end of one.
+    fn part(&self) -> Option<&str> {
+        use pb::marker::Kind;
+        let part = match &self.event.marker.as_ref()?.kind {
+            Some(Kind::PartialSnapshotStart(start)) => start.filter.as_ref(),
+            Some(Kind::PartialSnapshotEnd(end)) => end.filter.as_ref(),
+            _ => None,
+        };
+        part.map(|part| part.text.as_str())
+    }
+
     /// The range of the source that the log has not.
     fn hole(&self) -> Option<Value> {
         let Some(pb::marker::Kind::Hole(hole)) = &self.event.marker.as_ref()?.kind else {
@@ -259,6 +317,9 @@ impl Line<'_> {
         }
         if let Some(hole) = self.hole() {
             line["hole"] = hole;
+        }
+        if let Some(part) = self.part() {
+            line["where"] = json!(part);
         }
         line
     }
@@ -303,6 +364,8 @@ impl Line<'_> {
         };
         let row = if let Some(hole) = self.hole() {
             hole.to_string()
+        } else if let Some(part) = self.part() {
+            format!("where {part}")
         } else if row.is_null() {
             String::new()
         } else {

@@ -184,7 +184,7 @@ impl Run<'_> {
                 last: true,
             });
             self.outbox.commit(None, None)?;
-            self.chunk_status(table, chunk.began, chunk.rows);
+            self.chunk_status(table, chunk.began, chunk.rows, None);
             self.table_ended(table);
             return Ok(());
         }

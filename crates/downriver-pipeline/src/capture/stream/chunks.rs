@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use downriver_event::{TableId, pb};
+use downriver_event::{RowFilter, TableId, pb};
 use downriver_log::ChunkDone;
 
 use super::super::CaptureError;
@@ -17,11 +17,18 @@ impl Run<'_> {
     pub(super) fn start_snapshot(&mut self, table: TableId, generation: u64, resume: &Resume) {
         self.builder
             .begin("snapshot".into(), snapshot::micros_since_epoch());
-        self.builder
-            .marker(pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
-                table_id: table.0,
+        let table_id = table.0;
+        self.builder.marker(match &resume.part {
+            None => pb::marker::Kind::SnapshotStart(pb::SnapshotStart {
+                table_id,
                 generation,
-            }));
+            }),
+            Some(part) => pb::marker::Kind::PartialSnapshotStart(pb::PartialSnapshotStart {
+                table_id,
+                generation,
+                filter: Some(part.to_pb()),
+            }),
+        });
         self.builder.commit_unplaced();
         // With the marker in one append: a restart does not start the generation again.
         self.outbox.chunk_done(ChunkDone {
@@ -144,6 +151,7 @@ impl Run<'_> {
         progress.resume.next = chunk.next.take();
         progress.resume.exhausted = chunk.moved.is_some();
         let last = chunk.moved.is_some() && progress.resume.moved.is_empty();
+        let part = progress.resume.part.clone();
         let moved = if chunk.moved.is_some() {
             progress.resume.moved.clone()
         } else {
@@ -157,9 +165,9 @@ impl Run<'_> {
             last,
         };
         self.outbox.chunk_done(done);
-        self.chunk_status(table, chunk.began, chunk.rows);
+        self.chunk_status(table, chunk.began, chunk.rows, chunk.rows_estimated);
         if last {
-            self.end_table(table, chunk.generation)?;
+            self.end_table(table, chunk.generation, part)?;
         }
         if let Some(answer) = chunk.moved {
             // A worker that is gone has failed, and said so.
@@ -168,9 +176,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn chunk_status(&self, table: TableId, began: Instant, rows: u64) {
+    pub(super) fn chunk_status(
+        &self,
+        table: TableId,
+        began: Instant,
+        rows: u64,
+        estimated: Option<u64>,
+    ) {
         self.table_status(table, |status| {
             if let Some(snapshot) = &mut status.snapshot {
+                snapshot.rows_estimated = estimated.unwrap_or(snapshot.rows_estimated);
                 snapshot.began.get_or_insert(began);
                 snapshot.rows_done += rows;
                 snapshot.rows_of_run += rows;
@@ -198,16 +213,25 @@ impl Run<'_> {
         &mut self,
         table: TableId,
         generation: u64,
+        part: Option<RowFilter>,
     ) -> Result<(), CaptureError> {
         let rows = self.table_ended(table);
         self.builder
             .begin("snapshot".into(), snapshot::micros_since_epoch());
-        self.builder
-            .marker(pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
-                table_id: table.0,
+        let table_id = table.0;
+        self.builder.marker(match part {
+            None => pb::marker::Kind::SnapshotEnd(pb::SnapshotEnd {
+                table_id,
                 generation,
                 rows,
-            }));
+            }),
+            Some(part) => pb::marker::Kind::PartialSnapshotEnd(pb::PartialSnapshotEnd {
+                table_id,
+                generation,
+                rows,
+                filter: Some(part.to_pb()),
+            }),
+        });
         self.builder.commit_unplaced();
         self.flush()
     }

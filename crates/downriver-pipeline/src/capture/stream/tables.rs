@@ -6,7 +6,7 @@ use std::sync::Arc;
 use downriver_decode::postgres::decoder::Relation;
 use downriver_decode::postgres::shape::Shape;
 use downriver_event::problem::Problem;
-use downriver_event::{TableId, TableSchema, pb};
+use downriver_event::{RowFilter, TableId, TableSchema, pb};
 use downriver_log::StreamState;
 use downriver_source::postgres::catalog::SourceTable;
 use downriver_source::postgres::rules::uncovered;
@@ -127,7 +127,10 @@ impl Run<'_> {
         let is_reading =
             begun.is_some_and(|chunks| !chunks.done && (initial || chunks.generation > 1));
         let is_rewritten = is_rewritten && schema.tells_rows();
-        let is_other = is_other && initial || is_rewritten && (initial || is_reading);
+        let part = resume.as_ref().and_then(|resume| resume.part.as_ref());
+        let is_part_lost = is_reading && part.is_some_and(|part| !part.fits(&schema));
+        let is_other =
+            is_other && initial || is_rewritten && (initial || is_reading) || is_part_lost;
         let is_wanted = begun.map_or(initial, |_| is_other || is_reading);
         let mut resume = resume.unwrap_or_default();
         if !is_wanted {
@@ -157,7 +160,8 @@ impl Run<'_> {
                 ..Resume::default()
             };
             // Its start comes with its rows: until then it is read from the beginning.
-            self.outbox.chunk_done(wanted(id, generation, standing));
+            self.outbox
+                .chunk_done(wanted(id, generation, standing, None));
         } else {
             self.recent.track(id);
             if starts {
@@ -168,13 +172,19 @@ impl Run<'_> {
             schema,
             generation,
             resume: resume.clone(),
+            rows_estimated: None,
         });
+        // Of a part the worker finds out.
+        let rows_estimated = match resume.part {
+            Some(_) => 0,
+            None => table.estimated_rows,
+        };
         self.snapshots
             .insert(id, TableProgress { generation, resume });
         Ok(TableStatus {
             snapshot: Some(SnapshotProgress {
                 rows_done: taken_up.map_or(0, |chunks| chunks.rows),
-                rows_estimated: table.estimated_rows,
+                rows_estimated,
                 ..SnapshotProgress::default()
             }),
             ..in_state(TableState::Snapshotting, table.problem)
@@ -355,7 +365,13 @@ impl Run<'_> {
         if request.answer.is_closed() {
             return Ok(());
         }
-        for table in &request.tables {
+        let parts = request.tables.iter();
+        let mut parts = parts.filter_map(|(table, part)| Some((*table, part.as_ref()?)));
+        if let Some(problem) = parts.find_map(|(table, part)| self.why_not_in_part(table, part)) {
+            let _ = request.answer.send(Err(problem));
+            return Ok(());
+        }
+        for (table, _) in &request.tables {
             if self.control.admit(*table) {
                 self.captured.insert(*table, true);
                 self.standings.insert(*table, Standing::Unknown);
@@ -363,7 +379,7 @@ impl Run<'_> {
         }
         let tables = request.tables.into_iter();
         let requested: Vec<_> = tables
-            .filter_map(|table| Some((table, self.read_again(table)?)))
+            .filter_map(|(table, part)| Some((table, self.read_part_again(table, part)?)))
             .collect();
         if requested.is_empty() {
             let _ = request.answer.send(Ok(requested));
@@ -376,6 +392,11 @@ impl Run<'_> {
     /// Wants a table's next generation, once what is open has ended: it is stored with it. `None`: the table is not
     /// captured.
     pub(super) fn read_again(&mut self, table: TableId) -> Option<u64> {
+        self.read_part_again(table, None)
+    }
+
+    /// The same of a part of the table only, if it is given.
+    fn read_part_again(&mut self, table: TableId, part: Option<RowFilter>) -> Option<u64> {
         let name = self.registry.newest(table)?.qualified_name();
         if self.captured.get(&table) != Some(&true) || self.taken_out.contains(&table) {
             return None;
@@ -389,7 +410,7 @@ impl Run<'_> {
         self.snapshots.remove(&table);
         let standing = self.standings.get(&table).cloned().unwrap_or_default();
         self.outbox
-            .chunk_done_with_open(wanted(table, generation, standing));
+            .chunk_done_with_open(wanted(table, generation, standing, part));
         self.reread.wait_for(table, generation, name);
         self.table_status(table, |status| {
             status.state = TableState::Pending;

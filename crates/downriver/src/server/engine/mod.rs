@@ -32,6 +32,7 @@ use async_trait::async_trait;
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::{ControlError, Node, ResourcePut};
 use downriver_event::Offset;
+use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
 use downriver_log::Log as _;
 use downriver_service::problem::to_pb;
@@ -351,8 +352,9 @@ impl Engine for NodeEngine {
         &self,
         pipeline: &str,
         tables: &[String],
+        part: Option<WrittenFilter>,
     ) -> Result<Vec<(TableName, u64)>, Problem> {
-        self.resnapshot_tables(pipeline, tables).await
+        self.resnapshot_tables(pipeline, tables, part).await
     }
 
     async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem> {

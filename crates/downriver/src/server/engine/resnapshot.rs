@@ -5,10 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::TableId;
+use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
-use downriver_pipeline::capture::NotRequested;
+use downriver_log::Log as _;
+use downriver_pipeline::capture::{NotRequested, Wanted, needs_whole};
 use downriver_service::TableName;
+use downriver_source::SourceError;
+use downriver_source::postgres::reach;
+use downriver_source::postgres::snapshot::SnapshotSession;
 
+use super::source_config::postgres_config;
 use super::{NodeEngine, locked};
 
 /// How long a capture may take to take a request in: an append, after a transaction that is open.
@@ -26,6 +32,7 @@ impl NodeEngine {
         &self,
         name: &str,
         patterns: &[String],
+        part: Option<WrittenFilter>,
     ) -> Result<Vec<(TableName, u64)>, Problem> {
         let pipeline = self.pipeline_spec(name)?;
         let selected = match patterns {
@@ -35,6 +42,12 @@ impl NodeEngine {
         let in_hole = locked(&self.captures)
             .get(&pipeline.source)
             .is_some_and(|capture| capture.status.get().in_hole);
+        if in_hole && part.is_some() {
+            return Err(needs_whole(format!(
+                "source {:?} stands in a hole",
+                pipeline.source
+            )));
+        }
         if !in_hole {
             // What stands still is said, instead of waited for.
             self.seen_running(name, &pipeline)?;
@@ -67,6 +80,14 @@ impl NodeEngine {
         } else {
             ANSWER_WITHIN
         };
+        let wanted = match part {
+            None => wanted.into_iter().map(|table| (table, None)).collect(),
+            Some(part) => {
+                let parts = self.parts(&pipeline.source, wanted, &part);
+                let parts = tokio::time::timeout(within, parts).await;
+                parts.unwrap_or_else(|_| Err(refused("does not answer")))?
+            }
+        };
         let asked = tokio::time::timeout(within, control.resnapshot(wanted)).await;
         let requested = match asked {
             Ok(Ok(requested)) if !requested.is_empty() || in_hole => requested,
@@ -82,6 +103,31 @@ impl NodeEngine {
             .into_iter()
             .filter_map(|(table, generation)| Some((names.get(&table)?.clone(), generation)));
         Ok(named.collect())
+    }
+
+    /// What the condition means for each table.
+    async fn parts(
+        &self,
+        source: &str,
+        tables: Vec<TableId>,
+        part: &WrittenFilter,
+    ) -> Result<Vec<Wanted>, Problem> {
+        let config = postgres_config(source, &self.source_spec(source)?)?;
+        let state = self.node.state(source);
+        let schemas = tables
+            .into_iter()
+            .filter_map(|table| state.as_ref()?.newest_schema(table).cloned());
+        let understood = async {
+            let mut session = SnapshotSession::connect(&reach(&config).await?).await?;
+            let mut parts = Vec::new();
+            for schema in schemas {
+                let filter = session.understand(&schema, part).await?;
+                parts.push((schema.id, Some(filter)));
+            }
+            Ok(parts)
+        };
+        let understood: Result<_, SourceError> = understood.await;
+        understood.map_err(|error| error.problem())
     }
 
     /// Waits a while for tables that retention took something from, or that lack columns: the delivery says that they
