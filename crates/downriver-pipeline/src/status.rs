@@ -24,6 +24,15 @@ pub enum TableState {
 }
 
 impl TableState {
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::Snapshotting,
+        Self::Streaming,
+        Self::Paused,
+        Self::Stopped,
+        Self::Refused,
+    ];
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

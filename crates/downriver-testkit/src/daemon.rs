@@ -338,6 +338,11 @@ pub fn table_in<'a>(described: &'a Value, table: &str) -> Option<&'a Value> {
 
 /// The status of a plain HTTP GET.
 pub async fn http_status(address: &str, path: &str) -> Result<u16> {
+    Ok(http_get(address, path).await?.0)
+}
+
+/// The status and the body of a plain HTTP GET.
+pub async fn http_get(address: &str, path: &str) -> Result<(u16, String)> {
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         stream
@@ -348,11 +353,10 @@ pub async fn http_status(address: &str, path: &str) -> Result<u16> {
             .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        answer
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .context("no HTTP status in the answer")
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.context("no HTTP status in the answer")?;
+        Ok((status, body.to_owned()))
     };
     tokio::time::timeout(Duration::from_secs(5), exchange)
         .await

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use downriver_testkit::readers::{self, Lake};
-use downriver_testkit::{resources, shop};
+use downriver_testkit::{daemon, resources, shop};
 use e2e::{CATCH_UP, Shop};
 use serde_json::Value;
 
@@ -38,6 +38,16 @@ async fn a_value_that_cannot_be_logged_stops_its_table_alone_until_it_is_correct
     let spoil = "begin; insert into carts values (-1, null, timestamp '294276-12-31'); update products set title = 'beside'; commit";
     shop.postgres.execute(spoil).await?;
     until_carts(&shop, "the table to be refused", "refused", Some("DR-1043")).await?;
+    let address = &shop.daemon.addresses()?.http;
+    let (_, metrics) = daemon::http_get(address, "/metrics").await?;
+    for line in [
+        "downriver_source_tables{source=\"shop\",state=\"refused\"} 1",
+        "downriver_pipeline_tables{pipeline=\"shop-to-lake\",state=\"stopped\"} 0",
+        "downriver_source_slot_retained_bytes{source=\"shop\"} ",
+        "downriver_source_warning{source=\"shop\"} 0",
+    ] {
+        ensure!(metrics.contains(line), "{line}: {metrics}");
+    }
     ensure_others_equal(&shop).await?;
 
     let ask = [

@@ -62,24 +62,67 @@ fn write_metric<T>(
     }
 }
 
+/// How many of its tables are in each state.
+fn write_tables<T>(
+    text: &mut String,
+    (name, help): (&str, &str),
+    label: &str,
+    of: &[(String, T)],
+    states: impl Fn(&T) -> Vec<TableState>,
+) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (which, it) in of {
+        let states = states(it);
+        for state in TableState::ALL {
+            let count = states.iter().filter(|one| **one == state).count();
+            let state = state.name();
+            let _ = writeln!(
+                text,
+                "{name}{{{label}=\"{which}\",state=\"{state}\"}} {count}"
+            );
+        }
+    }
+}
+
 fn write_sources(text: &mut String, sources: &[(String, SourceStatus)]) {
-    let mut write = |metric, value: fn(&SourceStatus) -> f64| {
-        write_metric(text, metric, "source", sources, |s| Some(value(s)));
+    let tables = "Tables of the source by what becomes of them.";
+    let metric = ("downriver_source_tables", tables);
+    write_tables(text, metric, "source", sources, |s| {
+        s.tables.values().map(|table| table.state).collect()
+    });
+    let mut write = |metric, value: fn(&SourceStatus) -> Option<f64>| {
+        write_metric(text, metric, "source", sources, value);
     };
     let events = "Events captured since the start.";
     write(("downriver_source_events_total", "counter", events), |s| {
-        s.events as f64
+        Some(s.events as f64)
     });
     let passed = "Everything committed up to here is in the log.";
     write(("downriver_source_passed_lsn", "gauge", passed), |s| {
-        s.passed.0 as f64
+        Some(s.passed.0 as f64)
     });
     let acknowledged = "The source may forget what lies before.";
     let name = "downriver_source_acknowledged_lsn";
-    write((name, "gauge", acknowledged), |s| s.acknowledged.0 as f64);
+    write((name, "gauge", acknowledged), |s| {
+        Some(s.acknowledged.0 as f64)
+    });
+    let retained = "Bytes of WAL that the database keeps for the slot.";
+    let name = "downriver_source_slot_retained_bytes";
+    write((name, "gauge", retained), |s| {
+        Some(s.slot.as_ref()?.retained_bytes as f64)
+    });
+    let safe =
+        "Bytes of WAL that may be written before the slot can be lost; no line without a limit.";
+    write(("downriver_source_slot_safe_bytes", "gauge", safe), |s| {
+        Some(s.slot.as_ref()?.safe_bytes? as f64)
+    });
+    let warning = "1 while something is about to go wrong.";
+    write(("downriver_source_warning", "gauge", warning), |s| {
+        Some(f64::from(u8::from(s.warning.is_some())))
+    });
     let problem = "1 while a problem holds it up.";
     write(("downriver_source_problem", "gauge", problem), |s| {
-        f64::from(u8::from(s.problem.is_some()))
+        Some(f64::from(u8::from(s.problem.is_some())))
     });
 }
 
@@ -110,13 +153,9 @@ fn write_pipelines(text: &mut String, pipelines: &[(String, PipelineView)]) {
             .any(|table| table.problem.is_some());
         Some(f64::from(u8::from(of_table || p.status.problem.is_some())))
     });
-    let tables = "Tables that are stopped by a problem.";
-    write(
-        ("downriver_pipeline_tables_stopped", "gauge", tables),
-        |p| {
-            let tables = p.status.tables.values();
-            let stopped = tables.filter(|table| table.state == TableState::Stopped);
-            Some(stopped.count() as f64)
-        },
-    );
+    let tables = "Tables of the pipeline by what becomes of them.";
+    let metric = ("downriver_pipeline_tables", tables);
+    write_tables(text, metric, "pipeline", pipelines, |p| {
+        p.status.tables.values().map(|table| table.state).collect()
+    });
 }
