@@ -7,17 +7,14 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use common::Memory;
+use anyhow::{Context as _, Result, ensure};
+use common::lake::Lake;
 use downriver_event::block::{Block, OldImage, RowOp};
-use downriver_event::change::ChangePolicies;
 use downriver_event::{
-    BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
-    ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    SourcePosition, TableId, TableSchema, pb,
 };
-use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
-use downriver_lake::{Changes, Digest, Schemas, TableConfig, TableScan, TableWriter, Warehouse};
-use downriver_log::store::LocalStore;
+use downriver_lake::{Changes, Schemas, TableWriter};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -159,96 +156,27 @@ fn block(source: &mut Source, random: &mut StdRng) -> Block {
     builder.cut_and_read().expect("there are events").1
 }
 
-struct Lake {
-    folder: tempfile::TempDir,
-    catalog: Arc<BuiltinCatalog>,
-    warehouse: Warehouse,
-    name: TableName,
-    epoch: u64,
+async fn open(lake: &Lake) -> Result<TableWriter> {
+    Ok(lake.open(lake.config_of_next(), &[schema()]).await?)
 }
 
-impl Lake {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let store = LocalStore::open(&folder.path().join("warehouse"))?;
-        let warehouse = Warehouse::open(Arc::new(store), &folder.path().join("spool"))?;
-        let pointers = Arc::new(Memory::default());
-        Ok(Self {
-            catalog: Arc::new(BuiltinCatalog::new("lake", warehouse.clone(), pointers)),
-            warehouse,
-            name: TableName {
-                namespace: "shop_public".into(),
-                table: "bag".into(),
-            },
-            folder,
-            epoch: 0,
-        })
-    }
-
-    async fn open(&mut self) -> Result<TableWriter> {
-        self.epoch += 1;
-        let config = TableConfig {
-            name: self.name.clone(),
-            pipeline: "p".into(),
-            stream: "shop/1".into(),
-            incarnation: Incarnation(1),
-            epoch: Epoch(self.epoch),
-            start: Offset(0),
-            committed: None,
-            schema_changes: ChangePolicies::default(),
-            folder: self.folder.path().join("index"),
-            claim: None,
-        };
-        let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
-        Ok(TableWriter::open(catalog, warehouse, config, &[schema()]).await?)
-    }
-
-    async fn ensure_is(&self, source: &Source) -> Result<()> {
-        let loaded = self.catalog.load(&self.name).await?.context("no table")?;
-        let snapshot = loaded
-            .metadata
-            .current_snapshot_id()
-            .context("no snapshot")?;
-        let warehouse = self.warehouse.clone();
-        let scan =
-            TableScan::open(&*self.catalog, warehouse, &self.name, snapshot, schema()).await?;
-        let mut lake: Vec<Digest> = Vec::new();
-        scan.digests(|digest, _| {
-            lake.push(digest);
-            Ok(())
-        })
-        .await?;
-        let mut builder = BlockBuilder::new();
-        builder.begin("model".into(), 0);
+async fn ensure_is(lake: &Lake, source: &Source) -> Result<()> {
+    let fill = |builder: &mut BlockBuilder| {
         for row in source.rows() {
-            push(
-                builder.row(&schema(), RowOp::Snapshot, OldImage::None).new,
-                row,
-            );
+            let columns = builder.row(&schema(), RowOp::Snapshot, OldImage::None);
+            push(columns.new, row);
         }
-        let mut wanted: Vec<Digest> = Vec::new();
-        if let Some((_, block)) = builder.cut_and_read() {
-            for group in &block.groups {
-                scan.digest_group(group, |digest, _| {
-                    wanted.push(digest);
-                    Ok(())
-                })?;
-            }
-        }
-        lake.sort_unstable();
-        wanted.sort_unstable();
-        ensure!(lake == wanted, "{} rows, not {}", lake.len(), wanted.len());
-        Ok(())
-    }
+    };
+    lake.ensure_is(schema(), fill).await
 }
 
 async fn play(seed: u64) -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut lake, mut source) = (Lake::new()?, Source::default());
+    let (lake, mut source) = (Lake::new("bag")?, Source::default());
     let schemas: Schemas = [((TABLE, 1), schema())].into();
     let mut next = Offset(0);
     let mut log: Vec<(Offset, Block)> = Vec::new();
-    let mut writer = lake.open().await?;
+    let mut writer = open(&lake).await?;
     for _ in 0..40 {
         let new = block(&mut source, &mut random);
         let base = next;
@@ -262,9 +190,9 @@ async fn play(seed: u64) -> Result<()> {
         if random.random_ratio(1, 8) {
             // What was not committed is read again, by an owner whose index may be gone.
             if random.random_ratio(1, 2) {
-                std::fs::remove_dir_all(lake.folder.path().join("index"))?;
+                std::fs::remove_dir_all(lake.index())?;
             }
-            writer = lake.open().await?;
+            writer = open(&lake).await?;
             let from = writer.committed();
             for (base, block) in &log {
                 let changes = Changes::new(*base, block.clone());
@@ -279,12 +207,12 @@ async fn play(seed: u64) -> Result<()> {
             ensure!(writer.is_whole() && writer.committed() <= next);
             // Deletes of a commit without changes: the one before it has them.
             if writer.committed() > Offset(0) {
-                lake.ensure_is(&source).await?;
+                ensure_is(&lake, &source).await?;
             }
         }
     }
     writer.commit(next).await?;
-    lake.ensure_is(&source).await
+    ensure_is(&lake, &source).await
 }
 
 #[tokio::test]

@@ -6,19 +6,15 @@ mod common;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use common::Memory;
+use common::lake::Lake;
 use downriver_event::block::{Block, OldImage, RowOp};
-use downriver_event::change::ChangePolicies;
 use downriver_event::filter::{Comparator, Comparison, Condition};
 use downriver_event::{
-    BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
-    ReplicaIdentity, RowFilter, SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, Presence, ReplicaIdentity, RowFilter,
+    SourcePosition, TableId, TableSchema, pb,
 };
-use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
-use downriver_lake::{
-    Changes, Digest, LakeError, Schemas, TableConfig, TableScan, TableWriter, Warehouse,
-};
-use downriver_log::store::LocalStore;
+use downriver_lake::catalog::Catalog;
+use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
 
 const TABLE: TableId = TableId(7);
 /// 1: text; 2: the column is an int; 3: and part of the key; 4: and another one came.
@@ -157,101 +153,37 @@ fn block(events: &[Event]) -> Result<Block> {
     Ok(block)
 }
 
-struct Lake {
-    folder: tempfile::TempDir,
-    catalog: Arc<BuiltinCatalog>,
-    pointers: Arc<Memory>,
-    warehouse: Warehouse,
-    name: TableName,
-    epoch: u64,
+async fn open(lake: &Lake, versions: &[u32]) -> Result<TableWriter, LakeError> {
+    let versions: Vec<_> = versions.iter().map(|version| schema(*version)).collect();
+    lake.open(lake.config_of_next(), &versions).await
 }
 
-impl Lake {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let store = LocalStore::open(&folder.path().join("warehouse"))?;
-        let warehouse = Warehouse::open(Arc::new(store), &folder.path().join("spool"))?;
-        let pointers = Arc::new(Memory::default());
-        let catalog = BuiltinCatalog::new("lake", warehouse.clone(), pointers.clone());
-        Ok(Self {
-            catalog: Arc::new(catalog),
-            pointers,
-            warehouse,
-            name: TableName {
-                namespace: "shop_public".into(),
-                table: "things".into(),
-            },
-            folder,
-            epoch: 0,
-        })
-    }
+/// The writer of a table that got the lake's table's name at an offset.
+async fn open_of(
+    lake: &Lake,
+    versions: &[Arc<TableSchema>],
+    claim: Option<Offset>,
+) -> Result<TableWriter, LakeError> {
+    let config = TableConfig {
+        start: claim.unwrap_or_default(),
+        claim,
+        ..lake.config_of_next()
+    };
+    lake.open(config, versions).await
+}
 
-    async fn open(&mut self, versions: &[u32]) -> Result<TableWriter, LakeError> {
-        let versions: Vec<_> = versions.iter().map(|version| schema(*version)).collect();
-        self.open_of(&versions, None).await
-    }
-
-    /// The writer of a table that got the lake's table's name at an offset.
-    async fn open_of(
-        &mut self,
-        versions: &[Arc<TableSchema>],
-        claim: Option<Offset>,
-    ) -> Result<TableWriter, LakeError> {
-        self.epoch += 1;
-        let config = TableConfig {
-            name: self.name.clone(),
-            pipeline: "p".into(),
-            stream: "shop/1".into(),
-            incarnation: Incarnation(1),
-            epoch: Epoch(self.epoch),
-            start: claim.unwrap_or_default(),
-            claim,
-            committed: None,
-            schema_changes: ChangePolicies::default(),
-            folder: self.folder.path().join("index"),
-        };
-        let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
-        TableWriter::open(catalog, warehouse, config, versions).await
-    }
-
-    async fn ensure_is(&self, version: u32, rows: &[Row]) -> Result<()> {
-        let loaded = self.catalog.load(&self.name).await?.context("no table")?;
-        let snapshot = loaded
-            .metadata
-            .current_snapshot_id()
-            .context("no snapshot")?;
-        let (warehouse, shape) = (self.warehouse.clone(), schema(version));
-        let scan = TableScan::open(&*self.catalog, warehouse, &self.name, snapshot, shape).await?;
-        let mut lake: Vec<Digest> = Vec::new();
-        scan.digests(|digest, _| {
-            lake.push(digest);
-            Ok(())
-        })
-        .await?;
-        let mut builder = BlockBuilder::new();
-        builder.begin("model".into(), 0);
+async fn ensure_is(lake: &Lake, version: u32, rows: &[Row]) -> Result<()> {
+    let fill = |builder: &mut BlockBuilder| {
         for row in rows {
-            push(&mut builder, version, RowOp::Snapshot, *row);
+            push(builder, version, RowOp::Snapshot, *row);
         }
-        let mut wanted: Vec<Digest> = Vec::new();
-        if let Some((_, block)) = builder.cut_and_read() {
-            for group in &block.groups {
-                scan.digest_group(group, |digest, _| {
-                    wanted.push(digest);
-                    Ok(())
-                })?;
-            }
-        }
-        lake.sort_unstable();
-        wanted.sort_unstable();
-        ensure!(lake == wanted, "{} rows, not {rows:?}", lake.len());
-        Ok(())
-    }
+    };
+    lake.ensure_is(schema(version), fill).await
 }
 
 /// Delivers the steps, one commit after each; the owner crashes before the step `crash`, and after applying it.
 async fn play(steps: &[Step], crash: usize) -> Result<Lake> {
-    let mut lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let all: Vec<u32> = VERSIONS.collect();
     let schemas: Schemas = VERSIONS.map(|v| ((TABLE, v), schema(v))).collect();
     let mut next = Offset(0);
@@ -262,7 +194,7 @@ async fn play(steps: &[Step], crash: usize) -> Result<Lake> {
         next = next.plus(u64::from(block.events));
         blocks.push((base, block, next));
     }
-    let mut writer = lake.open(&[1]).await?;
+    let mut writer = open(&lake, &[1]).await?;
     for (at, step) in steps.iter().enumerate() {
         let mut lost_answer = false;
         if at == crash {
@@ -270,7 +202,7 @@ async fn play(steps: &[Step], crash: usize) -> Result<Lake> {
             let changes = Changes::new(*base, block.clone());
             writer.apply(&changes, 0..changes.events, &schemas).await?;
             writer.spill().await?;
-            writer = lake.open(&all).await?;
+            writer = open(&lake, &all).await?;
             // What was beside is gone: it is read again from where the table stands.
             let from = writer.committed();
             for (base, block, end) in &blocks[..at] {
@@ -302,7 +234,7 @@ async fn play(steps: &[Step], crash: usize) -> Result<Lake> {
                 "what is beside counts as delivered"
             );
         }
-        let checked = lake.ensure_is(step.version, &step.seen).await;
+        let checked = ensure_is(&lake, step.version, &step.seen).await;
         checked.with_context(|| format!("after step {at}, crashed at {crash}"))?;
     }
     Ok(lake)
@@ -491,7 +423,7 @@ async fn a_generation_that_another_one_overtakes_leaves_nothing() -> Result<()> 
 async fn the_table_that_got_the_name_last_has_the_lakes_table_and_replaces_its_rows() -> Result<()>
 {
     use Event::{End, Start, Turn};
-    let mut lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let schemas: Schemas = VERSIONS.map(|v| ((TABLE, v), schema(v))).collect();
     let old: &[Row] = &[(1, 10, Some("a")), (2, 20, Some("b"))];
     let rows: Vec<Event> = old
@@ -510,7 +442,7 @@ async fn the_table_that_got_the_name_last_has_the_lakes_table_and_replaces_its_r
         id: TableId(8),
         ..(*schema(1)).clone()
     })];
-    let mut theirs = lake.open_of(&before, None).await?;
+    let mut theirs = open_of(&lake, &before, None).await?;
     theirs.commit(Offset(0)).await?;
     drop(theirs);
     let loaded = |lake: &Lake| {
@@ -522,38 +454,40 @@ async fn the_table_that_got_the_name_last_has_the_lakes_table_and_replaces_its_r
     let is_of_another =
         |opened: Result<TableWriter, LakeError>| matches!(opened, Err(LakeError::OfAnother(_)));
     ensure!(
-        is_of_another(lake.open_of(&mine, None).await),
+        is_of_another(open_of(&lake, &mine, None).await),
         "nothing says that it has the name"
     );
 
     let at = Offset(100);
-    let mut writer = lake.open_of(&mine, Some(at)).await?;
+    let mut writer = open_of(&lake, &mine, Some(at)).await?;
     ensure!(writer.waits().is_some() && writer.committed() == at);
     // Changes before the generation are in it, and are no rows of a table that waits.
     let next = apply(&mut writer, at, &rows).await?;
     ensure!(writer.committed() == at);
     // The one before has it no more, whether it says so again or not.
-    ensure!(is_of_another(lake.open_of(&before, None).await));
-    ensure!(is_of_another(lake.open_of(&before, Some(Offset(99))).await));
+    ensure!(is_of_another(open_of(&lake, &before, None).await));
+    ensure!(is_of_another(
+        open_of(&lake, &before, Some(Offset(99))).await
+    ));
     // Nor does a crash forget what is to come.
-    let mut writer = lake.open_of(&mine, None).await?;
+    let mut writer = open_of(&lake, &mine, None).await?;
     ensure!(writer.waits().is_some() && writer.committed() == at);
     let next = apply(&mut writer, next, &[Start]).await?;
     let mut chunk = vec![Turn(1)];
     chunk.extend(old.iter().map(|row| Event::Row(1, RowOp::Snapshot, *row)));
     let next = apply(&mut writer, next, &chunk).await?;
-    lake.ensure_is(1, &[]).await?;
+    ensure_is(&lake, 1, &[]).await?;
     let next = apply(&mut writer, next, &[End]).await?;
-    lake.ensure_is(1, old).await?;
+    ensure_is(&lake, 1, old).await?;
     ensure!(writer.is_whole() && writer.committed() == next);
     // The same claim again, as a delivery makes it that was behind: it is done.
-    let writer = lake.open_of(&mine, Some(at)).await?;
+    let writer = open_of(&lake, &mine, Some(at)).await?;
     ensure!(writer.is_whole() && writer.committed() == next);
     // And the other way round, later.
-    let writer = lake.open_of(&before, Some(Offset(500))).await?;
+    let writer = open_of(&lake, &before, Some(Offset(500))).await?;
     ensure!(writer.waits().is_some() && writer.committed() == Offset(500));
-    ensure!(is_of_another(lake.open_of(&mine, None).await));
-    lake.ensure_is(1, old).await?;
+    ensure!(is_of_another(open_of(&lake, &mine, None).await));
+    ensure_is(&lake, 1, old).await?;
     ensure!(loaded(&lake).await?.uuid() == uuid);
     Ok(())
 }

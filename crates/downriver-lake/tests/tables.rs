@@ -10,20 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use common::Memory;
+use common::lake::Lake;
 use downriver_event::block::{Block, OldImage, RowOp};
-use downriver_event::change::ChangePolicies;
 use downriver_event::{
     BlockBuilder, Column, Cover, Epoch, Incarnation, LogicalType, Lsn, Offset, Presence,
     ReplicaIdentity, SourcePosition, TableId, TableSchema, pb,
 };
-use downriver_lake::catalog::{
-    BuiltinCatalog, Catalog, CatalogError, LoadedTable, NewTable, TableName,
-};
-use downriver_lake::{
-    Changes, Digest, LakeError, Schemas, TableConfig, TableScan, TableWriter, Warehouse,
-};
-use downriver_log::store::LocalStore;
+use downriver_lake::catalog::{Catalog, CatalogError, LoadedTable, NewTable, TableName};
+use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -275,125 +269,26 @@ fn push(
     }
 }
 
-#[derive(Debug)]
-struct Lake {
-    folder: tempfile::TempDir,
-    catalog: Arc<BuiltinCatalog>,
-    pointers: Arc<Memory>,
-    warehouse: Warehouse,
-    name: TableName,
+async fn open(lake: &Lake, epoch: u64) -> Result<TableWriter, LakeError> {
+    open_as(lake, lake.config(epoch)).await
 }
 
-impl Lake {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let store = LocalStore::open(&folder.path().join("warehouse"))?;
-        let warehouse = Warehouse::open(Arc::new(store), &folder.path().join("spool"))?;
-        let pointers = Arc::new(Memory::default());
-        Ok(Self {
-            catalog: Arc::new(BuiltinCatalog::new(
-                "lake",
-                warehouse.clone(),
-                pointers.clone(),
-            )),
-            pointers,
-            warehouse,
-            name: TableName {
-                namespace: "shop_public".into(),
-                table: "things".into(),
-            },
-            folder,
-        })
-    }
+async fn open_as(lake: &Lake, config: TableConfig) -> Result<TableWriter, LakeError> {
+    lake.open(config, &[schema(1)]).await
+}
 
-    fn config(&self, epoch: u64) -> TableConfig {
-        TableConfig {
-            name: self.name.clone(),
-            pipeline: "p".into(),
-            stream: "shop/1".into(),
-            incarnation: Incarnation(1),
-            epoch: Epoch(epoch),
-            start: Offset(0),
-            claim: None,
-            committed: None,
-            schema_changes: ChangePolicies::default(),
-            folder: self.index(),
-        }
-    }
-
-    fn index(&self) -> std::path::PathBuf {
-        self.folder.path().join("index")
-    }
-
-    async fn open(&self, epoch: u64) -> Result<TableWriter, LakeError> {
-        self.open_as(self.config(epoch)).await
-    }
-
-    async fn open_as(&self, config: TableConfig) -> Result<TableWriter, LakeError> {
-        self.open_of(config, schema(1)).await
-    }
-
-    async fn open_of(
-        &self,
-        config: TableConfig,
-        source: Arc<TableSchema>,
-    ) -> Result<TableWriter, LakeError> {
-        let (catalog, warehouse) = (self.catalog.clone(), self.warehouse.clone());
-        TableWriter::open(catalog, warehouse, config, &[source]).await
-    }
-
-    /// The table's rows are the model's.
-    async fn ensure_is(&self, model: &Model, version: u32) -> Result<()> {
-        let loaded = self.catalog.load(&self.name).await?.context("no table")?;
-        let snapshot = loaded
-            .metadata
-            .current_snapshot_id()
-            .context("no snapshot")?;
-        let has_extra = loaded
-            .metadata
-            .current_schema()
-            .field_by_name("extra")
-            .is_some();
-        let shape = schema(if has_extra { version } else { 1 });
-        let scan = TableScan::open(
-            &*self.catalog,
-            self.warehouse.clone(),
-            &self.name,
-            snapshot,
-            shape.clone(),
-        )
-        .await?;
-        let mut lake: Vec<Digest> = Vec::new();
-        scan.digests(|digest, _| {
-            lake.push(digest);
-            Ok(())
-        })
-        .await?;
-        let mut builder = BlockBuilder::new();
-        builder.begin("model".into(), 0);
+/// The table's rows are the model's.
+async fn ensure_is(lake: &Lake, model: &Model, version: u32) -> Result<()> {
+    let loaded = lake.catalog.load(&lake.name).await?.context("no table")?;
+    let fields = loaded.metadata.current_schema();
+    let has_extra = fields.field_by_name("extra").is_some();
+    let shape = schema(if has_extra { version } else { 1 });
+    let fill = |builder: &mut BlockBuilder| {
         for (key, row) in model {
-            push(&mut builder, &shape, RowOp::Snapshot, None, key, row, false);
+            push(builder, &shape, RowOp::Snapshot, None, key, row, false);
         }
-        let mut wanted: Vec<Digest> = Vec::new();
-        if let Some((_, block)) = builder.cut_and_read() {
-            for group in &block.groups {
-                scan.digest_group(group, |digest, _| {
-                    wanted.push(digest);
-                    Ok(())
-                })?;
-            }
-        }
-        ensure!(
-            scan.rows() == model.len() as u64,
-            "{} rows, not {}",
-            scan.rows(),
-            model.len()
-        );
-        lake.sort_unstable();
-        wanted.sort_unstable();
-        ensure!(lake == wanted, "the table is not the model");
-        Ok(())
-    }
+    };
+    lake.ensure_is(Arc::clone(&shape), fill).await
 }
 
 async fn apply(writer: &mut TableWriter, base: Offset, block: &Block) -> Result<(), LakeError> {
@@ -419,11 +314,11 @@ async fn at_every_commit_the_table_is_what_the_changes_make_of_it_through_crashe
 }
 
 async fn one_history(seed: u64) -> Result<()> {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let mut random = StdRng::seed_from_u64(seed ^ 0xD0);
     let mut source = Source::new(seed);
     let mut epoch = 1;
-    let mut writer = lake.open(epoch).await?;
+    let mut writer = open(&lake, epoch).await?;
     let mut next = 0;
     for _ in 0..40 {
         source.block();
@@ -441,7 +336,7 @@ async fn one_history(seed: u64) -> Result<()> {
             *lake.pointers.lose_answer.lock().unwrap() = random.random_bool(0.2);
             writer.commit(source.next).await?;
             let (_, _, model) = source.blocks.last().unwrap();
-            lake.ensure_is(model, source.version).await?;
+            ensure_is(&lake, model, source.version).await?;
         }
         if random.random_bool(0.2) {
             // A crash: what was not committed is read again by the next owner.
@@ -449,7 +344,7 @@ async fn one_history(seed: u64) -> Result<()> {
                 std::fs::remove_dir_all(lake.index())?;
             }
             epoch += 1;
-            writer = lake.open(epoch).await?;
+            writer = open(&lake, epoch).await?;
             let committed = writer.committed();
             next = source
                 .blocks
@@ -462,18 +357,18 @@ async fn one_history(seed: u64) -> Result<()> {
         apply(&mut writer, *base, block).await?;
     }
     writer.commit(source.next).await?;
-    lake.ensure_is(&source.model, source.version).await
+    ensure_is(&lake, &source.model, source.version).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_was_replaced_cannot_commit_any_more() -> Result<()> {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let mut source = Source::new(1);
     source.block();
     let (base, block, _) = source.blocks[0].clone();
-    let mut old = lake.open(1).await?;
+    let mut old = open(&lake, 1).await?;
     apply(&mut old, base, &block).await?;
-    let mut new = lake.open(2).await?;
+    let mut new = open(&lake, 2).await?;
     let refused = old.commit(source.next).await;
     ensure!(
         matches!(refused, Err(LakeError::Fenced(Epoch(2)))),
@@ -481,8 +376,8 @@ async fn an_owner_that_was_replaced_cannot_commit_any_more() -> Result<()> {
     );
     apply(&mut new, base, &block).await?;
     new.commit(source.next).await?;
-    lake.ensure_is(&source.model, 1).await?;
-    let refused = lake.open(1).await.map(|_| ());
+    ensure_is(&lake, &source.model, 1).await?;
+    let refused = open(&lake, 1).await.map(|_| ());
     ensure!(
         matches!(refused, Err(LakeError::Fenced(Epoch(2)))),
         "{refused:?}"
@@ -520,7 +415,7 @@ impl Catalog for TakenOver {
                 folder: self.lake.folder.path().join("of another node"),
                 ..self.lake.config(2)
             };
-            self.lake.open_as(config).await.expect("the next owner");
+            open_as(&self.lake, config).await.expect("the next owner");
             return Err(CatalogError::Unknown("the answer was lost".into()));
         }
         done
@@ -529,7 +424,7 @@ impl Catalog for TakenOver {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_landed_before_a_takeover_does_not_make_its_owner_go_on() -> Result<()> {
-    let lake = Arc::new(Lake::new()?);
+    let lake = Arc::new(Lake::new("things")?);
     let catalog = Arc::new(TakenOver {
         lake: lake.clone(),
         due: false.into(),
@@ -554,16 +449,16 @@ async fn a_commit_that_landed_before_a_takeover_does_not_make_its_owner_go_on() 
         "{refused:?}"
     );
     // It had landed, and the next owner found it.
-    lake.ensure_is(&source.model, source.version).await
+    ensure_is(&lake, &source.model, source.version).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<()> {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let mut source = Source::new(2);
     source.block();
     let (base, block, _) = source.blocks[0].clone();
-    let mut writer = lake.open(1).await?;
+    let mut writer = open(&lake, 1).await?;
     let before = writer.current_snapshot().await?;
     apply(&mut writer, base, &block).await?;
     writer.commit(source.next).await?;
@@ -592,30 +487,30 @@ async fn a_table_that_was_rolled_back_or_is_not_ours_stops_by_name() -> Result<(
         Err(LakeError::Stopped(problem)) => Ok(problem.code),
         other => anyhow::bail!("{:?}", other.map(|_| ())),
     };
-    ensure!(code(lake.open(2).await)? == "DR-3010");
+    ensure!(code(open(&lake, 2).await)? == "DR-3010");
     let other = TableConfig {
         pipeline: "another".into(),
         stream: "another/1".into(),
         ..lake.config(1)
     };
-    ensure!(code(lake.open_as(other).await)? == "DR-3018");
+    ensure!(code(open_as(&lake, other).await)? == "DR-3018");
     let restored = TableConfig {
         incarnation: Incarnation(2),
         ..lake.config(1)
     };
-    ensure!(code(lake.open_as(restored).await)? == "DR-3024");
+    ensure!(code(open_as(&lake, restored).await)? == "DR-3024");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_changed() -> Result<()>
 {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let mut before = Source::new(3);
     for _ in 0..5 {
         before.block();
     }
-    let mut writer = lake.open(1).await?;
+    let mut writer = open(&lake, 1).await?;
     for (base, block, _) in &before.blocks {
         apply(&mut writer, *base, block).await?;
     }
@@ -626,7 +521,7 @@ async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_cha
         stream: "shop/2".into(),
         ..lake.config(1)
     };
-    let mut writer = lake.open_as(again.clone()).await?;
+    let mut writer = open_as(&lake, again.clone()).await?;
     ensure!(writer.committed() == Offset(0));
     let mut model = Model::new();
     let row = Row {
@@ -676,18 +571,17 @@ async fn a_new_snapshot_of_the_source_deletes_what_it_did_not_see_and_nobody_cha
     }
     writer.commit(blocks[2].0).await?;
     // A crash in the middle does not forget which files are from before.
-    let mut writer = lake
-        .open_as(TableConfig {
-            epoch: Epoch(2),
-            ..again
-        })
-        .await?;
+    let again = TableConfig {
+        epoch: Epoch(2),
+        ..again
+    };
+    let mut writer = open_as(&lake, again).await?;
     ensure!(writer.committed() == blocks[2].0);
     for (base, block) in &blocks[2..] {
         apply(&mut writer, *base, block).await?;
     }
     writer.commit(next).await?;
-    lake.ensure_is(&model, before.version).await
+    ensure_is(&lake, &model, before.version).await
 }
 
 /// One transaction as a block of its own.
@@ -706,8 +600,8 @@ fn transaction(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_was_not_sent_may_come_with_the_rows_chunk_and_must_be_there_afterwards()
 -> Result<()> {
-    let lake = Lake::new()?;
-    let mut writer = lake.open(1).await?;
+    let lake = Lake::new("things")?;
+    let mut writer = open(&lake, 1).await?;
     let key: Key = (1, "p".into());
     let row = |body: &str| Row {
         body: Some(body.into()),
@@ -731,7 +625,7 @@ async fn a_value_that_was_not_sent_may_come_with_the_rows_chunk_and_must_be_ther
     apply(&mut writer, base, &block).await?;
     writer.commit(next).await?;
     // The next owner still knows that the chunk is to come.
-    let mut writer = lake.open(2).await?;
+    let mut writer = open(&lake, 2).await?;
     let (base, block, next) = transaction(next, |b| {
         push(
             b,
@@ -748,7 +642,7 @@ async fn a_value_that_was_not_sent_may_come_with_the_rows_chunk_and_must_be_ther
     apply(&mut writer, base, &block).await?;
     writer.commit(next).await?;
     let model = Model::from([(key, row("from the chunk"))]);
-    lake.ensure_is(&model, 1).await?;
+    ensure_is(&lake, &model, 1).await?;
     // Now every value must be there.
     let other: Key = (2, "p".into());
     let (base, block, next) = transaction(next, |b| {
@@ -764,12 +658,12 @@ async fn a_value_that_was_not_sent_may_come_with_the_rows_chunk_and_must_be_ther
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_key_waits_and_another_table_and_a_takeover_stop_by_name() -> Result<()> {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let code = |result: Result<TableWriter, LakeError>| match result {
         Err(LakeError::Stopped(problem)) => Ok(problem.code),
         other => anyhow::bail!("{:?}", other.map(|_| ())),
     };
-    let mut writer = lake.open(1).await?;
+    let mut writer = open(&lake, 1).await?;
     let rekeyed = Arc::new(TableSchema {
         key: vec![1],
         version: 2,
@@ -783,28 +677,28 @@ async fn another_key_waits_and_another_table_and_a_takeover_stop_by_name() -> Re
     apply(&mut writer, base, &block).await?;
     let waits = |writer: &TableWriter| writer.waits().map(|problem| problem.code);
     ensure!(waits(&writer) == Some("DR-3022"));
-    let writer = lake.open_of(lake.config(2), rekeyed).await?;
+    let writer = lake.open(lake.config(2), &[rekeyed]).await?;
     ensure!(waits(&writer) == Some("DR-3014"));
     let other = Arc::new(TableSchema {
         id: TableId(8),
         ..(*schema(1)).clone()
     });
-    let of_another = lake.open_of(lake.config(3), other).await;
+    let of_another = lake.open(lake.config(3), &[other]).await;
     ensure!(matches!(of_another, Err(LakeError::OfAnother(_))));
     let taken_over = TableConfig {
         stream: "shop/2".into(),
         committed: Some(Offset(3)),
         ..lake.config(3)
     };
-    ensure!(code(lake.open_as(taken_over).await)? == "DR-3018");
+    ensure!(code(open_as(&lake, taken_over).await)? == "DR-3018");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_index_is_made_again() -> Result<()> {
-    let lake = Lake::new()?;
+    let lake = Lake::new("things")?;
     let mut source = Source::new(6);
-    let mut writer = lake.open(1).await?;
+    let mut writer = open(&lake, 1).await?;
     for _ in 0..4 {
         source.block();
     }
@@ -822,23 +716,23 @@ async fn a_damaged_index_is_made_again() -> Result<()> {
     let at = source.blocks.len();
     source.block();
     let (base, block, _) = source.blocks[at].clone();
-    let mut writer = lake.open(2).await?;
+    let mut writer = open(&lake, 2).await?;
     apply(&mut writer, base, &block).await?;
     let failed = writer.commit(source.next).await;
     ensure!(
         matches!(&failed, Err(error) if error.is_transient()),
         "{failed:?}"
     );
-    let mut writer = lake.open(3).await?;
+    let mut writer = open(&lake, 3).await?;
     apply(&mut writer, base, &block).await?;
     writer.commit(source.next).await?;
-    lake.ensure_is(&source.model, source.version).await
+    ensure_is(&lake, &source.model, source.version).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result<()> {
-    let lake = Lake::new()?;
-    let mut writer = lake.open(1).await?;
+    let lake = Lake::new("things")?;
+    let mut writer = open(&lake, 1).await?;
     let mut builder = BlockBuilder::new();
     builder.begin("1".into(), 0);
     let columns = builder.row(&schema(1), RowOp::Insert, OldImage::None);
@@ -863,8 +757,8 @@ async fn a_value_that_its_column_cannot_hold_stops_the_table_by_name() -> Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_snapshots_expire_and_the_files_that_only_they_needed_go() -> Result<()> {
-    let lake = Lake::new()?;
-    let mut writer = lake.open(1).await?;
+    let lake = Lake::new("things")?;
+    let mut writer = open(&lake, 1).await?;
     let metadata = lake
         .catalog
         .load(&lake.name)
@@ -897,7 +791,7 @@ async fn old_snapshots_expire_and_the_files_that_only_they_needed_go() -> Result
         apply(&mut writer, base, &block).await?;
         writer.commit(source.next).await?;
     }
-    lake.ensure_is(&source.model, source.version).await?;
+    ensure_is(&lake, &source.model, source.version).await?;
     let metadata = lake
         .catalog
         .load(&lake.name)

@@ -1,5 +1,8 @@
-//! A pointer store in memory: honest compare-and-set, and what can go wrong around one.
+//! What the tests share: a pointer store in memory, with honest compare-and-set and what can go wrong around one; and a
+//! lake over it.
 #![allow(dead_code, clippy::unwrap_used)]
+
+pub(crate) mod lake;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
