@@ -314,6 +314,16 @@ async fn every_type_is_the_same_in_every_image_and_as_postgresql_prints_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_type_is_the_same_in_every_image_on_18() {
+    let postgres = Postgres::start_with(Options {
+        version: Version::Major(18),
+        ..Options::default()
+    });
+    let compared = every_image_is_the_same(&postgres.await.unwrap(), PREPARE, CASES).await;
+    assert!(compared > 300, "{compared} values were compared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_types_of_pgvector_are_the_same_in_every_image_and_as_postgresql_prints_them() {
     let postgres = Postgres::start_with(Options {
         version: Version::WithVector,

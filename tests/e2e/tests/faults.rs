@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use downriver_testkit::disk::SmallDisk;
 use downriver_testkit::oracle::Oracle;
+use downriver_testkit::postgres::Options;
 use downriver_testkit::proxy::{Mode, Proxy};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::seaweed::{self, Seaweed};
@@ -111,8 +112,12 @@ async fn a_slot_that_somebody_dropped_stops_the_source_with_the_range() -> Resul
 }
 
 /// A daemon whose object store is a bucket behind a proxy.
-async fn in_bucket(proxy: &Proxy) -> Result<Shop> {
-    let postgres = Postgres::start().await?;
+async fn in_bucket(proxy: &Proxy, settings: &[&str]) -> Result<Shop> {
+    let postgres = Postgres::start_with(Options {
+        settings: settings.iter().map(|line| (*line).to_owned()).collect(),
+        ..Options::default()
+    })
+    .await?;
     shop::create(&postgres).await?;
     shop::fill(&postgres, 2_000).await?;
     let folder = tempfile::tempdir()?;
@@ -137,7 +142,7 @@ async fn in_bucket(proxy: &Proxy) -> Result<Shop> {
 async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> {
     let store = Seaweed::start().await?;
     let proxy = Proxy::start(store.s3_port()).await?;
-    let mut shop = in_bucket(&proxy).await?;
+    let mut shop = in_bucket(&proxy, &[]).await?;
     let sink = resources::sink_in_bucket(&format!("http://{}", proxy.address()));
     shop.deliver_to(&sink, "1s").await?;
     shop.daemon.wait(CATCH_UP).await?;
@@ -187,6 +192,43 @@ async fn an_s3_outage_of_a_minute_is_absorbed_and_loses_nothing() -> Result<()> 
     let lake = Lake::builtin_on(&shop.daemon, &store)?;
     readers::ensure_equal(&shop.postgres, &lake, &shop::TABLES).await?;
     ensure_ledger_complete(&shop).await
+}
+
+/// The server's patience is much shorter than the outage, and than it takes to read a large transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_little_patience_is_answered_while_nothing_can_be_stored() -> Result<()> {
+    let store = Seaweed::start().await?;
+    let proxy = Proxy::start(store.s3_port()).await?;
+    let shop = in_bucket(&proxy, &["wal_sender_timeout = 1s"]).await?;
+    shop.capture().await?;
+    shop.caught_up().await?;
+    let walsender = "select pid from pg_stat_replication where state = 'streaming'";
+    let first = shop.postgres.number(walsender).await?;
+    proxy.set(Mode::Refuse);
+    shop.postgres
+        .execute("insert into ledger select i, repeat('row ' || i, 40) from generate_series(1, 200000) i")
+        .await?;
+    // Six times its patience.
+    let outage = tokio::time::Instant::now() + Duration::from_secs(6);
+    while tokio::time::Instant::now() < outage {
+        shop.postgres
+            .execute("update stock set amount = amount + 1")
+            .await?;
+        let source = shop.daemon.describe("source", resources::SOURCE).await?;
+        ensure!(source["code"] != "DR-1002", "{source}");
+        let now = shop.postgres.number(walsender).await?;
+        ensure!(now == first, "the session was ended: {source}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    proxy.set(Mode::Pass);
+    shop.caught_up().await?;
+    ensure!(
+        shop.postgres.number(walsender).await? == first,
+        "the session was ended"
+    );
+    let logged = e2e::log::fold(&e2e::log::events(&shop).await?, "public.ledger")?;
+    ensure!(logged.len() == 200_000, "the log has {} rows", logged.len());
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

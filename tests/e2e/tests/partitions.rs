@@ -243,3 +243,130 @@ async fn a_table_that_was_unlogged_for_a_while_is_read_again() -> Result<()> {
         .await?;
     ensure_equal(&shop, &["public.plain"]).await
 }
+
+/// A part of a partitioned table that is partitioned itself is a table, if it is what is published.
+async fn a_middle_one_is_a_table_of_its_own(
+    publication: Option<&str>,
+    changes: &[&str],
+) -> Result<()> {
+    let mut statements = vec![METRICS, OWNERS];
+    statements.extend(publication);
+    let shop = shop_with(15, &statements).await?;
+    let source = resources::source(&shop.postgres, &["public.metrics_3"], &[]);
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    shop.daemon
+        .apply(&(source + &sink + &resources::pipeline("1s")))
+        .await?;
+    for change in changes {
+        ensure_verified(&shop).await?;
+        shop.postgres.execute(change).await?;
+    }
+    ensure_equal(&shop, &["public.metrics_3"]).await
+}
+
+/// Rows come into it, leave it, and move within.
+const OF_THE_MIDDLE: &str = "
+    update metrics set day = '2025-03-05' where id between 1001 and 1005;
+    update metrics set day = '2025-01-05', v = 'left' where day = '2025-03-07';
+    create table metrics_3b partition of metrics_3 for values from ('2025-04-01') to ('2025-05-01');
+    update metrics_3 set day = '2025-04-02' where day = '2025-03-08'; delete from metrics where id % 7 = 0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_middle_one_that_is_selected_alone_is_a_table_of_its_own() -> Result<()> {
+    let changes = [
+        OF_THE_MIDDLE,
+        "create table aside.metrics_3c (like metrics including all); insert into aside.metrics_3c values (7000, '2025-05-02', 'attached');
+         alter table metrics_3 attach partition aside.metrics_3c for values from ('2025-05-01') to ('2025-06-01')",
+        "truncate metrics_3b",
+        "alter table metrics_3 detach partition aside.metrics_3c",
+        "alter table metrics detach partition metrics_3; insert into metrics_3 values (8000, '2025-03-02', 'alone'); truncate metrics",
+        "alter table metrics attach partition metrics_3 for values from ('2025-03-01') to ('2025-06-01'); insert into metrics values (8001, '2025-03-02', 'back')",
+    ];
+    a_middle_one_is_a_table_of_its_own(None, &changes).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_middle_one_that_is_published_alone_is_a_table_of_its_own() -> Result<()> {
+    let publication = "create publication downriver_shop for table metrics_3 with (publish_via_partition_root = true)";
+    let changes = [
+        OF_THE_MIDDLE,
+        "truncate metrics; insert into metrics values (8002, '2025-03-02', 'last'), (8003, '2025-01-02', 'other')",
+    ];
+    a_middle_one_is_a_table_of_its_own(Some(publication), &changes).await
+}
+
+/// A row filter of a partitioned table holds for all its partitions; then they are published as tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_of_a_partitioned_table_holds_until_its_partitions_are_tables() -> Result<()> {
+    let publication = "create publication downriver_shop for table metrics where (id > 1200)
+                         with (publish_via_partition_root = true)";
+    let shop = shop_with(18, &[METRICS, OWNERS, publication]).await?;
+    shop.deliver("1s").await?;
+    let published = async || {
+        ensure_verified(&shop).await?;
+        let of_source = "select id, day::text, v from metrics where id > 1200 order by id, day";
+        let expected = shop.postgres.client().await?.query(of_source, &[]).await?;
+        let expected: Vec<(i64, String, String)> = expected
+            .iter()
+            .map(|row| (row.get(0), row.get(1), row.get(2)))
+            .collect();
+        let mut logged = std::collections::BTreeMap::new();
+        for event in e2e::log::events(&shop).await? {
+            let key = |row: &Value| Some((row["id"].as_i64()?, row["day"].as_str()?.to_owned()));
+            if event["table"] != "public.metrics" {
+                continue;
+            }
+            if let Some(old) = key(&event["before"]).or_else(|| key(&event["key"])) {
+                logged.remove(&old);
+            }
+            if let Some(new) = key(&event["after"]) {
+                logged.insert(
+                    new,
+                    event["after"]["v"].as_str().unwrap_or_default().to_owned(),
+                );
+            }
+        }
+        let logged: Vec<_> = logged
+            .into_iter()
+            .map(|((id, day), v)| (id, day, v))
+            .collect();
+        ensure!(
+            logged == expected,
+            "the log has {} rows of {}",
+            logged.len(),
+            expected.len()
+        );
+        Ok(())
+    };
+    published().await?;
+    for change in [
+        "update metrics set v = 'changed' where id % 3 = 0; update metrics set id = id + 1000 where id between 1000 and 1100;
+         update metrics set id = id - 1000 where id between 1300 and 1320",
+        "update metrics set day = day + 31 where id between 1210 and 1230 and day < '2025-03-01';
+         update metrics set day = '2025-03-02', id = id + 2000 where id between 1 and 20;
+         insert into metrics values (7, '2025-01-01', 'out'), (7777, '2025-01-01', 'in'); delete from metrics where id % 11 = 0",
+    ] {
+        shop.postgres.execute(change).await?;
+        published().await?;
+    }
+    shop.postgres
+        .execute("alter publication downriver_shop set table metrics")
+        .await?;
+    ensure_equal(&shop, &["public.metrics"]).await?;
+
+    shop.postgres
+        .execute("alter publication downriver_shop set (publish_via_partition_root = false)")
+        .await?;
+    until_table(&shop, "public.metrics", "refused", Some("DR-1036")).await?;
+    shop.postgres
+        .execute("update metrics set day = day + 31 where id between 1250 and 1290 and day < '2025-03-01'; delete from metrics where id % 13 = 0")
+        .await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    // What the lake has of the table stays as it was.
+    let leaves = ["public.metrics_1", "public.metrics_2", "public.metrics_3a"];
+    readers::ensure_equal(&shop.postgres, &Lake::builtin(&shop.daemon)?, &leaves).await?;
+    shop.postgres
+        .execute("alter publication downriver_shop set (publish_via_partition_root = true)")
+        .await?;
+    ensure_equal(&shop, &["public.metrics"]).await
+}

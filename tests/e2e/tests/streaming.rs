@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, ensure};
 use downriver_testkit::disk::SmallDisk;
-use downriver_testkit::postgres::Options;
+use downriver_testkit::postgres::{Options, Version};
 use downriver_testkit::{Daemon, Postgres, host, resources, shop};
 use e2e::log::{ensure_equal, events};
 use e2e::{CATCH_UP, Shop};
@@ -29,8 +29,9 @@ const MANY: i64 = 600;
 // ---- what the tests are made of
 
 /// A shop whose large transactions are streamed.
-async fn streaming_postgres() -> Result<Postgres> {
+async fn streaming_postgres(version: Version) -> Result<Postgres> {
     let postgres = Postgres::start_with(Options {
+        version,
         settings: SETTINGS.map(str::to_owned).to_vec(),
         ..Options::default()
     })
@@ -47,7 +48,11 @@ async fn streaming_postgres() -> Result<Postgres> {
 
 /// The same, captured and delivered: its snapshot is done.
 async fn streaming_shop() -> Result<Shop> {
-    let shop = Shop::over(streaming_postgres().await?).await?;
+    streaming_shop_on(Version::System).await
+}
+
+async fn streaming_shop_on(version: Version) -> Result<Shop> {
+    let shop = Shop::over(streaming_postgres(version).await?).await?;
     shop.deliver("1s").await?;
     shop.daemon.wait(CATCH_UP).await?;
     Ok(shop)
@@ -464,7 +469,7 @@ async fn a_full_disk_amid_a_transaction_is_named_and_room_lets_it_go_on() -> Res
     let Some(disk) = SmallDisk::mount(16)? else {
         return Ok(());
     };
-    let postgres = streaming_postgres().await?;
+    let postgres = streaming_postgres(Version::System).await?;
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::new(folder.path())?;
     // Only what is spilled lies on the small disk: the journal has its own words for a full one.
@@ -604,6 +609,19 @@ async fn whatever_sessions_do_at_once_log_and_lake_are_equal_to_the_source() -> 
         mix(&shop, seed)
             .await
             .with_context(|| format!("DOWNRIVER_SEED={seed}"))?;
+    }
+    Ok(())
+}
+
+/// Version 14 streams first, and 16 and later may in parallel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_sessions_do_at_once_log_and_lake_are_equal_to_the_source_on_14_and_18()
+-> Result<()> {
+    for (version, seed) in [(14, 4), (18, 5)] {
+        let shop = streaming_shop_on(Version::Major(version)).await?;
+        mix(&shop, seed)
+            .await
+            .with_context(|| format!("version {version}, DOWNRIVER_SEED={seed}"))?;
     }
     Ok(())
 }

@@ -360,3 +360,6 @@ fn unchanged(schema: &TableSchema, group: &RowGroup, cell: usize) -> Vec<usize> 
         .filter(|index| is_unchanged(schema.columns[*index].id))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,9 @@
 //! What forces an order is a gate: a transaction that is open while the capture starts keeps every chunk from
 //! being read, so a test can let the stream bring what it likes first, and then let the chunks come.
 
+mod prepared;
+mod truncates;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
