@@ -196,3 +196,55 @@ async fn a_publication_of_somebody_else_is_checked_and_not_changed() -> Result<(
     shop.daemon.apply(&preflight.yaml).await?;
     tokio::time::timeout(CATCH_UP, shop.caught_up()).await?
 }
+
+/// A table is locked while it is read, and the server lets nobody lock it who may read some of its columns only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_of_columns_is_not_enough_and_the_columns_without_one_are_named() -> Result<()> {
+    let postgres = Postgres::start().await?;
+    for statement in [
+        "create table parts (id int primary key, a text, secret text, \"Other\" text);
+         insert into parts select i, 'a', 'secret', 'other' from generate_series(1, 100) i",
+        "revoke select on parts from cdc; grant select (id, a) on parts to cdc",
+        "create publication downriver_shop for table parts",
+    ] {
+        postgres.execute(statement).await?;
+    }
+    let shop = Shop::over(postgres).await?;
+    let excluded = "exclude_columns: [\"public.parts.secret\"]";
+    let mut preflight = Preflight::of(shop, &["public.parts"])?;
+    for options in [&[][..], &[excluded]] {
+        preflight.yaml = resources::source(&preflight.shop.postgres, &["public.parts"], options);
+        std::fs::write(&preflight.file, &preflight.yaml)?;
+        let findings = preflight.findings().await?;
+        ensure!(
+            listed(&findings) == ["error public.parts DR-1004"],
+            "{findings:#?}"
+        );
+        let applied = preflight.shop.daemon.try_apply(&preflight.yaml).await?;
+        ensure!(
+            applied.code == Some(1) && applied.text().contains("not secret, Other"),
+            "{}",
+            applied.text()
+        );
+    }
+    let shop = &preflight.shop;
+    shop.postgres
+        .execute("grant select on parts to cdc")
+        .await?;
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let pipeline = resources::pipeline("1s");
+    shop.daemon
+        .apply(&(preflight.yaml.clone() + &sink + &pipeline))
+        .await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    shop.daemon.ok(&["verify", resources::PIPELINE]).await?;
+    let events = e2e::log::events(shop).await?;
+    let rows = events.iter().filter(|event| event["op"] == "snapshot");
+    ensure!(
+        rows.count() == 100
+            && !events
+                .iter()
+                .any(|event| event["after"].get("secret").is_some())
+    );
+    Ok(())
+}

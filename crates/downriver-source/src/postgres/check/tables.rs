@@ -98,14 +98,25 @@ async fn rights(
             "select has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'),
                     pg_has_role(c.relowner, 'usage')
                         or (n.nspname, c.relname) in
-                           (select schemaname, tablename from pg_publication_tables where pubname = $2)
+                           (select schemaname, tablename from pg_publication_tables where pubname = $2),
+                    (select array_agg(attname::text order by attnum) from pg_attribute
+                      where attrelid = c.oid and attnum > 0 and not attisdropped and has_any_column_privilege(c.oid, 'select')
+                        and not has_column_privilege(c.oid, attnum, 'select'))
                from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $1",
             &[&table.schema.id.0, &config.publication],
         )
         .await?;
     let user = identifier(&config.user);
     if !rights.get::<_, bool>(0) {
-        let reason = format!("role {} may not read table {name}", config.user);
+        let unread: Option<Vec<String>> = rights.get(2);
+        let reason = match unread {
+            None => format!("role {} may not read table {name}", config.user),
+            Some(columns) => format!(
+                "role {} may not read all of table {name}: not {}, and the table is locked as a whole while it is read",
+                config.user,
+                columns.join(", ")
+            ),
+        };
         let fix = format!(
             "grant usage on schema {} to {user}; grant select on {quoted} to {user}",
             identifier(&table.schema.namespace)
