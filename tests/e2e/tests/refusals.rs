@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use downriver_testkit::postgres::Options;
+use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Daemon, Postgres, daemon, resources, seaweed};
 use e2e::{CATCH_UP, Shop};
 
@@ -304,4 +305,52 @@ async fn bad_usage_ends_with_2_and_a_missing_node_with_1() -> Result<()> {
         answer.text()
     );
     daemon.stop()
+}
+
+/// Engines do not tell such columns apart, so they are refused by name, and the table is read again when they are mended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_whose_names_differ_only_in_case_are_refused_until_one_is_renamed() -> Result<()> {
+    let shop = Shop::open(10).await?;
+    shop.postgres
+        .execute(
+            "create table twins (id int primary key, name text, \"Name\" text); alter table twins owner to shop_owner;
+             create table later (id int primary key, name text, other text); alter table later owner to shop_owner;
+             insert into twins select i, 'a', 'b' from generate_series(1, 50) i; insert into later select * from twins",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    let until = async |table: &str, state: &str, code: Option<&str>| {
+        let name = format!("public.{table}");
+        let is_so = |source: &serde_json::Value| {
+            daemon::table_in(source, &name)
+                .is_some_and(|t| t["state"] == state && t["code"].as_str() == code)
+        };
+        let what = format!("{table} to be {state}");
+        shop.daemon
+            .until_described("source", resources::SOURCE, &what, CATCH_UP, is_so)
+            .await
+    };
+    until("twins", "refused", Some("DR-1031")).await?;
+    until("later", "streaming", None).await?;
+    shop.postgres
+        .execute(
+            "alter table later rename other to \"NAME\"; update later set name = 'c' where id < 10",
+        )
+        .await?;
+    shop.postgres
+        .execute("insert into ledger values (1, 'the others go on')")
+        .await?;
+    until("later", "refused", Some("DR-1031")).await?;
+    shop.postgres
+        .execute(
+            "update later set \"NAME\" = 'd' where id > 40; alter table later rename \"NAME\" to third;
+             alter table twins rename \"Name\" to other; delete from later where id = 20; update twins set other = 'c' where id = 1",
+        )
+        .await?;
+    until("twins", "streaming", None).await?;
+    until("later", "streaming", None).await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let lake = Lake::builtin(&shop.daemon)?;
+    let tables = ["public.twins", "public.later", "public.ledger"];
+    readers::ensure_equal(&shop.postgres, &lake, &tables).await
 }

@@ -46,6 +46,14 @@ pub struct SourceTable {
     pub new_parts: BTreeSet<String>,
 }
 
+impl SourceTable {
+    /// Whether what may collide with another name is its own: so that it is mended by a change of this table.
+    #[must_use]
+    pub fn has_twin_columns(&self) -> bool {
+        twin(&self.schema).is_some()
+    }
+}
+
 /// A session that reads the catalog.
 pub struct Catalog {
     config: PostgresConfig,
@@ -483,6 +491,9 @@ impl Catalog {
         if problem.is_none() {
             problem = self.config.columns.cover(&mut schema).err();
         }
+        if problem.is_none() {
+            problem = refuse_twins(&schema);
+        }
         Ok(SourceTable {
             schema,
             estimated_rows: 0,
@@ -711,23 +722,31 @@ fn refuse_collisions(tables: &mut [SourceTable]) {
                 seen.insert(name.to_lowercase(), name.clone());
             }
         }
-        let mut columns = HashSet::new();
-        let twice = table
-            .schema
-            .columns
-            .iter()
-            .find(|column| !columns.insert(column.name.to_lowercase()));
-        if let Some(column) = twice {
-            table.problem = Some(Problem::new(
-                "DR-1031",
-                format!(
-                    "column {:?} of table {name} collides with another: their names differ only in case",
-                    column.name
-                ),
-                "rename one of them, or exclude the table from the source",
-            ));
+        if let Some(problem) = refuse_twins(&table.schema) {
+            table.problem = Some(problem);
         }
     }
+}
+
+/// Two columns whose names differ only in case cannot both stand in a lake.
+fn refuse_twins(schema: &TableSchema) -> Option<Problem> {
+    let twin = twin(schema)?;
+    Some(Problem::new(
+        "DR-1031",
+        format!(
+            "column {:?} of table {} collides with another: their names differ only in case",
+            twin.name,
+            schema.qualified_name()
+        ),
+        "rename one of them, or exclude the table from the source",
+    ))
+}
+
+/// A column whose name differs from that of one before it only in case.
+fn twin(schema: &TableSchema) -> Option<&Column> {
+    let mut names = HashSet::new();
+    let mut columns = schema.columns.iter();
+    columns.find(|column| !names.insert(column.name.to_lowercase()))
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ impl Run<'_> {
         let spoiled = self.control.why_refused(id);
         let refusal = uncovered.or_else(|| table.problem.clone().filter(|_| !goes_on));
         // Names that collide are none of one table's: other names are noticed as such. Of values the catalog tells nothing.
-        let is_watched = spoiled.is_none() && refusal.as_ref().is_some_and(|p| p.code != "DR-1031");
+        let is_watched = spoiled.is_none()
+            && (refusal.as_ref()).is_some_and(|p| p.code != "DR-1031" || table.has_twin_columns());
         let refusal = spoiled.or(refusal);
         let fate = Fate::of(&table, refusal, stored.as_ref(), &self.config.postgres);
         let in_state = |state, problem| TableStatus {
