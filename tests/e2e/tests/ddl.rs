@@ -408,6 +408,51 @@ async fn rows_that_a_change_wrote_anew_are_read_again_and_no_others() -> Result<
     ensure_equal(&shop, &["public.written"]).await
 }
 
+/// What the log gets of rows from before the change, under keys that are gone, is not taken for newer than the change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_a_change_wrote_anew_leave_none_of_the_old_ones() -> Result<()> {
+    let mut shop = Shop::open(50).await?;
+    shop.postgres
+        .execute(
+            "create table keyed (id bigint primary key, what text); alter table keyed owner to shop_owner;
+             insert into keyed select i, 'what ' || i from generate_series(1, 1000) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.keyed"]).await?;
+    shop.daemon.kill();
+    let rewrite = "alter table keyed alter id type bigint using id + 10000";
+    for sql in [
+        "update keyed set what = 'old' where id < 10; insert into keyed values (2000, 'old'); delete from keyed where id = 20",
+        rewrite,
+        "update keyed set what = 'new' where id between 10005 and 10014",
+    ] {
+        shop.postgres.execute(sql).await?;
+    }
+    shop.daemon.start().await?;
+    ensure_equal(&shop, &["public.keyed"]).await?;
+    // While it is captured, and the server sends late what came before.
+    let sender = "select pid from pg_stat_replication";
+    let sender = u32::try_from(shop.postgres.number(sender).await?)?;
+    host::signal(sender, "STOP");
+    for sql in ["update keyed set what = 'late' where id < 10010", rewrite] {
+        shop.postgres.execute(sql).await?;
+    }
+    // The run ends, and the next one finds the slot taken.
+    let is_noticed = |source: &serde_json::Value| source["code"] == "DR-1012";
+    let noticed = shop.daemon.until_described(
+        "source",
+        resources::SOURCE,
+        "the change to be noticed",
+        CATCH_UP,
+        is_noticed,
+    );
+    let noticed = noticed.await;
+    host::signal(sender, "CONT");
+    noticed?;
+    ensure_equal(&shop, &["public.keyed"]).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_is_dropped_while_its_rows_are_read_again_keeps_nothing_waiting() -> Result<()>
 {

@@ -159,3 +159,55 @@ async fn every_type_is_in_the_lake_or_refused_by_name() -> Result<()> {
         .await?;
     Ok(())
 }
+
+/// Nothing in the stream tells that a label has another name, and rows that nobody touches have it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_that_is_renamed_is_in_the_lake_by_its_new_name_also_in_keys() -> Result<()> {
+    let mut shop = Shop::open(0).await?;
+    shop.postgres
+        .execute(
+            "create type mood as enum ('sad', 'ok', 'happy'); create domain temper as mood;
+             create type pair as (a int, b mood);
+             create table moods (k mood, n int, v text, primary key (k, n)); alter table moods owner to shop_owner;
+             create table wearers (id int primary key, one mood, many mood[], kept temper, two pair); alter table wearers owner to shop_owner;
+             create table loose (m mood, n int); alter table loose owner to shop_owner; alter table loose replica identity full;
+             insert into moods select m, i, 'v' from generate_series(1, 50) i, unnest(enum_range(null::mood)) m;
+             insert into wearers select i, 'ok', '{sad,ok}', 'ok', (i, 'ok')::pair from generate_series(1, 50) i;
+             insert into loose select 'ok', i % 10 from generate_series(1, 100) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    let tables = ["public.moods", "public.wearers", "public.loose"];
+    let equal = async |shop: &Shop| {
+        shop.daemon.wait(CATCH_UP).await?;
+        readers::ensure_equal(&shop.postgres, &Lake::builtin(&shop.daemon)?, &tables).await
+    };
+    equal(&shop).await?;
+    for change in [
+        "alter type mood rename value 'ok' to 'fine'",
+        "alter type mood add value 'new' before 'fine'; update moods set v = 'changed' where k = 'fine' and n < 10; delete from moods where k = 'fine' and n > 40;
+         update moods set k = 'happy', n = n + 100 where k = 'fine' and n between 20 and 25;
+         delete from loose where n = 3; update loose set n = 30 where n = 4",
+        // The changes follow before anybody has looked.
+        "alter type mood rename value 'fine' to 'good'; update moods set v = 'again' where k = 'good';
+         delete from moods where k = 'good' and n < 5; delete from loose where n = 5; update loose set m = 'sad' where n = 6",
+        // Names that change places, and one that comes back.
+        "begin; alter type mood rename value 'sad' to 'passing'; alter type mood rename value 'happy' to 'sad';
+         alter type mood rename value 'passing' to 'happy'; commit; update moods set v = 'sad' where k = 'sad'",
+        "alter type mood rename value 'good' to 'passing'; update moods set v = 'passing' where k = 'passing' and n > 30;
+         update wearers set one = 'passing', id = id + 100 where id > 40; alter type mood rename value 'passing' to 'good'",
+        "insert into moods values ('new', 1, 'new')",
+    ] {
+        shop.postgres.execute(change).await?;
+        shop.daemon.wait(CATCH_UP).await?;
+        let verified = shop.daemon.ok(&["verify", resources::PIPELINE]).await;
+        verified.with_context(|| change.to_owned())?;
+    }
+    // While nobody can look.
+    shop.daemon.kill();
+    shop.postgres
+        .execute("update moods set v = 'before' where n = 1; alter type mood rename value 'good' to 'fair'; delete from moods where k = 'fair' and n = 30")
+        .await?;
+    shop.daemon.start().await?;
+    equal(&shop).await
+}

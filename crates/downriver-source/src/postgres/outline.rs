@@ -7,7 +7,11 @@
 //! A rewrite of rows gives the table another file. So do `VACUUM FULL`, `CLUSTER`, `TRUNCATE` and a move to another
 //! tablespace, which change no value (or say so), and none of which writes the catalog's rows of the table's columns. A
 //! change of a column's type, and a column with a default that every row has to be given, do both. (So does `VACUUM
-//! FULL` where rows lack a column that was added with a constant default: the table is then read for nothing.)
+//! FULL` where rows lack a column that was added with a constant default: the table is then read for nothing.) Where the
+//! catalog's rows of the key's columns are others as well, rows may have other keys.
+//!
+//! A label of an enum that gets another name is in no file: rows hold its number. The stream prints it by the name that it
+//! had when it was written, so nothing of the table counts before the stream has passed the change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +31,26 @@ pub(super) const STORAGE_WORD: &str =
     "c.relfilenode || ':' || (select md5(coalesce(string_agg(attnum || ' ' || a.xmin, ',' order by attnum), ''))
       from pg_attribute a where attrelid = c.oid and attnum > 0 and not attisdropped)";
 
+/// What wrote the catalog's rows of the columns of its key and its identity, `column:writer`.
+pub(super) const KEY: &str = "key";
+/// The word of [`KEY`] for the row `c` of `pg_class`.
+pub(super) const KEY_WORD: &str =
+    "(select string_agg(attnum || ':' || a.xmin, ',' order by attnum) from pg_attribute a
+      where attrelid = c.oid and attnum in (select unnest(indkey::int2[]) from pg_index
+                                             where indrelid = c.oid and (indisprimary or indisreplident)))";
+/// The labels of the enums that the table's columns are made of, and what wrote the catalog's row of each, `oid:writer`.
+pub(super) const LABELS: &str = "labels";
+/// The word of [`LABELS`] for the row `c` of `pg_class`.
+pub(super) const LABELS_WORD: &str = "case when exists (select from pg_enum) then
+     (with recursive made_of (ty) as (
+          select atttypid from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped
+          union
+          select part from made_of join pg_type t on t.oid = ty, lateral (
+              select typbasetype union select typelem union select rngsubtype from pg_range where rngtypid = t.oid
+              union select atttypid from pg_attribute where attrelid = typrelid and attnum > 0 and not attisdropped
+          ) parts (part) where part <> 0)
+      select string_agg(oid || ':' || xmin, ',' order by oid) from pg_enum where enumtypid in (select ty from made_of)) end";
+
 /// Words that differ when what they stand for does.
 ///
 /// Stored as lines, `name word`. A build that looks at more adds a name; one that a stored outline does not have
@@ -39,9 +63,9 @@ pub struct Outline(BTreeMap<String, String>);
 pub enum Turn {
     /// All of it is in the stream.
     Whole,
-    /// They may have been written anew with other values.
+    /// They may have been written anew with other values, under the keys that they had.
     Rewritten,
-    /// Changes may have been left out of the stream.
+    /// Changes may have been left out of the stream, or rows have other keys.
     Drifted,
 }
 
@@ -72,6 +96,9 @@ impl Outline {
     pub fn turn(&self, now: &Self, new_parts: &BTreeSet<String>) -> Turn {
         let holds = self.0.iter().all(|(name, word)| match now.0.get(name) {
             Some(_) if name == STORAGE => true,
+            _ if name == KEY => true,
+            // Labels may come, and go with their column.
+            _ if name == LABELS => !has_renamed(word, now.0.get(name)),
             Some(now) if name == PARTS => {
                 let (known, now) = (parts_of(word), parts_of(now));
                 let mut came = now.difference(&known);
@@ -83,8 +110,11 @@ impl Outline {
             (Some((file, columns)), Some(now)) => file != now.0 && columns != now.1,
             _ => false,
         };
+        let key = |of: &Self| of.0.get(KEY).cloned();
+        let has_other_keys = key(self).is_some_and(|key_then| key(now) != Some(key_then));
         match (holds, is_rewritten) {
             (false, _) => Turn::Drifted,
+            (true, true) if has_other_keys => Turn::Drifted,
             (true, true) => Turn::Rewritten,
             (true, false) => Turn::Whole,
         }
@@ -119,6 +149,17 @@ impl Catalog {
         let now: Option<String> = now.map(|row| row.get(0));
         Ok(now.is_some() && outline.storage().map(|(file, _)| file) == now.as_deref())
     }
+}
+
+/// Whether some label was written since.
+fn has_renamed(labels: &str, now: Option<&String>) -> bool {
+    let written = |word| -> BTreeMap<_, _> {
+        let labels = parts_of(word).into_iter();
+        labels.filter_map(|label| label.split_once(':')).collect()
+    };
+    let now = now.map(|now| written(now)).unwrap_or_default();
+    let mut labels = written(labels).into_iter();
+    labels.any(|(label, writer)| now.get(label).is_some_and(|now| *now != writer))
 }
 
 fn parts_of(word: &str) -> BTreeSet<&str> {
@@ -184,7 +225,27 @@ mod tests {
         assert_eq!(turn("7:b"), Turn::Whole, "a column was renamed");
         assert_eq!(turn("8:a"), Turn::Whole, "VACUUM FULL");
         assert_eq!(turn("8:b"), Turn::Rewritten);
+        let keyed = |key, storage| outline(&[("key", key), ("members", ""), ("storage", storage)]);
+        let turn = |now: Outline| keyed("1:5", "7:a").turn(&now, &none);
+        assert_eq!(turn(keyed("1:5", "8:b")), Turn::Rewritten);
+        assert_eq!(turn(keyed("1:6", "8:b")), Turn::Drifted, "other keys");
+        assert_eq!(turn(with("8:b")), Turn::Drifted, "no key any more");
+        assert_eq!(turn(keyed("1:6", "7:b")), Turn::Whole);
+        assert_eq!(
+            with("7:a").turn(&keyed("1:6", "8:b"), &none),
+            Turn::Rewritten
+        );
         let left_out = outline(&[("members", "table:1"), ("storage", "8:b")]);
         assert_eq!(with("7:a").turn(&left_out, &none), Turn::Drifted);
+    }
+    #[test]
+    fn a_label_that_was_written_anew_is_told_from_those_that_came_and_went() {
+        let none = BTreeSet::new();
+        let with = |labels| outline(&[("labels", labels), ("members", "")]);
+        let turn = |now: &Outline| with("10:7,12:7").turn(now, &none);
+        assert_eq!(turn(&with("10:7,11:9,12:7")), Turn::Whole);
+        assert_eq!(turn(&with("12:7")), Turn::Whole);
+        assert_eq!(turn(&outline(&[("members", "")])), Turn::Whole);
+        assert_eq!(turn(&with("10:8,12:7")), Turn::Drifted);
     }
 }

@@ -14,7 +14,9 @@ use downriver_event::{TableId, TableSchema};
 
 use super::catalog::{Catalog, RELATIONS, SourceTable};
 use super::config::PostgresConfig;
-use super::outline::{Outline, PARTS, STORAGE, STORAGE_WORD, Turn};
+use super::outline::{
+    KEY, KEY_WORD, LABELS, LABELS_WORD, Outline, PARTS, STORAGE, STORAGE_WORD, Turn,
+};
 use super::partitions::Role;
 use super::sql::{identifier, literal, qualified};
 use crate::error::{PUBLICATION_GONE, SourceError};
@@ -107,7 +109,8 @@ impl Catalog {
                     {STORAGE_WORD},
                     (select max(d.xmin::text) from pg_depend d
                       where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.objsubid = 0
-                        and d.refclassid = 'pg_namespace'::regclass)
+                        and d.refclassid = 'pg_namespace'::regclass),
+                    {LABELS_WORD}, {KEY_WORD}
              from pg_namespace n join pg_class c on n.oid = c.relnamespace left join p on true
              where c.oid in (select c.oid {RELATIONS})"
         );
@@ -143,6 +146,11 @@ impl Catalog {
                 ]);
                 if let Some(home) = home {
                     words.insert("home".into(), home);
+                }
+                for (name, at) in [(LABELS, 11), (KEY, 12)] {
+                    if let Some(word) = row.get(at) {
+                        words.insert(name.into(), word);
+                    }
                 }
                 if roles.get(&table) == Some(&Role::Root) {
                     let parts = leaves.get(&table).into_iter().flatten();

@@ -1,10 +1,11 @@
 //! Tables whose outline is another one than when they were last whole are read again: changes were left out of the
 //! stream, or rows were written anew.
 //!
-//! After changes were left out, what the stream still brings from before the change must not count for that generation: a row that was published
-//! then may not be now, and the end of the generation keeps what changed since its start. So a generation starts only
-//! when every transaction is over that ran when the change was noticed, and the stream has passed them. Until then
-//! rows of the table are passed over: its snapshot has them.
+//! After changes were left out, or keys were written anew, what the stream still brings from before the change must not
+//! count for that generation: a row that was published then may not be now, or has another key, and the end of the
+//! generation keeps what changed since its start. So a generation starts only when every transaction is over that ran when
+//! the change was noticed, and the stream has passed them. Until then rows of the table are passed over: its snapshot has
+//! them.
 //!
 //! A rewrite of rows had the table for itself: what the stream brings from before it, every chunk's snapshot sees.
 //!

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use downriver_decode::postgres::decoder::Relation;
 use downriver_event::problem::Problem;
-use downriver_event::{TableId, TableSchema};
+use downriver_event::{LogicalType, TableId, TableSchema};
 
 use super::super::CaptureError;
 use super::Run;
@@ -42,6 +42,26 @@ impl Run<'_> {
         Ok((Arc::clone(registered.schema()), is_known))
     }
 
+    /// Gives a known table's enums the labels of today: its rows are read with them before the stream says anything.
+    pub(super) fn relabel(&mut self, today: &TableSchema) {
+        let Some(known) = self.registry.newest(today.id) else {
+            return;
+        };
+        let mut relabelled = (**known).clone();
+        for column in &mut relabelled.columns {
+            let now = today
+                .column_index(column.id)
+                .map(|at| &today.columns[at].ty);
+            if let Some(now) = now.filter(|now| is_of_labels(now) && is_of_labels(&column.ty)) {
+                column.ty = now.clone();
+            }
+        }
+        if relabelled.columns != known.columns {
+            let registered = self.registry.register(relabelled);
+            self.announce(&registered);
+        }
+    }
+
     /// A relation under the name that its table has in the catalog, if it is another one than before. A table that is
     /// gone keeps the last.
     pub(super) async fn called_today(
@@ -65,5 +85,12 @@ impl Run<'_> {
     pub(super) fn leave(&mut self, table: TableId) {
         self.read_again(table);
         self.captured.insert(table, false);
+    }
+}
+
+fn is_of_labels(ty: &LogicalType) -> bool {
+    match ty {
+        LogicalType::Array(element) => is_of_labels(element),
+        ty => matches!(ty, LogicalType::Enum { .. }),
     }
 }

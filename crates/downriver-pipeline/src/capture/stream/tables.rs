@@ -104,10 +104,11 @@ impl Run<'_> {
                 return Ok(in_state(TableState::Stopped, Some(problem)));
             }
             Fate::Drifted(now) => {
-                if let Err(problem) = self.take_up(table.schema) {
+                if let Err(problem) = self.take_up(table.schema.clone()) {
                     self.captured.insert(id, false);
                     return Ok(refused(Some(problem)));
                 }
+                self.relabel(&table.schema);
                 self.drift.add(id, now);
                 return Ok(in_state(TableState::Pending, None));
             }
