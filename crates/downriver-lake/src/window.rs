@@ -73,6 +73,8 @@ pub(crate) enum Found<'a> {
     Null,
     /// In the lake's row of this entry's key.
     Lake(u32),
+    /// Left out of an insert: the row had it before it came into the publication's filter.
+    Unsent,
     /// Nobody has it.
     Lost,
 }
@@ -379,7 +381,7 @@ impl Window {
                 let left_out =
                     |data: &Column| data.presence(version.cell as usize) == Presence::Unchanged;
                 return if new[held].is_some_and(left_out) {
-                    Found::Lost
+                    Found::Unsent
                 } else {
                     Found::Null
                 };

@@ -97,6 +97,11 @@ pub enum Decoded {
     /// Answer with [`PgDecoder::set_shape`] before the next message.
     Relation(Relation),
     Row,
+    /// A row that was updated and comes as an insert, because it was not in the publication's filter before: values that
+    /// the update left unchanged were not sent, and nobody has them.
+    Lacking {
+        relation: u32,
+    },
     /// Belongs to no transaction: may come again after a restart, and its place is not a commit's.
     Message(pb::LogicalMessage),
     /// Of a transaction in progress: keep the message, with its place, until its transaction's end is known.
@@ -573,7 +578,10 @@ impl PgDecoder {
         check_columns(shape, &new, at)?;
         let row = out.row(&shape.schema, RowOp::Insert, OldImage::None);
         push_cells(shape, new.cells(), row.new, at)?;
-        Ok(Decoded::Row)
+        Ok(match shape.leaves_out(new.cells()) {
+            true => Decoded::Lacking { relation },
+            false => Decoded::Row,
+        })
     }
 
     fn update(

@@ -43,6 +43,13 @@ impl Shape {
             columns => columns,
         }
     }
+
+    /// Whether the value of a column that is captured was not sent.
+    pub(super) fn leaves_out<'a>(&self, cells: impl Iterator<Item = Cell<'a>>) -> bool {
+        let is_withheld = |at: usize| matches!(self.treatments.get(at), Some(Treatment::Withheld));
+        let mut cells = cells.enumerate();
+        cells.any(|(at, cell)| cell == Cell::Unchanged && !is_withheld(at))
+    }
 }
 
 impl From<Arc<TableSchema>> for Shape {

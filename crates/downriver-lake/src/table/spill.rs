@@ -281,8 +281,9 @@ impl TableWriter {
                                 }
                                 None
                             }
-                            Found::Lost if window.lacks(version, *id) => None,
-                            Found::Lost => {
+                            Found::Unsent if self.chunks_are_to_come() => None,
+                            Found::Unsent | Found::Lost if window.lacks(version, *id) => None,
+                            Found::Unsent | Found::Lost => {
                                 return Err(self.lost_row(version.offset, field.name()));
                             }
                         };

@@ -17,7 +17,8 @@
 //! the stream has not.
 //!
 //! A row whose key changed with unchanged columns has their values at its new key only in a snapshot that sees the
-//! change: it is read again after the table's last chunk, until such a snapshot was taken.
+//! change: it is read again after the table's last chunk, until such a snapshot was taken. So is a row that came into the
+//! publication's filter with unchanged columns, which the server makes an insert.
 //!
 //! A crash loses what is remembered here. It is rebuilt by not starting any chunk until every transaction
 //! that ran when the capture (re)started is over: all others are streamed, and
@@ -133,6 +134,8 @@ impl RecentChanges {
                     self.note(group.table, xid, old, Change::Deleted);
                 }
                 if let Some(new) = new {
+                    // A row that came into the publication's filter moved there from a key that nobody has.
+                    let moved = moved || op == RowOp::Insert;
                     if moved && !unchanged.is_empty() {
                         self.moved.entry(group.table).or_default().push(new.clone());
                         if let Some(streamed) = self.transaction(group.table, xid) {

@@ -108,7 +108,11 @@ pub enum CaptureError {
     #[error("a value of a table cannot be logged: starting again without the table")]
     Spoiled(TableId, Problem),
     #[error(
-        "what is published of {0} is not what it was: starting again to see whether it is to be read again"
+        "a row came into the filter of table {1} without all of its values: starting with a snapshot of it"
+    )]
+    Lacking(TableId, String),
+    #[error(
+        "{0}, or what is published of it, is not what it was: starting again to see whether it is to be read again"
     )]
     Drifted(String),
     #[error("{0} to be read again: starting with the snapshot")]
@@ -249,6 +253,9 @@ async fn keep_capturing(
             );
             control.refuse(*table, problem.clone());
         }
+        if let CaptureError::Lacking(table, _) = &error {
+            control.read_first(*table);
+        }
         match act_on(&error) {
             Act::Again => {
                 tracing::info!(source = config.name, "{error}");
@@ -310,6 +317,7 @@ fn act_on(error: &CaptureError) -> Act {
         | CaptureError::NewTable(_)
         | CaptureError::Mended(_)
         | CaptureError::Spoiled(..)
+        | CaptureError::Lacking(..)
         | CaptureError::Drifted(_)
         | CaptureError::Promoted => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {

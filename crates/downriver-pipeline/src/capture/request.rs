@@ -1,6 +1,6 @@
 //! What a running capture is asked from outside: where the server is, and to read tables again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use downriver_event::problem::Problem;
 use downriver_event::{RowFilter, TableId};
@@ -98,6 +98,8 @@ pub struct CaptureControl {
     pub(super) requests: Mutex<mpsc::Receiver<Request>>,
     /// Tables that have a value which cannot be logged, until they are asked for again or the process ends.
     refused: std::sync::Mutex<HashMap<TableId, Problem>>,
+    /// Tables that the next run begins to read again before it takes up the stream.
+    read_first: std::sync::Mutex<HashSet<TableId>>,
 }
 
 impl Default for CaptureControl {
@@ -108,6 +110,7 @@ impl Default for CaptureControl {
             sender,
             requests: Mutex::new(requests),
             refused: std::sync::Mutex::default(),
+            read_first: std::sync::Mutex::default(),
         }
     }
 }
@@ -123,6 +126,17 @@ impl CaptureControl {
 
     pub(super) fn why_refused(&self, table: TableId) -> Option<Problem> {
         self.refused().get(&table).cloned()
+    }
+
+    pub(super) fn read_first(&self, table: TableId) {
+        let mut tables = self.read_first.lock().expect("no holder panics");
+        tables.insert(table);
+    }
+
+    /// Whether the table is to be read again, which is left to the caller.
+    pub(super) fn takes_read_first(&self, table: TableId) -> bool {
+        let mut tables = self.read_first.lock().expect("no holder panics");
+        tables.remove(&table)
     }
 
     /// Whether the table was refused, and is not any more.

@@ -2,7 +2,7 @@
 
 use downriver_decode::postgres::decoder::{Committed, DecodeError, Decoded};
 use downriver_event::block::BLOCK_RAW_BYTES_MAX;
-use downriver_event::{SourcePosition, pb};
+use downriver_event::{SourcePosition, TableId, pb};
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::{Message, ReplicationStream};
 
@@ -54,6 +54,10 @@ impl Run<'_> {
                 .map_err(undecodable)?
             {
                 Decoded::Row => self.row(payload.len())?,
+                Decoded::Lacking { relation } => {
+                    self.lacking(TableId(relation))?;
+                    self.row(payload.len())?;
+                }
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Commit(committed) => {
                     self.commit(committed)?;
@@ -103,6 +107,10 @@ impl Run<'_> {
                 .map_err(undecodable)?
             {
                 Decoded::Row => self.row(message.len())?,
+                Decoded::Lacking { relation } => {
+                    self.lacking(TableId(relation))?;
+                    self.row(message.len())?;
+                }
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Message(message) => self.message(message)?,
                 Decoded::Uncertain { xid } => return Err(CaptureError::Uncertain(xid)),
@@ -111,6 +119,19 @@ impl Run<'_> {
         }
         self.replay = Some(spooled);
         Ok(false)
+    }
+
+    /// What a row lacks is read with the others: by the snapshot that runs, or by one that begins before the row's
+    /// transaction. Where nothing is read unasked the row goes into the log as it is.
+    fn lacking(&self, table: TableId) -> Result<(), CaptureError> {
+        let running = self.snapshots.get(&table);
+        let is_read = running.is_some_and(|progress| progress.resume.part.is_none());
+        if is_read || !self.config.snapshot.initial {
+            return Ok(());
+        }
+        let name = self.registry.newest(table);
+        let name = name.map(|schema| schema.qualified_name());
+        Err(CaptureError::Lacking(table, name.unwrap_or_default()))
     }
 
     pub(super) fn row(&mut self, bytes: usize) -> Result<(), CaptureError> {

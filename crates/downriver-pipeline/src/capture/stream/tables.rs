@@ -131,8 +131,10 @@ impl Run<'_> {
         let is_rewritten = is_rewritten && schema.tells_rows();
         let part = resume.as_ref().and_then(|resume| resume.part.as_ref());
         let is_part_lost = is_reading && part.is_some_and(|part| !part.fits(&schema));
-        let is_other =
-            is_other && initial || is_rewritten && (initial || is_reading) || is_part_lost;
+        let is_other = self.control.takes_read_first(id)
+            || is_other && initial
+            || is_rewritten && (initial || is_reading)
+            || is_part_lost;
         let is_wanted = begun.map_or(initial, |_| is_other || is_reading);
         let mut resume = resume.unwrap_or_default();
         if !is_wanted {
