@@ -354,3 +354,35 @@ async fn columns_whose_names_differ_only_in_case_are_refused_until_one_is_rename
     let tables = ["public.twins", "public.later", "public.ledger"];
     readers::ensure_equal(&shop.postgres, &lake, &tables).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_that_takes_a_name_of_the_lakes_own_stops_its_table_until_it_is_renamed()
+-> Result<()> {
+    let shop = Shop::open(10).await?;
+    shop.postgres
+        .execute(
+            "create table later (id int primary key, name text, other text); alter table later owner to shop_owner;
+             insert into later select i, 'a', 'b' from generate_series(1, 50) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    shop.postgres
+        .execute("alter table later rename other to _dr_offset; update later set name = 'c' where id < 10")
+        .await?;
+    let stands = |pipeline: &serde_json::Value| {
+        daemon::table_in(pipeline, "public.later").is_some_and(|table| table["code"] == "DR-3013")
+    };
+    let what = "the lake's table to stop";
+    shop.daemon
+        .until_described("pipeline", resources::PIPELINE, what, CATCH_UP, stands)
+        .await?;
+    shop.postgres
+        .execute("alter table later rename _dr_offset to other; update later set name = 'd' where id > 40")
+        .await?;
+    shop.caught_up().await?;
+    shop.daemon.ok(&["resume", resources::PIPELINE]).await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let lake = Lake::builtin(&shop.daemon)?;
+    readers::ensure_equal(&shop.postgres, &lake, &["public.later"]).await
+}
