@@ -145,6 +145,15 @@ pub struct RowFilter {
 pub struct UnknownFilter;
 
 impl RowFilter {
+    /// No row at all.
+    #[must_use]
+    pub fn nothing(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            condition: Condition::Any(Vec::new()),
+        }
+    }
+
     /// Whether it speaks of columns of the table's key only, and of their types.
     #[must_use]
     pub fn fits(&self, schema: &TableSchema) -> bool {

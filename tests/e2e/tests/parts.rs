@@ -259,10 +259,7 @@ async fn a_part_is_read_under_load_and_goes_on_after_kills() -> Result<()> {
     ensure!(answer["tables"][0]["generation"] == 2, "{answer}");
     for _ in 0..3 {
         let described = shop.daemon.describe("source", resources::SOURCE).await?;
-        println!(
-            "killed at {}",
-            table_in(&described, "public.orders").context("there")?
-        );
+        println!("killed at {:?}", table_in(&described, "public.orders"));
         shop.daemon.kill();
         shop.daemon.start().await?;
     }

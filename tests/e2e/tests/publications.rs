@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use downriver_testkit::postgres::{Options, Version};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Postgres, daemon, host, resources};
-use e2e::{CATCH_UP, Shop};
+use e2e::{CATCH_UP, Shop, log};
 use serde_json::Value;
 
 async fn ensure_equal(shop: &Shop, tables: &[&str]) -> Result<()> {
@@ -249,7 +249,7 @@ async fn a_filter_and_a_list_hold_for_snapshot_stream_and_verify(version: Versio
         shop.postgres.execute(change).await?;
     }
     ensure_published(&shop, "age > 50 and length(name) > 3").await?;
-    let events = e2e::log::events(&shop).await?;
+    let events = log::events(&shop).await?;
     let op = |id: i64| {
         let mut of_row = events.iter().filter(|event| {
             event["table"] == "public.people" && event["key"]["id"].as_i64() == Some(id)
@@ -348,6 +348,12 @@ async fn a_column_list_without_the_key_is_refused_by_name_until_it_has_it() -> R
     .await
 }
 
+const LETTERS: &str = "create table letters (id bigint primary key, n int, body text);
+    alter table letters owner to shop_owner, alter body set storage external;
+    insert into letters select i, i, (select string_agg(md5(i || ' of ' || j), '') from generate_series(1, 80) j)
+        from generate_series(1, 300) i;
+    create publication downriver_shop for table letters where (id > 200)";
+
 /// Of an update that brings a row into the filter the server makes an insert, without the values that stand outside the
 /// row and were left as they are.
 async fn a_row_that_comes_into_the_filter_is_whole(version: Version) -> Result<()> {
@@ -356,15 +362,7 @@ async fn a_row_that_comes_into_the_filter_is_whole(version: Version) -> Result<(
         ..Options::default()
     })
     .await?;
-    for statement in [
-        "create table letters (id bigint primary key, n int, body text); alter table letters owner to shop_owner;
-         alter table letters alter body set storage external",
-        "insert into letters select i, i, (select string_agg(md5(i || ' of ' || j), '') from generate_series(1, 80) j)
-           from generate_series(1, 300) i",
-        "create publication downriver_shop for table letters where (id > 200)",
-    ] {
-        postgres.execute(statement).await?;
-    }
+    postgres.execute(LETTERS).await?;
     let shop = Shop::over(postgres).await?;
     shop.deliver("1s").await?;
     let filter = "id > 200";
@@ -377,7 +375,42 @@ async fn a_row_that_comes_into_the_filter_is_whole(version: Version) -> Result<(
     ] {
         shop.postgres.execute(change).await?;
     }
-    ensure_published_of(&shop, "letters", filter).await
+    ensure_published_of(&shop, "letters", filter).await?;
+    // Just the rows that lacked something were read.
+    let events = log::events(&shop).await?;
+    let of = |op: &str| events.iter().filter(|event| event["op"] == op).count();
+    ensure!(of("snapshot_start") == 1 && of("partial_snapshot_start") > 0);
+    ensure!(
+        of("snapshot") < 100 + 60,
+        "{} rows were read",
+        of("snapshot")
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_snapshot_a_row_that_comes_into_the_filter_is_whole_as_well() -> Result<()> {
+    let postgres = Postgres::start().await?;
+    postgres.execute(LETTERS).await?;
+    let shop = Shop::over(postgres).await?;
+    shop.deliver_with(&["snapshot: none"]).await?;
+    shop.caught_up().await?;
+    let change = "update letters set id = id + 1000 where id between 1 and 20";
+    shop.postgres.execute(change).await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let verify = ["verify", resources::PIPELINE, "-o", "json"];
+    let verified = shop.daemon.run(&verify).await?;
+    let verified: Value = serde_json::from_str(&verified.stdout)?;
+    let of = |what: &str| verified[0][what].as_i64();
+    ensure!(
+        (of("target_rows"), of("missing")) == (Some(20), Some(100)),
+        "{verified}"
+    );
+    ensure!(
+        (of("different"), of("unexpected")) == (Some(0), Some(0)),
+        "{verified}"
+    );
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

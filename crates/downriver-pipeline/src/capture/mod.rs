@@ -108,7 +108,7 @@ pub enum CaptureError {
     #[error("a value of a table cannot be logged: starting again without the table")]
     Spoiled(TableId, Problem),
     #[error(
-        "a row came into the filter of table {1} without all of its values: starting with a snapshot of it"
+        "a row came into the filter of table {1} without all of its values: starting again to read it"
     )]
     Lacking(TableId, String),
     #[error(
@@ -254,7 +254,7 @@ async fn keep_capturing(
             control.refuse(*table, problem.clone());
         }
         if let CaptureError::Lacking(table, _) = &error {
-            control.read_first(*table);
+            control.is_lacking(*table);
         }
         match act_on(&error) {
             Act::Again => {

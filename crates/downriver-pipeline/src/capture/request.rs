@@ -98,8 +98,8 @@ pub struct CaptureControl {
     pub(super) requests: Mutex<mpsc::Receiver<Request>>,
     /// Tables that have a value which cannot be logged, until they are asked for again or the process ends.
     refused: std::sync::Mutex<HashMap<TableId, Problem>>,
-    /// Tables that the next run begins to read again before it takes up the stream.
-    read_first: std::sync::Mutex<HashSet<TableId>>,
+    /// Tables of which the stream brings rows without all of their values: the next run reads those before it takes it up.
+    lacking: std::sync::Mutex<HashSet<TableId>>,
 }
 
 impl Default for CaptureControl {
@@ -110,7 +110,7 @@ impl Default for CaptureControl {
             sender,
             requests: Mutex::new(requests),
             refused: std::sync::Mutex::default(),
-            read_first: std::sync::Mutex::default(),
+            lacking: std::sync::Mutex::default(),
         }
     }
 }
@@ -128,14 +128,14 @@ impl CaptureControl {
         self.refused().get(&table).cloned()
     }
 
-    pub(super) fn read_first(&self, table: TableId) {
-        let mut tables = self.read_first.lock().expect("no holder panics");
+    pub(super) fn is_lacking(&self, table: TableId) {
+        let mut tables = self.lacking.lock().expect("no holder panics");
         tables.insert(table);
     }
 
-    /// Whether the table is to be read again, which is left to the caller.
-    pub(super) fn takes_read_first(&self, table: TableId) -> bool {
-        let mut tables = self.read_first.lock().expect("no holder panics");
+    /// Whether rows of the table are to be read, which is left to the caller.
+    pub(super) fn takes_lacking(&self, table: TableId) -> bool {
+        let mut tables = self.lacking.lock().expect("no holder panics");
         tables.remove(&table)
     }
 

@@ -220,6 +220,8 @@ fn selects(condition: &Condition<Comparison>, key: &KeyColumns<'_>) -> Option<St
         Some(format!("({})", each?.join(by)))
     };
     match condition {
+        Condition::All(of) if of.is_empty() => Some("true".to_owned()),
+        Condition::Any(of) if of.is_empty() => Some("false".to_owned()),
         Condition::All(of) => joined(of, " and "),
         Condition::Any(of) => joined(of, " or "),
         Condition::Is(comparison) => {
@@ -310,6 +312,8 @@ mod tests {
              format('%s', \"Code\") collate \"C\" <> 'b' or \
              \"day\"::date > (date '1970-01-01' + (-1))::date)"
         );
+        let nothing = RowFilter::nothing("");
+        assert_eq!(selecting(&nothing, &key).unwrap(), "false");
         let without_code = KeyColumns(columns[..1].iter().zip(types).collect());
         assert!(selecting(&filter, &without_code).is_err());
     }

@@ -121,12 +121,9 @@ impl Run<'_> {
         Ok(false)
     }
 
-    /// What a row lacks is read with the others: by the snapshot that runs, or by one that begins before the row's
-    /// transaction. Where nothing is read unasked the row goes into the log as it is.
+    /// What a row lacks is read again: by the snapshot that runs, or by one that begins before the row's transaction.
     fn lacking(&self, table: TableId) -> Result<(), CaptureError> {
-        let running = self.snapshots.get(&table);
-        let is_read = running.is_some_and(|progress| progress.resume.part.is_none());
-        if is_read || !self.config.snapshot.initial {
+        if self.snapshots.contains_key(&table) {
             return Ok(());
         }
         let name = self.registry.newest(table);

@@ -131,11 +131,12 @@ impl Run<'_> {
         let is_rewritten = is_rewritten && schema.tells_rows();
         let part = resume.as_ref().and_then(|resume| resume.part.as_ref());
         let is_part_lost = is_reading && part.is_some_and(|part| !part.fits(&schema));
-        let is_other = self.control.takes_read_first(id)
-            || is_other && initial
-            || is_rewritten && (initial || is_reading)
-            || is_part_lost;
+        let is_other =
+            is_other && initial || is_rewritten && (initial || is_reading) || is_part_lost;
         let is_wanted = begun.map_or(initial, |_| is_other || is_reading);
+        // What other generation there is brings them as well.
+        let is_lacking = self.control.takes_lacking(id) && !is_wanted && !schema.is_bag();
+        let (is_wanted, is_other) = (is_wanted || is_lacking, is_other || is_lacking);
         let mut resume = resume.unwrap_or_default();
         if !is_wanted {
             if is_rewritten {
@@ -150,10 +151,14 @@ impl Run<'_> {
         }
         let taken_up = begun.filter(|_| !is_other);
         if taken_up.is_none() {
-            resume = Resume::default();
+            resume = match is_lacking {
+                true => rows_that_lack_values(),
+                false => Resume::default(),
+            };
         }
         resume.standing = standing.clone();
-        let generation = begun.map_or(1, |chunks| chunks.generation + u64::from(is_other));
+        let before = begun.map_or(u64::from(is_lacking), |chunks| chunks.generation);
+        let generation = before + u64::from(is_other || begun.is_none());
         let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
         if schema.is_bag() {
             let shelf = Shelf::create(&self.config.spill, id);
@@ -433,6 +438,16 @@ impl Run<'_> {
         self.status
             .update(|s| result = s.tables.get_mut(&name).map(change));
         result
+    }
+}
+
+/// A generation that reads nothing but the rows which come into the publication's filter while it runs: they are read
+/// as rows are that moved between chunks.
+fn rows_that_lack_values() -> Resume {
+    Resume {
+        exhausted: true,
+        part: Some(RowFilter::nothing("its values were not all sent")),
+        ..Resume::default()
     }
 }
 
