@@ -74,6 +74,18 @@ impl Shop {
         self.daemon.apply(&(source + &sink + &pipeline)).await
     }
 
+    /// The server's process that sends the source's stream, once there is one.
+    pub async fn walsender(&self) -> Result<u32> {
+        let pid = "select max(coalesce(active_pid, 0)) from pg_replication_slots where slot_name = 'downriver_shop'";
+        let mut sender = 0;
+        host::until("the stream to be sent", CATCH_UP, async || {
+            sender = u32::try_from(self.postgres.number(pid).await?)?;
+            Ok(sender != 0)
+        })
+        .await?;
+        Ok(sender)
+    }
+
     pub async fn until_source(
         &self,
         what: &str,

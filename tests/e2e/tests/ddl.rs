@@ -432,8 +432,7 @@ async fn keys_that_a_change_wrote_anew_leave_none_of_the_old_ones() -> Result<()
     shop.daemon.start().await?;
     ensure_equal(&shop, &["public.keyed"]).await?;
     // While it is captured, and the server sends late what came before.
-    let sender = "select pid from pg_stat_replication";
-    let sender = u32::try_from(shop.postgres.number(sender).await?)?;
+    let sender = shop.walsender().await?;
     host::signal(sender, "STOP");
     for sql in ["update keyed set what = 'late' where id < 10010", rewrite] {
         shop.postgres.execute(sql).await?;

@@ -202,8 +202,7 @@ async fn a_server_with_little_patience_is_answered_while_nothing_can_be_stored()
     let shop = in_bucket(&proxy, &["wal_sender_timeout = 1s"]).await?;
     shop.capture().await?;
     shop.caught_up().await?;
-    let walsender = "select pid from pg_stat_replication where state = 'streaming'";
-    let first = shop.postgres.number(walsender).await?;
+    let first = shop.walsender().await?;
     proxy.set(Mode::Refuse);
     shop.postgres
         .execute("insert into ledger select i, repeat('row ' || i, 40) from generate_series(1, 200000) i")
@@ -216,16 +215,13 @@ async fn a_server_with_little_patience_is_answered_while_nothing_can_be_stored()
             .await?;
         let source = shop.daemon.describe("source", resources::SOURCE).await?;
         ensure!(source["code"] != "DR-1002", "{source}");
-        let now = shop.postgres.number(walsender).await?;
+        let now = shop.walsender().await?;
         ensure!(now == first, "the session was ended: {source}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     proxy.set(Mode::Pass);
     shop.caught_up().await?;
-    ensure!(
-        shop.postgres.number(walsender).await? == first,
-        "the session was ended"
-    );
+    ensure!(shop.walsender().await? == first, "the session was ended");
     let logged = e2e::log::fold(&e2e::log::events(&shop).await?, "public.ledger")?;
     ensure!(logged.len() == 200_000, "the log has {} rows", logged.len());
     Ok(())

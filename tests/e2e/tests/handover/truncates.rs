@@ -30,8 +30,7 @@ async fn what_chunks_read_before_a_truncate_does_not_come_behind_it() -> Result<
     tell_shapes(&shop).await?;
 
     // Nothing is sent, so chunks of both tables are read and held: the truncates' commits are the first ends behind them.
-    let walsender = "select pid from pg_stat_replication";
-    let walsender = u32::try_from(shop.postgres.number(walsender).await?)?;
+    let walsender = shop.walsender().await?;
     host::signal(walsender, "STOP");
     gate.commit().await?;
     let has_read = "select count(*) from pg_stat_activity
