@@ -577,8 +577,7 @@ impl PgDecoder {
         };
         check_columns(shape, &new, at)?;
         let row = out.row(&shape.schema, RowOp::Insert, OldImage::None);
-        push_cells(shape, new.cells(), row.new, at)?;
-        Ok(match shape.leaves_out(new.cells()) {
+        Ok(match push_cells(shape, new.cells(), row.new, at)? {
             true => Decoded::Lacking { relation },
             false => Decoded::Row,
         })

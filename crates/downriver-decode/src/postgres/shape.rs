@@ -43,13 +43,6 @@ impl Shape {
             columns => columns,
         }
     }
-
-    /// Whether the value of a column that is captured was not sent.
-    pub(super) fn leaves_out<'a>(&self, cells: impl Iterator<Item = Cell<'a>>) -> bool {
-        let is_withheld = |at: usize| matches!(self.treatments.get(at), Some(Treatment::Withheld));
-        let mut cells = cells.enumerate();
-        cells.any(|(at, cell)| cell == Cell::Unchanged && !is_withheld(at))
-    }
 }
 
 impl From<Arc<TableSchema>> for Shape {
@@ -71,19 +64,22 @@ pub(super) fn check_columns(shape: &Shape, tuple: &Tuple<'_>, at: Lsn) -> Result
     })
 }
 
+/// Whether the value of some column that is captured was not sent.
 #[inline]
 pub(super) fn push_cells<'a>(
     shape: &Shape,
     cells: impl Iterator<Item = Cell<'a>>,
     columns: &mut [ColumnBuilder],
     at: Lsn,
-) -> Result<(), DecodeError> {
+) -> Result<bool, DecodeError> {
     let schema = &*shape.schema;
+    let mut leaves_out = false;
     if shape.treatments.is_empty() {
         for ((cell, column), out) in cells.zip(&schema.columns).zip(columns) {
+            leaves_out |= matches!(cell, Cell::Unchanged);
             push_cell(schema, column, cell, out, at)?;
         }
-        return Ok(());
+        return Ok(leaves_out);
     }
     let mut columns = schema.columns.iter().zip(columns);
     for (cell, treatment) in cells.zip(&shape.treatments) {
@@ -91,12 +87,13 @@ pub(super) fn push_cells<'a>(
             continue;
         }
         let (column, out) = columns.next().expect("every other column is the schema's");
+        leaves_out |= matches!(cell, Cell::Unchanged);
         match treatment {
             Treatment::Masked(mask) => push_masked(schema, column, mask, cell, out, at)?,
             _ => push_cell(schema, column, cell, out, at)?,
         }
     }
-    Ok(())
+    Ok(leaves_out)
 }
 
 fn push_masked(
@@ -166,7 +163,7 @@ pub(super) fn push_old(
     at: Lsn,
 ) -> Result<(), DecodeError> {
     if kind == OldImage::Full {
-        return push_cells(shape, old.cells(), columns, at);
+        return push_cells(shape, old.cells(), columns, at).map(drop);
     }
     let schema = &*shape.schema;
     debug_assert_ne!(schema.identity, ReplicaIdentity::Nothing);
