@@ -40,16 +40,25 @@ pub(super) const KEY_WORD: &str =
                                              where indrelid = c.oid and (indisprimary or indisreplident)))";
 /// The labels of the enums that the table's columns are made of, and what wrote the catalog's row of each, `oid:writer`.
 pub(super) const LABELS: &str = "labels";
-/// The word of [`LABELS`] for the row `c` of `pg_class`.
-pub(super) const LABELS_WORD: &str = "case when exists (select from pg_enum) then
-     (with recursive made_of (ty) as (
-          select atttypid from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped
+/// The word of [`LABELS`] of each table that has one, as `labels (attrelid, word)` of a recursive `with`: all at once from
+/// the enums upwards, as a database may have very many tables.
+pub(super) const LABELS_OF_TABLES: &str = "made_of (ty, enum) as (
+          select distinct enumtypid, enumtypid from pg_enum
           union
-          select part from made_of join pg_type t on t.oid = ty, lateral (
-              select typbasetype union select typelem union select rngsubtype from pg_range where rngtypid = t.oid
-              union select atttypid from pg_attribute where attrelid = typrelid and attnum > 0 and not attisdropped
-          ) parts (part) where part <> 0)
-      select string_agg(oid || ':' || xmin, ',' order by oid) from pg_enum where enumtypid in (select ty from made_of)) end";
+          select whole, enum from made_of join (
+              select oid, typbasetype from pg_type where typbasetype <> 0
+              union all select oid, typelem from pg_type where typelem <> 0
+              union all select rngtypid, rngsubtype from pg_range
+              union all select (to_jsonb(r) ->> 'rngmultitypid')::oid, rngtypid from pg_range r
+              union all select reltype, atttypid from pg_attribute join pg_class c on c.oid = attrelid
+                         where reltype <> 0 and attnum > 0 and not attisdropped
+          ) parts (whole, part) on part = ty),
+     labels (attrelid, word) as (
+          select attrelid, string_agg(label, ',' order by label)
+            from (select distinct attrelid, l.oid || ':' || l.xmin
+                    from pg_attribute join made_of on ty = atttypid join pg_enum l on enumtypid = enum
+                   where attnum > 0 and not attisdropped) each (attrelid, label)
+           group by attrelid)";
 
 /// Words that differ when what they stand for does.
 ///

@@ -15,7 +15,7 @@ use downriver_event::{TableId, TableSchema};
 use super::catalog::{Catalog, RELATIONS, SourceTable};
 use super::config::PostgresConfig;
 use super::outline::{
-    KEY, KEY_WORD, LABELS, LABELS_WORD, Outline, PARTS, STORAGE, STORAGE_WORD, Turn,
+    KEY, KEY_WORD, LABELS, LABELS_OF_TABLES, Outline, PARTS, STORAGE, STORAGE_WORD, Turn,
 };
 use super::partitions::Role;
 use super::sql::{identifier, literal, qualified};
@@ -75,10 +75,10 @@ impl Catalog {
     /// A query failed.
     pub async fn standings(&self) -> Result<Vec<Standing>, SourceError> {
         let client = self.client();
-        // From version 15 on.
+        // From version 15 on. And to compile what runs so shortly takes longer than to run it.
         let has_schemas: bool = client
             .query_one(
-                "select to_regclass('pg_catalog.pg_publication_namespace') is not null",
+                "select to_regclass('pg_catalog.pg_publication_namespace') is not null, set_config('jit', 'off', false)",
                 &[],
             )
             .await?
@@ -93,7 +93,8 @@ impl Catalog {
         let roots: Vec<u32> = roots.map(|(root, _)| root.0).collect();
         let leaves = self.leaves(&roots).await?;
         let query = format!(
-            "with p as (select oid, xmin::text as written from pg_publication where pubname = $1)
+            "with recursive p as (select oid, xmin::text as written from pg_publication where pubname = $1),
+             {LABELS_OF_TABLES}
              select c.oid, n.nspname::text, c.relname::text,
                     (n.nspname, c.relname) in
                         (select schemaname, tablename from pg_publication_tables where pubname = $1),
@@ -110,8 +111,9 @@ impl Catalog {
                     (select max(d.xmin::text) from pg_depend d
                       where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.objsubid = 0
                         and d.refclassid = 'pg_namespace'::regclass),
-                    {LABELS_WORD}, {KEY_WORD}
+                    labels.word, {KEY_WORD}
              from pg_namespace n join pg_class c on n.oid = c.relnamespace left join p on true
+                  left join labels on labels.attrelid = c.oid
              where c.oid in (select c.oid {RELATIONS})"
         );
         let publication = &self.config().publication;
