@@ -254,7 +254,7 @@ async fn keep_capturing(
             control.refuse(*table, problem.clone());
         }
         if let CaptureError::Lacking(table, _) = &error {
-            control.is_lacking(*table);
+            control.note_lacking(*table);
         }
         match act_on(&error) {
             Act::Again => {

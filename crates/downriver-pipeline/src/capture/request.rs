@@ -128,7 +128,7 @@ impl CaptureControl {
         self.refused().get(&table).cloned()
     }
 
-    pub(super) fn is_lacking(&self, table: TableId) {
+    pub(super) fn note_lacking(&self, table: TableId) {
         let mut tables = self.lacking.lock().expect("no holder panics");
         tables.insert(table);
     }

@@ -30,7 +30,6 @@ pub(super) const STORAGE: &str = "storage";
 pub(super) const STORAGE_WORD: &str =
     "c.relfilenode || ':' || (select md5(coalesce(string_agg(attnum || ' ' || a.xmin, ',' order by attnum), ''))
       from pg_attribute a where attrelid = c.oid and attnum > 0 and not attisdropped)";
-
 /// What wrote the catalog's rows of the columns of its key and its identity, `column:writer`.
 pub(super) const KEY: &str = "key";
 /// The word of [`KEY`] for the row `c` of `pg_class`.
@@ -247,6 +246,7 @@ mod tests {
         let left_out = outline(&[("members", "table:1"), ("storage", "8:b")]);
         assert_eq!(with("7:a").turn(&left_out, &none), Turn::Drifted);
     }
+
     #[test]
     fn a_label_that_was_written_anew_is_told_from_those_that_came_and_went() {
         let none = BTreeSet::new();

@@ -88,7 +88,7 @@ pub(super) async fn resnapshot(mut client: Client, resnapshot: Resnapshot) -> Re
     let request = pb::ResnapshotRequest {
         pipeline: selection.pipeline.clone(),
         tables: selection.tables.clone(),
-        condition: resnapshot.condition,
+        condition: resnapshot.condition.clone(),
     };
     let tables = client.admin.resnapshot(request).await?.into_inner().tables;
     let pipeline = &selection.pipeline;
@@ -97,13 +97,18 @@ pub(super) async fn resnapshot(mut client: Client, resnapshot: Resnapshot) -> Re
             .iter()
             .map(|t| json!({ "table": t.table, "generation": t.generation }))
             .collect();
-        let value = json!({ "pipeline": pipeline, "action": "resnapshot", "tables": tables });
+        let mut value = json!({ "pipeline": pipeline, "action": "resnapshot", "tables": tables });
+        if let Some(condition) = &resnapshot.condition {
+            value["where"] = json!(condition);
+        }
         return print_value(&value, selection.output);
     }
+    let part = resnapshot.condition.as_deref();
+    let part = part.map_or_else(String::new, |condition| format!(" where {condition}"));
     let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
     writeln!(
         std::io::stdout(),
-        "{} of pipeline {pipeline} to be read again: downriver status --watch shows how far it is",
+        "{} of pipeline {pipeline} to be read again{part}: downriver status --watch shows how far it is",
         names.join(", ")
     )?;
     Ok(())
