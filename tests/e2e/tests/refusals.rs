@@ -355,6 +355,41 @@ async fn columns_whose_names_differ_only_in_case_are_refused_until_one_is_rename
     readers::ensure_equal(&shop.postgres, &lake, &tables).await
 }
 
+/// The stream brings the shape that is refused, and nothing else in its transaction, after the catalog has a good one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shape_that_was_mended_before_it_is_read_is_passed() -> Result<()> {
+    let mut shop = Shop::open(10).await?;
+    shop.postgres
+        .execute(
+            "create table later (id int primary key, name text, other text); alter table later owner to shop_owner;
+             insert into later select i, 'a', 'b' from generate_series(1, 50) i",
+        )
+        .await?;
+    shop.deliver("1s").await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    shop.daemon.kill();
+    shop.postgres
+        .execute(
+            "alter table later rename other to \"NAME\"; update later set name = 'c' where id < 10",
+        )
+        .await?;
+    shop.postgres
+        .execute("alter table later rename \"NAME\" to other; delete from later where id = 20")
+        .await?;
+    shop.daemon.start().await?;
+    let is_again = |source: &serde_json::Value| {
+        daemon::table_in(source, "public.later").is_some_and(|table| table["state"] == "streaming")
+            && source["state"] == "streaming"
+    };
+    let what = "the table to be captured again";
+    shop.daemon
+        .until_described("source", resources::SOURCE, what, CATCH_UP, is_again)
+        .await?;
+    shop.daemon.wait(CATCH_UP).await?;
+    let lake = Lake::builtin(&shop.daemon)?;
+    readers::ensure_equal(&shop.postgres, &lake, &["public.later"]).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_that_takes_a_name_of_the_lakes_own_stops_its_table_until_it_is_renamed()
 -> Result<()> {

@@ -221,6 +221,10 @@ impl Outbox {
         self.open_chunks.push(chunk);
     }
 
+    pub(crate) fn has_open_progress(&self) -> bool {
+        !self.open_chunks.is_empty()
+    }
+
     /// The next append says that the source's history is another one from there on.
     pub(crate) fn move_source(&mut self, moved: Moved) {
         self.moved = Some(moved);

@@ -148,8 +148,11 @@ impl Run<'_> {
         Committed { end_lsn, events }: Committed,
     ) -> Result<(), CaptureError> {
         self.received = self.received.max(end_lsn);
-        if events > 0 {
+        // What a transaction without events asks for is stored with its end: else it would come, and ask, for ever.
+        if events > 0 || self.outbox.has_open_progress() {
             self.committed = Some(SourcePosition::Postgres(end_lsn));
+        }
+        if events > 0 {
             self.status_events(events);
         }
         self.flush_if_large()
