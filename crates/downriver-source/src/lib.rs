@@ -2,6 +2,8 @@
 //! downriver-decode's; what is done with the changes is downriver-pipeline's.
 
 mod error;
+mod pace;
 pub mod postgres;
+mod wire;
 
 pub use error::{Class, SourceError};
