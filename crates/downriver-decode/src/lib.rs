@@ -4,5 +4,10 @@
 //! - `postgres::message`: one pgoutput message, borrowed.
 //! - `postgres::text`, `postgres::binary`: one value, in either form, into the same canonical cell.
 //! - `postgres::decoder`: messages into the rows of a block.
+//! - `mysql::event`, `mysql::table_map`: the events of a binlog, and what they say of a table.
+//! - `mysql::value`: one value of a row into the canonical cell.
+//! - `mysql::decoder`: events into the rows of a block.
 
+mod civil;
+pub mod mysql;
 pub mod postgres;

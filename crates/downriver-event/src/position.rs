@@ -2,8 +2,16 @@
 //! Row positions inside a transaction are deliberately not represented: they are neither ordered across
 //! transactions nor unique.
 
+mod domains;
+mod gtid;
+mod place;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use domains::{DomainGtid, DomainGtids, InvalidDomainGtids};
+pub use gtid::{Gtid, GtidSet, GtidSource, InvalidGtidSet};
+pub use place::BinlogPlace;
 
 use crate::pb;
 
@@ -66,20 +74,51 @@ impl FromStr for Lsn {
     }
 }
 
-/// Where a source transaction's commit ends; inclusive: everything up to it is fully contained.
+/// Where a source transaction's commit ends; inclusive: everything up to it is fully contained. As the position of one
+/// transaction it has that transaction's own identifier only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourcePosition {
     /// `Commit.end_lsn`.
     Postgres(Lsn),
+    Mysql {
+        /// Empty where the server gives its transactions no identifiers.
+        gtids: GtidSet,
+        place: BinlogPlace,
+    },
+    Mariadb {
+        gtids: DomainGtids,
+        place: BinlogPlace,
+    },
 }
 
 impl SourcePosition {
     /// Whether everything up to `other` is contained in what `self` names. Positions of different
-    /// kinds of source cover nothing of each other.
+    /// kinds of source cover nothing of each other. Places count only where there are no identifiers.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Postgres(mine), Self::Postgres(theirs)) => mine >= theirs,
+            (
+                Self::Mysql { gtids, place },
+                Self::Mysql {
+                    gtids: theirs,
+                    place: there,
+                },
+            ) => match theirs.is_empty() {
+                true => place.covers(there),
+                false => gtids.covers(theirs),
+            },
+            (
+                Self::Mariadb { gtids, place },
+                Self::Mariadb {
+                    gtids: theirs,
+                    place: there,
+                },
+            ) => match theirs.is_empty() {
+                true => place.covers(there),
+                false => gtids.covers(theirs),
+            },
+            _ => false,
         }
     }
 
@@ -87,15 +126,23 @@ impl SourcePosition {
     pub fn lsn(&self) -> Option<Lsn> {
         match self {
             Self::Postgres(lsn) => Some(*lsn),
+            Self::Mysql { .. } | Self::Mariadb { .. } => None,
         }
     }
 
     #[must_use]
     pub fn to_pb(&self) -> pb::SourcePosition {
+        use pb::source_position::Kind;
         let kind = match self {
-            Self::Postgres(lsn) => {
-                pb::source_position::Kind::Postgres(pb::PostgresPosition { end_lsn: lsn.0 })
-            }
+            Self::Postgres(lsn) => Kind::Postgres(pb::PostgresPosition { end_lsn: lsn.0 }),
+            Self::Mysql { gtids, place } => Kind::Mysql(pb::MysqlPosition {
+                gtids: gtids.to_pb(),
+                place: Some(place.to_pb()),
+            }),
+            Self::Mariadb { gtids, place } => Kind::Mariadb(pb::MariadbPosition {
+                gtids: gtids.to_pb(),
+                place: Some(place.to_pb()),
+            }),
         };
         pb::SourcePosition { kind: Some(kind) }
     }
@@ -103,9 +150,18 @@ impl SourcePosition {
     /// `None` when the message names no position or a kind of source that this build does not know.
     #[must_use]
     pub fn from_pb(position: &pb::SourcePosition) -> Option<Self> {
-        match position.kind.as_ref()? {
-            pb::source_position::Kind::Postgres(p) => Some(Self::Postgres(Lsn(p.end_lsn))),
-        }
+        use pb::source_position::Kind;
+        Some(match position.kind.as_ref()? {
+            Kind::Postgres(p) => Self::Postgres(Lsn(p.end_lsn)),
+            Kind::Mysql(p) => Self::Mysql {
+                gtids: GtidSet::from_pb(&p.gtids)?,
+                place: BinlogPlace::from_pb(p.place.as_ref()?),
+            },
+            Kind::Mariadb(p) => Self::Mariadb {
+                gtids: DomainGtids::from_pb(&p.gtids)?,
+                place: BinlogPlace::from_pb(p.place.as_ref()?),
+            },
+        })
     }
 
     /// Reads a field that may be absent. A position that this build does not know is not none: without it a
@@ -128,6 +184,10 @@ impl fmt::Display for SourcePosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Postgres(lsn) => lsn.fmt(f),
+            Self::Mysql { gtids, place } if gtids.is_empty() => place.fmt(f),
+            Self::Mysql { gtids, .. } => gtids.fmt(f),
+            Self::Mariadb { gtids, place } if gtids.is_empty() => place.fmt(f),
+            Self::Mariadb { gtids, .. } => gtids.fmt(f),
         }
     }
 }
@@ -145,5 +205,55 @@ mod tests {
         assert!("8000000000000000/0".parse::<Lsn>().is_err());
         let top: Lsn = "FFFFFFFF/FFFFFFFF".parse().expect("valid");
         assert_eq!(top.0, u64::MAX);
+    }
+
+    #[test]
+    fn a_position_of_every_kind_is_stored_and_read_again() {
+        let place = || BinlogPlace {
+            file: "binlog.000007".into(),
+            position: 5 << 32,
+        };
+        let gtids = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5:7:night:2".parse();
+        let positions = [
+            SourcePosition::Postgres(Lsn(77)),
+            SourcePosition::Mysql {
+                gtids: gtids.expect("a valid set"),
+                place: place(),
+            },
+            SourcePosition::Mysql {
+                gtids: GtidSet::default(),
+                place: place(),
+            },
+            SourcePosition::Mariadb {
+                gtids: "0-1-100,7-2-5".parse().expect("a valid position"),
+                place: place(),
+            },
+        ];
+        for position in &positions {
+            assert_eq!(
+                SourcePosition::from_pb(&position.to_pb()).as_ref(),
+                Some(position)
+            );
+            for other in &positions {
+                let is_same_kind =
+                    std::mem::discriminant(position) == std::mem::discriminant(other);
+                assert!(
+                    is_same_kind || !position.covers(other),
+                    "{position} {other}"
+                );
+            }
+            assert!(position.covers(position));
+        }
+        // With identifiers to tell, a place of another server's log says nothing.
+        let elsewhere = SourcePosition::Mysql {
+            gtids: "3e11fa47-71ca-11e1-9e33-c80aa9429562:7"
+                .parse()
+                .expect("valid"),
+            place: BinlogPlace {
+                file: "other.000900".into(),
+                position: 4,
+            },
+        };
+        assert!(positions[1].covers(&elsewhere) && !elsewhere.covers(&positions[1]));
     }
 }

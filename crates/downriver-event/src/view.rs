@@ -26,6 +26,7 @@ pub fn events<'a>(
         let transaction = &block.transactions[block.transaction_of(event)];
         let position = transaction
             .position
+            .clone()
             .unwrap_or_else(|| position_after.to_pb());
         let index = event - transaction.first_event;
         pb::ChangeEvent {

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod fixture;
 pub mod history;
 pub mod host;
+pub mod mysql;
 pub mod oracle;
 pub mod port;
 pub mod postgres;

@@ -244,6 +244,38 @@ async fn an_event_has_the_servers_time_of_its_commit() -> Result<()> {
     Ok(())
 }
 
+/// A row that is read has the time at which it was, so that lag can be told from it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_a_snapshot_has_the_time_of_its_reading() -> Result<()> {
+    let shop = on(Version::System, &[]).await?;
+    shop.postgres
+        .execute(
+            "create table timed (id int primary key, v text); alter table timed owner to shop_owner;
+             insert into timed select i, 'v' from generate_series(1, 20) i",
+        )
+        .await?;
+    let client = shop.postgres.client().await?;
+    let now = async || -> Result<String> {
+        let now =
+            "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')";
+        Ok(client.query_one(now, &[]).await?.get(0))
+    };
+    let before = now().await?;
+    shop.deliver("1s").await?;
+    ensure_equal(&shop, &["public.timed"]).await?;
+    let after = now().await?;
+    let events = e2e::log::events(&shop).await?;
+    let read = events
+        .iter()
+        .filter(|event| event["op"] == "snapshot" && event["table"] == "public.timed");
+    let told: Vec<&str> = read.filter_map(|row| row["commit_ts"].as_str()).collect();
+    ensure!(
+        told.len() == 20 && told.iter().all(|told| (&*before..&*after).contains(told)),
+        "between {before} and {after}: {told:?}"
+    );
+    Ok(())
+}
+
 /// A column list that leaves out a column from now on: its values are not captured any more, the others are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_list_that_shrinks_and_grows_again_leaves_no_stale_value() -> Result<()> {

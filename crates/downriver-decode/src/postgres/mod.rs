@@ -1,7 +1,6 @@
 //! PostgreSQL: the pgoutput protocol and the types' text and binary forms.
 
 pub mod binary;
-mod civil;
 pub mod decoder;
 pub mod mask;
 pub mod message;

@@ -6,7 +6,8 @@ use downriver_event::block::{ColumnBuilder, VALUE_BYTES_MAX};
 use downriver_event::{LogicalType, Presence, pb};
 use prost::Message as _;
 
-use super::{ValueError, civil};
+use super::ValueError;
+use crate::civil;
 
 /// Pushes one value.
 ///

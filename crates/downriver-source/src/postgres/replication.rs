@@ -349,4 +349,18 @@ mod tests {
         assert!(Protocol::of(None).is_err());
         assert!(Protocol::of(Some("devel")).is_err());
     }
+
+    #[test]
+    fn the_server_hears_from_us_thrice_within_its_patience() {
+        let millis = |patience| status_interval(Some(patience)).as_millis();
+        assert_eq!(millis("1min"), 10_000);
+        assert_eq!(millis("30min"), 10_000);
+        assert_eq!(millis("15s"), 5_000);
+        assert_eq!(millis("1s"), 333);
+        assert_eq!(millis("600ms"), 200);
+        // No more often than that, and where it has no end of its patience as often as ever.
+        assert_eq!(millis("90ms"), 100);
+        assert_eq!(millis("0"), 10_000);
+        assert_eq!(status_interval(None), STATUS_EVERY_MAX);
+    }
 }

@@ -43,7 +43,7 @@ pub(super) async fn run(mut client: Client, tail: Tail) -> Result<(), Failure> {
         Some("latest") => {
             let request = pb::ResolveOffsetRequest {
                 source: tail.source.clone(),
-                start: Some(start),
+                start: Some(start.clone()),
             };
             let resolved = client.log.resolve_offset(request).await?.into_inner();
             if resolved.tail_offset <= resolved.offset {

@@ -2,7 +2,7 @@
 //! (4714 BC to 5874897 AD), which no date library at hand covers.
 
 /// Days since 1970-01-01. `year` is astronomical: 0 is 1 BC.
-pub(super) fn days(year: i64, month: u32, day: u32) -> Option<i32> {
+pub(crate) fn days(year: i64, month: u32, day: u32) -> Option<i32> {
     if !(1..=12).contains(&month) || day == 0 || day > days_in_month(year, month) {
         return None;
     }

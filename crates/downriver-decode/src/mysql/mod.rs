@@ -1,0 +1,60 @@
+//! MySQL and MariaDB: the events of a binlog and the types' forms in it.
+
+mod charset;
+mod cursor;
+pub mod decoder;
+pub mod event;
+mod gtid;
+mod json;
+mod rows;
+pub mod shape;
+pub mod table_map;
+pub mod value;
+
+pub use charset::Charset;
+use downriver_event::block::ColumnBuilder;
+use downriver_event::pb;
+use event::Kind;
+use prost::Message as _;
+
+/// Bytes that are not what a binlog has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BinlogError {
+    #[error("{0} ends too early")]
+    Cut(&'static str),
+    #[error("an event of type {} says that it has {told} bytes, and has {found}", kind.0)]
+    Length { kind: Kind, told: u32, found: usize },
+    #[error("the checksum of an event of type {} does not match: its bytes were changed", kind.0)]
+    Damaged { kind: Kind },
+    #[error("the binlog has version {0}, not 4")]
+    Version(u16),
+    #[error("the binlog has checksums of the unknown kind {0}")]
+    Checksums(u8),
+    #[error("an event has the unknown type {}", .0.0)]
+    Unknown(Kind),
+}
+
+/// An array of numbers, none of them null.
+fn push_floats(floats: impl ExactSizeIterator<Item = f32>, out: &mut ColumnBuilder) {
+    let element = |float| {
+        let value = pb::Value {
+            kind: Some(pb::value::Kind::Float(float)),
+        };
+        pb::Cell {
+            kind: Some(pb::cell::Kind::Value(value)),
+        }
+    };
+    let dimension = pb::Dimension {
+        lower_bound: 1,
+        length: u32::try_from(floats.len()).expect("a value is under VALUE_BYTES_MAX"),
+    };
+    let list = pb::List {
+        dimensions: if floats.len() == 0 {
+            Vec::new()
+        } else {
+            vec![dimension]
+        },
+        elements: floats.map(element).collect(),
+    };
+    out.push_bytes(&list.encode_to_vec());
+}

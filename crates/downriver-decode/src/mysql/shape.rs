@@ -1,0 +1,142 @@
+//! How the rows that a table map announces become the rows of a schema.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use downriver_event::block::ColumnBuilder;
+use downriver_event::{LogicalType, Presence, TableSchema};
+
+use super::charset::Charset;
+use super::cursor::Cursor;
+use super::rows::{Bits, nulls};
+use super::table_map::{MapColumn, TableMap};
+use super::value::{Declared, Plan, ValueError};
+
+/// The collation of bytes that are no text.
+const BINARY: u64 = 63;
+
+/// Why the rows that a table map announces cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unshaped {
+    #[error("column {0:?} has the unknown type {1}")]
+    Type(String, u8),
+    #[error("column {0:?} has text in the character set {1:?}, which is not understood")]
+    Charset(String, String),
+    #[error("its columns' names are not in the binlog")]
+    Nameless,
+}
+
+/// What is read of a column, and as what.
+#[derive(Clone, Debug)]
+pub struct Described {
+    pub name: String,
+    pub ty: LogicalType,
+    pub nullable: bool,
+    pub plan: Plan,
+}
+
+/// The columns of a table map that tells everything. `charset_of` names a collation's character set.
+///
+/// # Errors
+/// It does not tell everything, or of a type or a character set that is not understood.
+pub fn describe(
+    map: &TableMap,
+    charset_of: impl Fn(u64) -> Option<String>,
+) -> Result<Vec<Described>, Unshaped> {
+    let describe = |column: &MapColumn| {
+        let name = column.name.clone().ok_or(Unshaped::Nameless)?;
+        let wire = column
+            .wire
+            .ok_or_else(|| Unshaped::Type(name.clone(), column.code))?;
+        let charset = match column.collation {
+            None | Some(BINARY) => None,
+            Some(collation) => {
+                let charset = charset_of(collation).unwrap_or_else(|| collation.to_string());
+                let found = Charset::named(&charset);
+                Some(found.ok_or_else(|| Unshaped::Charset(name.clone(), charset))?)
+            }
+        };
+        let labels = column.labels.iter().flatten();
+        // Labels of a binary collation are shown as they are.
+        let of_labels = charset.unwrap_or(Charset::UTF8);
+        let labels = labels.map(|label| of_labels.decode(label).map(Cow::into_owned));
+        let labels: Option<Vec<_>> = labels.collect();
+        let declared = Declared {
+            unsigned: column.unsigned.unwrap_or_default(),
+            charset,
+            labels: labels
+                .ok_or_else(|| Unshaped::Charset(name.clone(), of_labels.name().into()))?,
+        };
+        let (plan, ty) = Plan::new(column.code, wire, declared);
+        Ok(Described {
+            name,
+            ty,
+            nullable: column.nullable,
+            plan,
+        })
+    };
+    map.columns.iter().map(describe).collect()
+}
+
+/// One for each table map of a captured table.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub(super) schema: Arc<TableSchema>,
+    /// One for each of the schema's columns, which are the table map's, in order.
+    plans: Vec<Plan>,
+}
+
+/// A value could not be read.
+pub(super) struct Unreadable {
+    /// Its column's index.
+    pub(super) column: usize,
+    pub(super) error: ValueError,
+}
+
+impl Shape {
+    /// # Panics
+    /// If there is not one plan for each column.
+    #[must_use]
+    pub fn new(schema: Arc<TableSchema>, plans: Vec<Plan>) -> Self {
+        assert_eq!(schema.columns.len(), plans.len(), "a plan for each column");
+        Self { schema, plans }
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.plans.len()
+    }
+
+    /// Reads one image of a row; columns that it does not have get `missing`.
+    #[inline]
+    pub(super) fn push(
+        &self,
+        row: &mut Cursor<'_>,
+        has: Bits<'_>,
+        present: usize,
+        missing: Presence,
+        out: &mut [ColumnBuilder],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Unreadable> {
+        let cut = || Unreadable {
+            column: 0,
+            error: ValueError::Cut,
+        };
+        let nulls = nulls(row, present).ok_or_else(cut)?;
+        let mut at = 0;
+        for (column, (plan, out)) in self.plans.iter().zip(out).enumerate() {
+            if !has.has(column) {
+                out.push_presence(missing);
+                continue;
+            }
+            let is_null = nulls.has(at);
+            at += 1;
+            if is_null {
+                out.push_presence(Presence::Null);
+            } else {
+                let pushed = plan.push(row, out, scratch);
+                pushed.map_err(|error| Unreadable { column, error })?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! A MySQL or MariaDB server of its own for one test, from the packages that `scripts/setup.sh test` unpacks.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, OptsBuilder};
+
+use crate::host;
+use crate::port::Port;
+
+/// Whose server is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    Mysql9,
+    Mariadb10,
+    Mariadb11,
+}
+
+impl Product {
+    pub const ALL: [Self; 3] = [Self::Mysql9, Self::Mariadb10, Self::Mariadb11];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Mysql9 => "mysql-9",
+            Self::Mariadb10 => "mariadb-10",
+            Self::Mariadb11 => "mariadb-11",
+        }
+    }
+
+    pub fn is_mariadb(self) -> bool {
+        self != Self::Mysql9
+    }
+}
+
+pub struct Mysql {
+    product: Product,
+    root: PathBuf,
+    port: Port,
+    child: Option<Child>,
+    folder: tempfile::TempDir,
+}
+
+impl Mysql {
+    /// A running server that writes a binlog with whole rows and what describes them, and an empty database `shop`.
+    pub async fn start(product: Product) -> Result<Self> {
+        Self::start_with(product, &[]).await
+    }
+
+    /// The same with more lines of my.cnf, behind ours and so stronger.
+    pub async fn start_with(product: Product, settings: &[&str]) -> Result<Self> {
+        let root = host::cache_dir().join("mysql").join(product.folder());
+        ensure!(
+            root.join(".unpacked").exists(),
+            "{} is missing: run scripts/setup.sh test",
+            root.display()
+        );
+        let mut server = Self {
+            product,
+            root,
+            port: Port::reserve()?,
+            child: None,
+            folder: tempfile::Builder::new().prefix("downriver-my-").tempdir()?,
+        };
+        server.initialize(settings)?;
+        server.run().await?;
+        server.execute("create database shop").await?;
+        Ok(server)
+    }
+
+    fn initialize(&self, settings: &[&str]) -> Result<()> {
+        let folder = self.folder.path().display();
+        fs::create_dir(self.folder.path().join("tmp"))?;
+        let usr = self.root.join("usr");
+        let share = ["share/mariadb", "share/mysql"].map(|share| usr.join(share));
+        let share = share.iter().find(|share| share.is_dir());
+        let share = share
+            .context("the server's messages are missing")?
+            .display();
+        let product = match self.product.is_mariadb() {
+            true => format!("character-sets-dir = {share}/charsets"),
+            false => {
+                "mysqlx = OFF\nsecure-file-priv =\ngtid-mode = ON\nenforce-gtid-consistency = ON"
+                    .into()
+            }
+        };
+        let configuration = format!(
+            "[mysqld]\nbasedir = {usr}\nlc-messages-dir = {share}\nplugin-dir = {usr}/lib/mysql/plugin\n\
+             datadir = {folder}/data\ntmpdir = {folder}/tmp\nsocket = {folder}/socket\npid-file = {folder}/pid\n\
+             log-error = {folder}/server.log\nport = {}\nbind-address = 127.0.0.1\nserver-id = 1\n\
+             log-bin = binlog\nbinlog-format = ROW\nbinlog-row-metadata = FULL\ninnodb-buffer-pool-size = 64M\n\
+             innodb-flush-log-at-trx-commit = 0\nsync-binlog = 0\ncharacter-set-server = utf8mb4\n\
+             default-time-zone = +00:00\nsql-mode =\n{product}\n{}\n",
+            self.port.number(),
+            settings.join("\n"),
+            usr = usr.display(),
+        );
+        fs::write(self.configuration(), configuration)?;
+        let output = match self.product.is_mariadb() {
+            true => self
+                .program("bin/mariadb-install-db")
+                .arg(format!("--basedir={}", usr.display()))
+                .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
+                .output(),
+            false => self
+                .program("sbin/mysqld")
+                .arg("--initialize-insecure")
+                .output(),
+        };
+        let output = output.context("initialize the server")?;
+        ensure!(
+            output.status.success(),
+            "the server cannot be initialized: {}{}",
+            String::from_utf8_lossy(&output.stderr),
+            fs::read_to_string(self.log()).unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    pub fn product(&self) -> Product {
+        self.product
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.root.join("usr").join(name));
+        command
+            .arg(format!(
+                "--defaults-file={}",
+                self.configuration().display()
+            ))
+            .arg(format!("--user={}", whoami()));
+        command
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.path().join("my.cnf")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        let name = match self.product.is_mariadb() {
+            true => "sbin/mariadbd",
+            false => "sbin/mysqld",
+        };
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log())?;
+        let child = self
+            .program(name)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start the server")?;
+        self.child = Some(child);
+        host::until(
+            "the server to accept connections",
+            Duration::from_secs(60),
+            async || {
+                if let Some(child) = &mut self.child
+                    && let Some(status) = child.try_wait()?
+                {
+                    let log = fs::read_to_string(self.folder.path().join("server.log"));
+                    bail!(
+                        "the server ended with {status}: {}",
+                        log.unwrap_or_default()
+                    );
+                }
+                Ok(self.connect(None).await.is_ok())
+            },
+        )
+        .await
+    }
+
+    async fn connect(&self, database: Option<&str>) -> Result<Conn> {
+        let options = OptsBuilder::default()
+            .ip_or_hostname("127.0.0.1")
+            .tcp_port(self.port.number())
+            .user(Some("root"))
+            .prefer_socket(false)
+            .db_name(database);
+        Ok(Conn::new(options).await?)
+    }
+
+    /// A connection to `shop` as its administrator.
+    pub async fn client(&self) -> Result<Conn> {
+        self.connect(Some("shop")).await
+    }
+
+    /// Runs statements, each ended by a semicolon.
+    pub async fn execute(&self, statements: &str) -> Result<()> {
+        let database = statements.starts_with("create database").then_some("mysql");
+        let mut client = self.connect(database.or(Some("shop"))).await?;
+        client
+            .query_drop(statements)
+            .await
+            .with_context(|| statements.chars().take(200).collect::<String>())
+    }
+
+    /// The newest file of the server's binlog, with its first four bytes.
+    pub fn newest_binlog(&self) -> Result<Vec<u8>> {
+        let mut files: Vec<PathBuf> = fs::read_dir(self.folder.path().join("data"))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| is_binlog(path))
+            .collect();
+        files.sort();
+        let newest = files.last().context("there is no binlog")?;
+        Ok(fs::read(newest)?)
+    }
+}
+
+fn is_binlog(path: &Path) -> bool {
+    let number = path.extension().and_then(|number| number.to_str());
+    path.file_stem().is_some_and(|stem| stem == "binlog")
+        && number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The user that this process runs as: a server refuses to run as root unless it is told so.
+fn whoami() -> String {
+    let output = Command::new("id").arg("-un").output();
+    let name = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    name.unwrap_or_default()
+}
+
+impl Drop for Mysql {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
