@@ -11,6 +11,7 @@ use clap::Parser as _;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    keep_pages_small();
     let arguments = cli::Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -33,4 +34,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Huge pages, which the allocator asks for, would be cleared and kept whole where a few kilobytes of them are used: without
+/// them a node under load has half the memory, and takes less time.
+fn keep_pages_small() {
+    // A kernel that has none refuses.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
