@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [demo|test]: installs what is missing to run the demo or the tests on Debian or Ubuntu.
+# setup.sh [demo|test]: installs what is missing to run the demo on Debian or Ubuntu, or the tests on Debian.
 #
 # Needs a Rust toolchain. Changes the system only through apt-get; everything else goes into
 # $DOWNRIVER_CACHE (default ~/.cache/downriver). Running it again does nothing and says nothing.

@@ -67,7 +67,8 @@ impl Mysql {
         };
         server.initialize(settings)?;
         server.run().await?;
-        server.execute("create database shop").await?;
+        let mut administrator = server.connect(None).await?;
+        administrator.query_drop("create database shop").await?;
         Ok(server)
     }
 
@@ -196,8 +197,7 @@ impl Mysql {
 
     /// Runs statements, each ended by a semicolon.
     pub async fn execute(&self, statements: &str) -> Result<()> {
-        let database = statements.starts_with("create database").then_some("mysql");
-        let mut client = self.connect(database.or(Some("shop"))).await?;
+        let mut client = self.client().await?;
         client
             .query_drop(statements)
             .await

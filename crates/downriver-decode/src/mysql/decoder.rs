@@ -355,24 +355,19 @@ impl BinlogDecoder {
         let Some(statement) = statement(event.body) else {
             return Err(self.wrong(BinlogError::Cut("a statement")));
         };
-        match &*statement.text {
-            "BEGIN" => {
+        match (&*statement.text, &self.state) {
+            ("BEGIN", _) => {
                 self.begin(event, out)?;
                 Ok(Decoded::Passed)
             }
-            "COMMIT" => self.end(out),
-            "ROLLBACK" => Err(self.unsupported("transactions that were rolled back in part")),
-            _ if matches!(self.state, State::Inside(_)) => {
-                Err(self.unsupported("statements inside a transaction"))
-            }
-            _ => {
+            ("COMMIT", _) | ("ROLLBACK", State::Dropping) => self.end(out),
+            ("ROLLBACK", _) => Err(self.unsupported("transactions that were rolled back in part")),
+            (_, State::Inside(_)) => Err(self.unsupported("statements inside a transaction")),
+            (_, State::Dropping) => Ok(Decoded::Passed),
+            (_, state) => {
                 // What the tables are called and have in them may be otherwise from here on.
                 self.tables.clear();
-                let is_known = match &self.state {
-                    State::Opened(opened) => self.reached.contains(&opened.id),
-                    _ => false,
-                };
-                if is_known {
+                if matches!(state, State::Opened(opened) if self.reached.contains(&opened.id)) {
                     self.state = State::Outside;
                     return Ok(Decoded::Passed);
                 }
@@ -427,7 +422,8 @@ impl BinlogDecoder {
         pushed.map_err(|Unreadable { column, error }| DecodeError::Value {
             id: shape.schema.id,
             table: shape.schema.qualified_name(),
-            column: shape.schema.columns[column].name.clone(),
+            column: (shape.schema.columns.get(column))
+                .map_or_else(String::new, |column| column.name.clone()),
             error,
             at: self.place.clone(),
         })?;
@@ -476,6 +472,13 @@ fn push_rows(
         (_, false) => OldImage::Key,
     };
     let mut cursor = Cursor::new(rows.values);
+    // Of rows without columns nobody could tell how many they are.
+    if first.min(second) == 0 && !cursor.is_empty() {
+        return Err(Unreadable {
+            column: 0,
+            error: ValueError::Invalid("row: it has no columns"),
+        });
+    }
     while !cursor.is_empty() {
         let op = match rows.change {
             Change::Insert => RowOp::Insert,

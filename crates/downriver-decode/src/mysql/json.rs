@@ -5,7 +5,9 @@
 
 use super::cursor::Cursor;
 use super::table_map::code;
-use super::value::{ValueError, decimal, push_number, split, write_fraction, write_time};
+use super::value::{
+    ValueError, check_size, decimal, push_number, split, write_fraction, write_time,
+};
 
 const INVALID: ValueError = ValueError::Invalid("JSON document");
 /// The server's own limit. Source: `JSON_DOCUMENT_MAX_DEPTH`.
@@ -107,6 +109,8 @@ fn write_members(
     let entry = |at: usize| value.get(at..).map(Cursor::new).ok_or(INVALID);
     out.push(if is_object { b'{' } else { b'[' });
     for member in 0..count {
+        // Members may lie in the same place, and so be many more than their bytes.
+        check_size(out.len())?;
         if member > 0 {
             out.extend_from_slice(b", ");
         }

@@ -343,7 +343,7 @@ fn integer(unsigned: bool) -> Cell {
     }
 }
 
-fn check_size(bytes: usize) -> Result<(), ValueError> {
+pub(super) fn check_size(bytes: usize) -> Result<(), ValueError> {
     match bytes > VALUE_BYTES_MAX {
         true => Err(ValueError::TooLarge(bytes)),
         false => Ok(()),
