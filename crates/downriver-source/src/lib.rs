@@ -1,9 +1,14 @@
-//! Sessions with source databases: slot, publication, snapshot, stream, acknowledge. What the bytes mean is
+//! Sessions with source databases: slot and publication, or binlog; snapshot, stream, acknowledge. What the bytes mean is
 //! downriver-decode's; what is done with the changes is downriver-pipeline's.
 
 mod error;
+pub mod mysql;
 mod pace;
 pub mod postgres;
+mod transport;
+mod url;
 mod wire;
 
 pub use error::{Class, SourceError};
+pub use transport::{SslMode, Tls};
+pub use url::InvalidUrl;

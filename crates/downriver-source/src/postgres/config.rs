@@ -5,20 +5,8 @@ use std::path::PathBuf;
 use downriver_event::pattern;
 
 use super::rules::ColumnRules;
-
-/// As libpq's sslmode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SslMode {
-    Disable,
-    /// TLS if the server has it, unverified.
-    Prefer,
-    /// TLS, unverified unless a CA is given.
-    Require,
-    /// TLS, the certificate's chain verified.
-    VerifyCa,
-    /// TLS, chain and host name verified.
-    VerifyFull,
-}
+use crate::transport::{SslMode, Tls};
+use crate::url::{InvalidUrl, host_and_port, ssl_mode, unescape};
 
 /// As libpq's target_session_attrs, as far as it makes a difference here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +42,7 @@ pub struct PostgresConfig {
     pub user: String,
     pub database: String,
     pub password: Option<String>,
-    pub ssl_mode: SslMode,
-    pub ca_file: Option<PathBuf>,
+    pub tls: Tls,
     /// Patterns over "schema.table".
     pub tables: Vec<String>,
     pub columns: ColumnRules,
@@ -72,17 +59,12 @@ impl std::fmt::Debug for PostgresConfig {
             .field("port", &self.port)
             .field("user", &self.user)
             .field("database", &self.database)
-            .field("ssl_mode", &self.ssl_mode)
+            .field("tls", &self.tls)
             .field("slot", &self.slot)
             .field("publication", &self.publication)
             .finish_non_exhaustive()
     }
 }
-
-/// The url is not one of a PostgreSQL database.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidUrl(pub String);
 
 impl PostgresConfig {
     /// Reads `postgres://user[:password]@host[:port][,host[:port]…]/database[?sslmode=…]`. Tables, slot and publication
@@ -110,7 +92,7 @@ impl PostgresConfig {
         };
         let mut hosts = Vec::new();
         for address in address.split(',') {
-            hosts.push(host_and_port(address).map_err(invalid)?);
+            hosts.push(host_and_port(address, 5432).map_err(invalid)?);
         }
         let cluster = hosts.clone();
         let mut others = hosts.into_iter();
@@ -126,14 +108,16 @@ impl PostgresConfig {
         } else {
             Target::Primary
         };
-        let mut ssl_mode = SslMode::Prefer;
-        let mut ca_file = None;
+        let mut tls = Tls {
+            mode: SslMode::Prefer,
+            ca_file: None,
+        };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = unescape(value)?;
             match key {
-                "sslmode" => ssl_mode = parse_ssl_mode(&value)?,
-                "sslrootcert" => ca_file = Some(PathBuf::from(value)),
+                "sslmode" => tls.mode = ssl_mode(&value)?,
+                "sslrootcert" => tls.ca_file = Some(PathBuf::from(value)),
                 "target_session_attrs" => target = parse_target(&value)?,
                 _ => {
                     return Err(InvalidUrl(format!(
@@ -151,8 +135,7 @@ impl PostgresConfig {
             user: unescape(user)?,
             database: unescape(database)?,
             password,
-            ssl_mode,
-            ca_file,
+            tls,
             tables: Vec::new(),
             columns: ColumnRules::default(),
             slot: String::new(),
@@ -194,27 +177,6 @@ impl PostgresConfig {
     }
 }
 
-fn host_and_port(address: &str) -> Result<(String, u16), &'static str> {
-    let (host, port) = match address.strip_prefix('[') {
-        Some(v6) => {
-            let (host, port) = v6.split_once(']').ok_or("the host is not closed by ]")?;
-            (host, port.strip_prefix(':'))
-        }
-        None => match address.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (address, None),
-        },
-    };
-    if host.is_empty() {
-        return Err("the url needs a user, a host and a database");
-    }
-    let port = port.map_or(Ok(5432), |port| {
-        port.parse().map_err(|_| "the port is not a number")
-    })?;
-    let host = unescape(host).map_err(|_| "the host has an invalid % escape")?;
-    Ok((host, port))
-}
-
 fn parse_target(attributes: &str) -> Result<Target, InvalidUrl> {
     match attributes {
         "any" => Ok(Target::Any),
@@ -225,40 +187,6 @@ fn parse_target(attributes: &str) -> Result<Target, InvalidUrl> {
             "target_session_attrs {other:?} is not known: use primary, read-write, standby, read-only, prefer-standby or any"
         ))),
     }
-}
-
-fn parse_ssl_mode(mode: &str) -> Result<SslMode, InvalidUrl> {
-    Ok(match mode {
-        "disable" => SslMode::Disable,
-        "allow" | "prefer" => SslMode::Prefer,
-        "require" => SslMode::Require,
-        "verify-ca" => SslMode::VerifyCa,
-        "verify-full" => SslMode::VerifyFull,
-        other => {
-            return Err(InvalidUrl(format!(
-                "sslmode {other:?} is not known: use disable, allow, prefer, require, verify-ca or verify-full"
-            )));
-        }
-    })
-}
-
-/// Resolves `%xx`.
-fn unescape(text: &str) -> Result<String, InvalidUrl> {
-    let invalid = || InvalidUrl(format!("{text:?} has an invalid % escape"));
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (pair, after) = rest.split_at_checked(2).ok_or_else(invalid)?;
-        rest = after;
-        let pair = std::str::from_utf8(pair).map_err(|_| invalid())?;
-        bytes.push(u8::from_str_radix(pair, 16).map_err(|_| invalid())?);
-    }
-    String::from_utf8(bytes).map_err(|_| invalid())
 }
 
 #[cfg(test)]
@@ -273,7 +201,7 @@ mod tests {
                 .unwrap();
         assert_eq!(config.place(), "c@c@db.internal:5432/shop");
         assert_eq!(config.password.as_deref(), Some("p/w"));
-        assert_eq!(config.ssl_mode, SslMode::VerifyFull);
+        assert_eq!(config.tls.mode, SslMode::VerifyFull);
         let config = PostgresConfig::from_url("postgresql://u@[::1]:6543/d").unwrap();
         assert_eq!((config.host.as_str(), config.port), ("::1", 6543));
         let config = PostgresConfig::from_url("postgres://u@one,two:6543,[::1]/d").unwrap();

@@ -7,9 +7,9 @@ use tokio::io::{AsyncReadExt as _, ReadHalf};
 use tokio::sync::mpsc;
 
 use super::session::frame;
-use super::transport::Stream;
 use crate::error::SourceError;
 use crate::pace::Pace;
+use crate::transport::Stream;
 
 const READ_BYTES: usize = 256 << 10;
 /// A gulp of this many bytes means that more is waiting.

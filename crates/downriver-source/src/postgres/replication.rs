@@ -19,8 +19,8 @@ use super::reader::{Gulp, Gulps, Reader};
 pub use super::session::Session;
 use super::session::{error_response, frame, unknown};
 use super::sql;
-use super::transport::Stream;
 use crate::error::SourceError;
+use crate::transport::Stream;
 use crate::wire::Wire;
 
 const STATUS_EVERY_MAX: Duration = Duration::from_secs(10);

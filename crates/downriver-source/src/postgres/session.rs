@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::config::PostgresConfig;
 use super::sql::{APPLICATION, PINNED, UNLIMITED};
-use super::transport::{self, Stream};
+use super::transport;
 use crate::error::{PUBLICATION_GONE, SourceError, from_server};
+use crate::transport::Stream;
 use crate::wire::Wire;
 
 /// Largest message that is accepted: PostgreSQL's own limit.

@@ -1,248 +1,35 @@
-//! The byte stream to a server: TCP, and TLS where it is asked for, below both kinds of session.
+//! The byte stream to a server, below both kinds of session.
 
-use std::sync::Arc;
-use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-
-use super::config::{PostgresConfig, SslMode};
+use super::config::PostgresConfig;
 use crate::error::SourceError;
+use crate::transport::{SslMode, Stream, encrypt, open, unreachable, without_tls};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Protocol version 1234.5679: a request for TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
-
-pub(super) type Stream = Box<dyn Duplex>;
-
 pub(super) async fn connect(config: &PostgresConfig) -> Result<Stream, SourceError> {
-    let address = (config.host.as_str(), config.port);
-    let unreachable = |reason: String| {
-        SourceError::transient(
-            "DR-1002",
-            format!(
-                "{}:{} cannot be reached: {reason}",
-                config.host, config.port
-            ),
-            "see that the host and port are right and that the server runs",
-        )
-    };
-    let tcp = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-        .await
-        .map_err(|_| unreachable("no answer in 10 s".into()))?
-        .map_err(|error| unreachable(error.to_string()))?;
-    tcp.set_nodelay(true).map_err(SourceError::Connection)?;
-    if config.ssl_mode == SslMode::Disable {
+    let (host, port) = (config.host.as_str(), config.port);
+    let mut tcp = open(host, port).await?;
+    if config.tls.mode == SslMode::Disable {
         return Ok(Box::new(tcp));
     }
-    let mut tcp = tcp;
     tcp.write_all(&SSL_REQUEST)
         .await
         .map_err(SourceError::Connection)?;
     match tcp.read_u8().await.map_err(SourceError::Connection)? {
-        b'S' => {}
-        b'N' if config.ssl_mode == SslMode::Prefer => return Ok(Box::new(tcp)),
-        b'N' => {
-            return Err(SourceError::definite(
-                "DR-1006",
-                format!("{}:{} does not offer TLS", config.host, config.port),
-                "turn on ssl at the server, or use sslmode=prefer",
-            ));
-        }
-        byte => {
-            return Err(unreachable(format!(
-                "it answered {byte:#04x}; is it a PostgreSQL server?"
-            )));
-        }
-    }
-    let name = ServerName::try_from(config.host.clone())
-        .map_err(|_| unreachable("the host is not a valid name".into()))?;
-    let connector = TlsConnector::from(Arc::new(client_config(config)?));
-    let tls = connector.connect(name, tcp).await.map_err(|error| {
-        // The server or the network may also go away meanwhile.
-        if !error
-            .get_ref()
-            .is_some_and(|cause| cause.is::<rustls::Error>())
-        {
-            return SourceError::Connection(error);
-        }
-        SourceError::definite(
-            "DR-1006",
-            format!("TLS with {}:{} failed: {error}", config.host, config.port),
-            "give the server's CA in tls.ca, and connect by the name in its certificate",
-        )
-    })?;
-    Ok(Box::new(tls))
-}
-
-fn client_config(config: &PostgresConfig) -> Result<ClientConfig, SourceError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the default versions");
-    let verified = matches!(config.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull)
-        || (config.ssl_mode == SslMode::Require && config.ca_file.is_some());
-    if !verified {
-        let any = Arc::new(AnyCertificate(provider));
-        return Ok(builder
-            .dangerous()
-            .with_custom_certificate_verifier(any)
-            .with_no_client_auth());
-    }
-    let roots = Arc::new(roots(config)?);
-    if config.ssl_mode == SslMode::VerifyFull {
-        return Ok(builder.with_root_certificates(roots).with_no_client_auth());
-    }
-    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
-        .build()
-        .map_err(|error| {
-            SourceError::definite(
-                "DR-1006",
-                format!("the CA cannot be used: {error}"),
-                "give a CA in PEM form",
-            )
-        })?;
-    let any_name = Arc::new(AnyName(inner));
-    Ok(builder
-        .dangerous()
-        .with_custom_certificate_verifier(any_name)
-        .with_no_client_auth())
-}
-
-fn roots(config: &PostgresConfig) -> Result<RootCertStore, SourceError> {
-    let mut roots = RootCertStore::empty();
-    let Some(file) = &config.ca_file else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return Ok(roots);
-    };
-    let unusable = |reason: String| {
-        let reason = format!("the CA file {} cannot be used: {reason}", file.display());
-        SourceError::definite(
-            "DR-1006",
-            reason,
-            "give a readable file of PEM certificates in tls.ca",
-        )
-    };
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unusable(e.to_string()))? {
-        let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|e| unusable(e.to_string()))?;
-    }
-    if roots.is_empty() {
-        Err(unusable("it has no certificate".into()))
-    } else {
-        Ok(roots)
-    }
-}
-
-/// Encrypts without knowing to whom: what sslmode prefer and require ask for.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Verifies the chain and not the name: sslmode verify-ca.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.0
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        match verified {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        b'S' => encrypt(tcp, host, port, &config.tls).await,
+        b'N' if config.tls.mode == SslMode::Prefer => Ok(Box::new(tcp)),
+        b'N' => Err(without_tls(
+            host,
+            port,
+            "turn on ssl at the server, or use sslmode=prefer",
+        )),
+        byte => Err(unreachable(
+            host,
+            port,
+            format!("it answered {byte:#04x}; is it a PostgreSQL server?"),
+        )),
     }
 }

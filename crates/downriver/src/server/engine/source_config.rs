@@ -17,7 +17,7 @@ pub(super) fn postgres_config(name: &str, source: &Source) -> Result<PostgresCon
         config.password = Some(secret.resolve()?);
     }
     if let Some(tls) = &spec.tls {
-        config.ca_file = Some(tls.ca.file.clone());
+        config.tls.ca_file = Some(tls.ca.file.clone());
     }
     let own = format!("downriver_{}", name.replace('-', "_"));
     config.tables.clone_from(&spec.tables);

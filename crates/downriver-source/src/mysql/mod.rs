@@ -1,0 +1,3 @@
+//! MySQL and MariaDB: the sessions with one server.
+
+pub mod config;
