@@ -130,6 +130,15 @@ impl SourcePosition {
         }
     }
 
+    /// Where it lies in the server's binlog.
+    #[must_use]
+    pub fn place(&self) -> Option<&BinlogPlace> {
+        match self {
+            Self::Postgres(_) => None,
+            Self::Mysql { place, .. } | Self::Mariadb { place, .. } => Some(place),
+        }
+    }
+
     #[must_use]
     pub fn to_pb(&self) -> pb::SourcePosition {
         use pb::source_position::Kind;

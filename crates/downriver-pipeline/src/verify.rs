@@ -22,6 +22,7 @@ use downriver_lake::{Digest, LakeError, TableScan, Warehouse};
 use downriver_log::{Log, ReadError};
 use downriver_source::SourceError;
 use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::chunk::Row as _;
 use downriver_source::postgres::copy::BinaryRow;
 use downriver_source::postgres::cut::DatabaseCut;
 use tokio::sync::mpsc;

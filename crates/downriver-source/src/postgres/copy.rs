@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use super::rules::ColumnRules;
 use super::sql::identifier;
+use crate::chunk::Row;
 use crate::error::SourceError;
 
 /// One row of COPY's binary form.
@@ -23,12 +24,8 @@ pub struct BinaryRow<'a> {
     fields: &'a [u8],
 }
 
-impl BinaryRow<'_> {
-    /// Pushes every column's cell.
-    ///
-    /// # Errors
-    /// A value that is not of its column's type.
-    pub fn push_into(&self, columns: RowColumns<'_>) -> Result<(), SourceError> {
+impl Row for BinaryRow<'_> {
+    fn push_into(&self, columns: RowColumns<'_>) -> Result<(), SourceError> {
         let mut rest = self.fields;
         let mut masks = self.masks.iter();
         for (column, out) in self.schema.columns.iter().zip(columns.new) {

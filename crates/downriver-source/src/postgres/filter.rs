@@ -48,10 +48,7 @@ impl SnapshotSession {
     }
 
     /// How many rows the server expects in a part of a table; `None`: the table is another one by now.
-    ///
-    /// # Errors
-    /// The server cannot be asked, or the table's key is another one.
-    pub async fn estimated_rows(
+    pub(super) async fn expected_rows(
         &mut self,
         schema: &TableSchema,
         part: &RowFilter,

@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use downriver_event::{Lsn, RowFilter, TableId, TableSchema};
+use downriver_event::{RowFilter, SourcePosition, TableId, TableSchema};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -23,6 +23,7 @@ use super::extent::Extent;
 use super::filter::selecting;
 use super::key_sql::{KeyColumns, decode_bound, encode_bound};
 use super::sql::qualified;
+use crate::chunk::{Chunk, ChunkRead, ChunkReader, ChunkRequest, Reshaped, RowSink, Seen};
 use crate::error::SourceError;
 
 /// A transaction snapshot, as `pg_current_snapshot()` prints it.
@@ -70,77 +71,63 @@ impl PgSnapshot {
     }
 }
 
-/// Which transactions a chunk's rows contain for sure.
-#[derive(Clone, Debug)]
-pub enum Seen {
-    /// Those that the snapshot sees, and no other.
-    In(PgSnapshot),
-    /// Of a standby: those whose commit ends here or before.
-    UpTo(Lsn),
-}
-
-impl Seen {
-    /// Whether a transaction that the stream brought is one of them; `end`: where its commit ends.
-    #[must_use]
-    pub fn has(&self, xid: u32, end: Option<Lsn>) -> bool {
-        match self {
-            Self::In(snapshot) => snapshot.sees(xid),
-            Self::UpTo(position) => end.is_some_and(|end| end <= *position),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct ChunkRequest {
-    /// Read just the rows of this part of the table.
-    pub part: Option<RowFilter>,
-    /// Where the chunk starts, as an earlier chunk gave it; `None`: at the table's start.
-    pub after: Option<Bytes>,
-    /// Read just the rows with these keys (of the form that `Column::write_key` writes), in any part of the table.
-    pub keys: Option<Vec<Bytes>>,
-    pub rows_max: u64,
-}
-
-#[derive(Clone, Debug)]
-pub struct Chunk {
-    pub seen: Seen,
-    pub high: Lsn,
-    /// Where the next chunk starts; `None` after the last.
-    pub next: Option<Bytes>,
-}
-
-/// What reading a chunk found.
-#[derive(Debug)]
-pub enum ChunkRead {
-    Rows(Chunk),
-    Reshaped(Reshaped),
-}
-
-/// The table does not have the shape that was to be read any more.
-#[derive(Debug)]
-pub struct Reshaped {
-    /// What it is now; `None`: it is gone, or not selected any more.
-    pub now: Option<Box<SourceTable>>,
-    /// The stream that has passed this position has brought every row of an earlier shape.
-    pub high: Lsn,
-}
-
 pub struct SnapshotSession {
     catalog: Catalog,
     /// The table that was read last, and the types that its key's columns are compared as.
     key_types: Option<(TableId, Vec<String>)>,
 }
 
-impl SnapshotSession {
-    /// # Errors
-    /// The server cannot be reached, or refuses.
-    pub async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
+impl ChunkReader for SnapshotSession {
+    type Config = PostgresConfig;
+    type Table = SourceTable;
+
+    async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         Ok(Self {
             catalog: Catalog::connect(config).await?,
             key_types: None,
         })
     }
 
+    async fn read_chunk(
+        &mut self,
+        schema: &TableSchema,
+        request: ChunkRequest,
+        row: &mut RowSink<'_>,
+    ) -> Result<ChunkRead<SourceTable>, SourceError> {
+        self.key_types(schema).await?;
+        let replayed = self.catalog.replayed().await?;
+        let row = &mut |read: &BinaryRow<'_>| row(read);
+        if replayed.is_some() && schema.is_bag() {
+            return self.read_bag_of_standby(schema, row).await;
+        }
+        self.client()
+            .batch_execute("begin isolation level repeatable read read only")
+            .await?;
+        let read = self.read_in_transaction(schema, request, row).await;
+        let ended = self.client().batch_execute("commit").await;
+        let read = read?;
+        ended?;
+        let Some((snapshot, next)) = read else {
+            return self.reshaped(schema).await;
+        };
+        let up_to = |replayed| Seen::UpTo(SourcePosition::Postgres(replayed));
+        Ok(ChunkRead::Rows(Chunk {
+            seen: replayed.map_or(Seen::In(snapshot), up_to),
+            high: SourcePosition::Postgres(self.catalog.passed_position().await?),
+            next,
+        }))
+    }
+
+    async fn estimated_rows(
+        &mut self,
+        schema: &TableSchema,
+        part: &RowFilter,
+    ) -> Result<Option<u64>, SourceError> {
+        self.expected_rows(schema, part).await
+    }
+}
+
+impl SnapshotSession {
     pub(super) fn client(&self) -> &Client {
         self.catalog.client()
     }
@@ -187,42 +174,10 @@ impl SnapshotSession {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Reads one chunk, row by row.
-    ///
-    /// # Errors
-    /// A query failed, or `row` did.
-    pub async fn read_chunk(
-        &mut self,
-        schema: &TableSchema,
-        request: ChunkRequest,
-        row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
-    ) -> Result<ChunkRead, SourceError> {
-        self.key_types(schema).await?;
-        let replayed = self.catalog.replayed().await?;
-        if replayed.is_some() && schema.is_bag() {
-            return self.read_bag_of_standby(schema, row).await;
-        }
-        self.client()
-            .batch_execute("begin isolation level repeatable read read only")
-            .await?;
-        let read = self.read_in_transaction(schema, request, row).await;
-        let ended = self.client().batch_execute("commit").await;
-        let read = read?;
-        ended?;
-        let Some((snapshot, next)) = read else {
-            return self.reshaped(schema).await;
-        };
-        Ok(ChunkRead::Rows(Chunk {
-            seen: replayed.map_or(Seen::In(snapshot), Seen::UpTo),
-            high: self.catalog.passed_position().await?,
-            next,
-        }))
-    }
-
-    async fn reshaped(&mut self, schema: &TableSchema) -> Result<ChunkRead, SourceError> {
+    async fn reshaped(&mut self, schema: &TableSchema) -> Result<ChunkRead<SourceTable>, SourceError> {
         self.key_types = None;
         let now = self.catalog.table(schema.id).await?.map(Box::new);
-        let high = self.catalog.passed_position().await?;
+        let high = SourcePosition::Postgres(self.catalog.passed_position().await?);
         Ok(ChunkRead::Reshaped(Reshaped { now, high }))
     }
 
@@ -232,7 +187,7 @@ impl SnapshotSession {
         &mut self,
         schema: &TableSchema,
         row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
-    ) -> Result<ChunkRead, SourceError> {
+    ) -> Result<ChunkRead<SourceTable>, SourceError> {
         self.client()
             .batch_execute("begin isolation level read committed read only")
             .await?;
@@ -249,11 +204,14 @@ impl SnapshotSession {
         let read = read?;
         ended?;
         match read {
-            Some(position) => Ok(ChunkRead::Rows(Chunk {
-                seen: Seen::UpTo(position),
-                high: position,
-                next: None,
-            })),
+            Some(position) => {
+                let position = SourcePosition::Postgres(position);
+                Ok(ChunkRead::Rows(Chunk {
+                    seen: Seen::UpTo(position.clone()),
+                    high: position,
+                    next: None,
+                }))
+            }
             None => self.reshaped(schema).await,
         }
     }
