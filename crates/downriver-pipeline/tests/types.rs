@@ -14,8 +14,9 @@ use downriver_event::block::{BlockBuilder, OldImage, RowOp};
 use downriver_event::{LogicalType, pb};
 use downriver_pipeline::TableState;
 use downriver_pipeline::capture::CaptureConfig;
+use downriver_source::chunk::{ChunkReader as _, ChunkRequest};
 use downriver_source::postgres::catalog::Catalog;
-use downriver_source::postgres::snapshot::{ChunkRequest, SnapshotSession};
+use downriver_source::postgres::snapshot::SnapshotSession;
 use downriver_testkit::host;
 use downriver_testkit::postgres::{Options, Postgres, Version};
 use downriver_testkit::types::{CASES, Case, PREPARE, VECTOR_CASES};
@@ -258,7 +259,7 @@ async fn assert_keys(config: &CaptureConfig, case: &Case, table: &LoggedTable, r
     assert_eq!(seen.len(), rows, "{}: keys that chunks saw", case.ty);
     assert_eq!(table.snapshot_keys.len(), rows, "{}: twice", case.ty);
 
-    let mut session = SnapshotSession::connect(&config.postgres).await.unwrap();
+    let mut session = SnapshotSession::connect(connection(config)).await.unwrap();
     let mut builder = BlockBuilder::new();
     builder.begin("again".into(), 0);
     let request = ChunkRequest {
@@ -658,8 +659,8 @@ async fn money_of_any_notation_is_read_and_of_a_currency_without_cents_is_refuse
         .execute("alter database shop set lc_monetary = 'ja_JP.UTF-8'")
         .await
         .unwrap();
-    let catalog = Catalog::connect(&config.postgres).await.unwrap();
-    let tables = catalog.list_tables(&config.postgres).await.unwrap();
+    let catalog = Catalog::connect(connection(&config)).await.unwrap();
+    let tables = catalog.list_tables(connection(&config)).await.unwrap();
     let problem = tables[0].problem.as_ref().unwrap();
     assert_eq!(problem.code, "DR-1035", "{problem:?}");
 }

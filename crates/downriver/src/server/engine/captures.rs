@@ -6,7 +6,9 @@ use std::sync::Arc;
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
-use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
+use downriver_pipeline::capture::{
+    self, CaptureConfig, CaptureControl, Database, PostgresSource, SnapshotConfig, WalBehind,
+};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_service::spec::{OnHole, OnMaxWalBehind, SnapshotMode, Source, Spec};
@@ -120,7 +122,14 @@ impl NodeEngine {
         let options = source.snapshot();
         Ok(CaptureConfig {
             name: name.to_owned(),
-            postgres: postgres_config(name, &source)?,
+            database: Database::Postgres(PostgresSource {
+                connection: postgres_config(name, &source)?,
+                wal_behind: WalBehind {
+                    max_bytes: source.wal_behind_max(),
+                    drop_slot: source.postgres.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
+                },
+                heartbeat: source.heartbeat(),
+            }),
             snapshot: SnapshotConfig {
                 initial: options.mode == SnapshotMode::Initial,
                 chunk_rows: options.chunk_rows,
@@ -128,11 +137,6 @@ impl NodeEngine {
                 rows_per_second: options.rows_per_second,
             },
             repairs_holes: source.postgres.on_hole == Some(OnHole::Resnapshot),
-            wal_behind: WalBehind {
-                max_bytes: source.wal_behind_max(),
-                drop_slot: source.postgres.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
-            },
-            heartbeat: source.heartbeat(),
             spill: self.data.join("spill").join(name),
         })
     }

@@ -11,6 +11,7 @@ use downriver_log::Log as _;
 use downriver_pipeline::capture::{NotRequested, Wanted, needs_whole};
 use downriver_service::TableName;
 use downriver_source::SourceError;
+use downriver_source::chunk::ChunkReader as _;
 use downriver_source::postgres::reach;
 use downriver_source::postgres::snapshot::SnapshotSession;
 

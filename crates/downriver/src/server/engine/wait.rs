@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, Offset, TableId};
+use downriver_event::{Offset, SourcePosition, TableId};
 use downriver_log::Log as _;
 use downriver_pipeline::status::Known;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
@@ -65,7 +65,7 @@ impl NodeEngine {
             }
             if until.is_none()
                 && tables.is_empty()
-                && capture.as_ref().is_some_and(|c| c.passed >= position)
+                && capture.as_ref().is_some_and(|c| c.has_passed(&position))
                 && self.snapshots_are_logged(&pipeline, &source, capture.as_ref())
             {
                 let next = self.node.state(&pipeline.source).map(|state| state.next);
@@ -85,7 +85,7 @@ impl NodeEngine {
                 return Err(behind(
                     name,
                     timeout,
-                    position,
+                    &position,
                     until,
                     capture.as_ref(),
                     &status,
@@ -216,7 +216,7 @@ impl NodeEngine {
 /// What a database says when the wait begins.
 struct Asked {
     catalog: Catalog,
-    position: Lsn,
+    position: SourcePosition,
     /// The tables that are to be captured, as they stand in the publication.
     tables: Known,
 }
@@ -227,7 +227,7 @@ async fn asked(name: &str, source: &Source) -> Result<Asked, Problem> {
         let catalog = Catalog::connect(&config).await?;
         Ok::<_, SourceError>(Asked {
             tables: standings(&catalog).await?,
-            position: catalog.current_position().await?,
+            position: SourcePosition::Postgres(catalog.current_position().await?),
             catalog,
         })
     };
@@ -272,7 +272,7 @@ fn timed_out(timeout: Duration, reason: String, fix: &str) -> Problem {
 fn behind(
     name: &str,
     timeout: Duration,
-    position: Lsn,
+    position: &SourcePosition,
     until: Option<Offset>,
     capture: Option<&SourceStatus>,
     status: &PipelineStatus,
@@ -282,9 +282,10 @@ fn behind(
             "pipeline {name:?} has delivered up to offset {} of {until}",
             status.delivered
         ),
-        (None, Some(capture)) if capture.passed < position => {
-            format!("the source's log is at {} of {position}", capture.passed)
-        }
+        (None, Some(capture)) if !capture.has_passed(position) => match &capture.passed {
+            Some(passed) => format!("the source's log is at {passed} of {position}"),
+            None => format!("the source's log has not begun to come to {position}"),
+        },
         (None, Some(_)) => "a snapshot is being taken".into(),
         (None, None) => "the source's capture has not begun".into(),
     };

@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Cursor, Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::CaptureError;
+use super::super::CaptureError;
 
 /// What all transactions in progress together may hold in memory; beyond it the largest goes to its file.
 const MEMORY_BYTES_MAX: usize = 8 << 20;
