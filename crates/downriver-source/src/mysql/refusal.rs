@@ -27,10 +27,29 @@ pub(crate) fn refusal(errno: u16, message: &str) -> SourceError {
             "grant what `downriver check` lists to the source's user",
         ),
         // Too many connections, no memory or disk, shutdown, a connection that was killed or cut.
-        1021 | 1037 | 1038 | 1040 | 1041 | 1042 | 1043 | 1053 | 1077 | 1079 | 1080 | 1152
-        | 1153 | 1154..=1161 | 1184 | 1203 | 1226 | 1317 | 1927 | 3032 | 3168 | 3169 | 4031 => {
-            (Class::Transient, "DR-1002", REACHABLE)
-        }
+        1021
+        | 1037
+        | 1038
+        | 1040
+        | 1041
+        | 1042
+        | 1043
+        | 1053
+        | 1077
+        | 1079
+        | 1080
+        | 1152
+        | 1153
+        | 1154..=1161
+        | 1184
+        | 1203
+        | 1226
+        | 1317
+        | 1927
+        | 3032
+        | 3168
+        | 3169
+        | 4031 => (Class::Transient, "DR-1002", REACHABLE),
         // Another session holds a lock, or was preferred.
         1020 | 1205 | 1213 | 1637 => (
             Class::Transient,
