@@ -11,7 +11,6 @@ use std::sync::Arc;
 use downriver_event::block::{BlockBuilder, OldImage, RowColumns, RowOp};
 use downriver_event::{BinlogPlace, DomainGtids, GtidSet, Presence, SourcePosition, TableId};
 
-use super::BinlogError;
 use super::cursor::Cursor;
 use super::event::{Event, Format, Kind};
 use super::gtid::{self, Identifier, Opened};
@@ -19,6 +18,7 @@ use super::rows::{Change, Rows};
 use super::shape::{Shape, Unreadable};
 use super::table_map::TableMap;
 use super::value::ValueError;
+use super::{BinlogError, Flavor};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -89,6 +89,13 @@ pub enum Reached {
 }
 
 impl Reached {
+    fn flavor(&self) -> Flavor {
+        match self {
+            Self::Mysql(_) => Flavor::Mysql,
+            Self::Mariadb(_) => Flavor::Mariadb,
+        }
+    }
+
     fn contains(&self, id: &Identifier) -> bool {
         match (self, id) {
             (Self::Mysql(set), Identifier::Gtid(gtid)) => set.contains(gtid),
@@ -387,7 +394,8 @@ impl BinlogDecoder {
         if known.is_some_and(|known| known.map == event.body) {
             return Ok(Decoded::Passed);
         }
-        let map = TableMap::parse(event.body).map_err(|error| self.wrong(error))?;
+        let map = TableMap::parse(event.body, self.reached.flavor());
+        let map = map.map_err(|error| self.wrong(error))?;
         self.asked = Some((map.number, event.body.to_vec()));
         Ok(Decoded::Table(map))
     }

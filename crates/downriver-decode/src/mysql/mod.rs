@@ -17,6 +17,13 @@ use downriver_event::pb;
 use event::Kind;
 use prost::Message as _;
 
+/// Whose server it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    Mysql,
+    Mariadb,
+}
+
 /// Bytes that are not what a binlog has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BinlogError {

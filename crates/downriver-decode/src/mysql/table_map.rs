@@ -3,8 +3,8 @@
 //!
 //! Source: MySQL's `libs/mysql/binlog/event/rows_event.h`, `Table_map_event`.
 
-use super::BinlogError;
 use super::cursor::Cursor;
+use super::{BinlogError, Flavor};
 
 /// Type codes of columns. Source: MySQL's `include/field_types.h`; 140 and 141 are MariaDB's compressed ones.
 pub mod code {
@@ -109,12 +109,12 @@ const CUT: BinlogError = BinlogError::Cut("a table map");
 impl TableMap {
     /// # Errors
     /// The bytes end too early.
-    pub fn parse(body: &[u8]) -> Result<Self, BinlogError> {
+    pub fn parse(body: &[u8], flavor: Flavor) -> Result<Self, BinlogError> {
         let mut cursor = Cursor::new(body);
-        Self::read(&mut cursor).ok_or(CUT)
+        Self::read(&mut cursor, flavor).ok_or(CUT)
     }
 
-    fn read(cursor: &mut Cursor<'_>) -> Option<Self> {
+    fn read(cursor: &mut Cursor<'_>, flavor: Flavor) -> Option<Self> {
         let number = cursor.uint(6)?;
         let _flags = cursor.u16()?;
         let database = name(cursor)?;
@@ -147,19 +147,20 @@ impl TableMap {
         while !cursor.is_empty() {
             let field = cursor.u8()?;
             let mut value = Cursor::new(cursor.lenenc_bytes()?);
-            map.take_field(field, &mut value)?;
+            map.take_field(field, &mut value, flavor)?;
         }
         Some(map)
     }
 
     /// One of the fields that tell more; those that are not known say nothing that the rows need.
-    fn take_field(&mut self, field: u8, value: &mut Cursor<'_>) -> Option<()> {
+    fn take_field(&mut self, field: u8, value: &mut Cursor<'_>, flavor: Flavor) -> Option<()> {
+        let is_text = |column: &MapColumn| column.is_text(flavor);
         match field {
             1 => self.take_bits(value, MapColumn::is_number, |column, is_set| {
                 column.unsigned = Some(is_set);
             })?,
-            2 => self.take_default_collation(value, MapColumn::is_text)?,
-            3 => self.take_collations(value, MapColumn::is_text)?,
+            2 => self.take_default_collation(value, is_text)?,
+            3 => self.take_collations(value, is_text)?,
             4 => {
                 for column in &mut self.columns {
                     let name = value.lenenc_bytes()?;
@@ -257,13 +258,17 @@ impl MapColumn {
         )
     }
 
-    /// Source: `is_character_type`, there.
-    fn is_text(&self) -> bool {
-        use code::{BLOB, BLOB_COMPRESSED, STRING, VAR_STRING, VARCHAR, VARCHAR_COMPRESSED};
-        matches!(
-            self.code,
-            STRING | VAR_STRING | VARCHAR | BLOB | BLOB_COMPRESSED | VARCHAR_COMPRESSED
-        )
+    /// Source: `is_character_type`, there. MariaDB counts among them whatever has bytes, geometries too.
+    fn is_text(&self, flavor: Flavor) -> bool {
+        use code::{
+            BLOB, BLOB_COMPRESSED, GEOMETRY, STRING, VAR_STRING, VARCHAR, VARCHAR_COMPRESSED,
+        };
+        let is_geometry = self.code == GEOMETRY && flavor == Flavor::Mariadb;
+        is_geometry
+            || matches!(
+                self.code,
+                STRING | VAR_STRING | VARCHAR | BLOB | BLOB_COMPRESSED | VARCHAR_COMPRESSED
+            )
     }
 
     fn has_labels(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+pub use downriver_decode::mysql::Flavor;
 use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
@@ -15,16 +16,10 @@ const FILE_START: u64 = 4;
 /// `ER_PARSE_ERROR`: the server does not know the statement.
 const PARSE_ERROR: u16 = 1064;
 
-/// Told by what the server knows, never by its version's text, which forks and services write as they like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    Mysql,
-    Mariadb,
-}
-
 /// Facts of a server. What has `None` the server does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
+    /// Told by what the server knows, never by its version's text, which forks and services write as they like.
     pub flavor: Flavor,
     /// For messages only.
     pub version: String,

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! MySQL with GTIDs      shape kept -> gtid_executed = seen -> read view -> end of the binlog = high
-//! MySQL without them    shape kept -> table locked against writers -> read view, end of the binlog = seen = high -> unlocked
+//! MySQL without them    shape kept -> locked against writers -> read view, end of the binlog = seen = high -> unlocked
 //! MariaDB               shape kept elsewhere -> read view with its own place = seen = high -> shape kept
 //! ```
 //!
@@ -189,11 +189,8 @@ impl SnapshotSession {
         if !keep_shape(self.session(), &name, "").await? {
             return Ok(Err(None));
         }
+        // Nothing of the catalog is looked up yet: that is a read of the transaction, and would make its view.
         let executed = self.catalog.executed().await?;
-        let found = match self.of_shape(schema).await? {
-            Ok(found) => found,
-            Err(now) => return Ok(Err(now)),
-        };
         let has_gtids = self.catalog.server().has_gtids();
         if !has_gtids {
             self.lock_out_writers(&name).await?;
@@ -208,6 +205,10 @@ impl SnapshotSession {
             guard.query_drop("unlock tables").await?;
         }
         let place = place?;
+        let found = match self.of_shape(schema).await? {
+            Ok(found) => found,
+            Err(now) => return Ok(Err(now)),
+        };
         let seen = match has_gtids {
             true => Seen::UpTo(SourcePosition::Mysql {
                 gtids: executed,

@@ -5,10 +5,10 @@ create table labels (id int primary key, e enum('a','it''s','back\\slash','new\n
 insert into labels values (1, 'it''s', 'x''y,\\', 'b', 'ß'), (2, 'back\\slash', '', 'a', 'é'), (3, 'new\nline', 'ü,last', null, null), (4, 8, 'last', 'nothing', 'nothing'), (5, 'com,ma', 15, null, null);
 create table many_labels (id int primary key, s set('01','02','03','04','05','06','07','08','09','10','11','12','13','14','15','16','17','18','19','20','21','22','23','24','25','26','27','28','29','30','31','32','33','34','35','36','37','38','39','40','41','42','43','44','45','46','47','48','49','50','51','52','53','54','55','56','57','58','59','60','61','62','63','64'));
 insert into many_labels values (1, '01,64'), (2, '64'), (3, '33,34'), (4, 18446744073709551615);
-create table generated (id int primary key, a int, v int as (a + 1) virtual, st varchar(20) as (concat('s', a)) stored, inv int invisible default 7);
-insert into generated (id, a) values (1, 10), (2, null);
-insert into generated (id, a, inv) values (3, 5, 6);
-update generated set a = 11 where id = 1;
+create table gen (id int primary key, a int, v int as (a + 1) virtual, st varchar(20) as (concat('s', a)) stored, inv int invisible default 7);
+insert into gen (id, a) values (1, 10), (2, null);
+insert into gen (id, a, inv) values (3, 5, 6);
+update gen set a = 11 where id = 1;
 create table bag (a int, b varchar(10));
 insert into bag values (1, 'x'), (1, 'x'), (null, null), (2, 'y');
 create table promoted (a int, b int not null, c int not null, d varchar(5) not null, unique key u1 (a), unique key z (c, d), unique key y2 (d, a));
@@ -17,7 +17,7 @@ create table `odd ``name``.-ü` (`i d` int primary key, `sel``ect` int, `T` varc
 insert into `odd ``name``.-ü` values (1, 2, 'q'), (3, 4, null);
 create table zeros (d date not null, t datetime(3) not null, s timestamp not null default 0, x int, primary key (d, t, s));
 insert into zeros values ('0000-00-00', '0000-00-00', 0, 1), ('2024-00-10', '2024-01-00 01:02:03.456', '2024-05-06 07:08:09', 2), ('1000-01-01', '9999-12-31 23:59:59.999', '1970-01-01 00:00:01', 3), ('9999-12-31', '1000-01-01', '2038-01-19 03:14:07', 4);
-create table empty (id int primary key);
-insert into empty values (1); delete from empty;
+create table none_left (id int primary key);
+insert into none_left values (1); delete from none_left;
 create table long_keys (a varchar(250) character set latin1 not null, b varbinary(300) not null, c char(10) not null, primary key (a, b, c));
 insert into long_keys values ('é', 'x\0', 'q'), ('E', '', ''), ('z''\\', X'ff00', 'ab'), ('zz', X'00', 'Z');

@@ -151,7 +151,7 @@ async fn what_is_logged_and_not_visible_is_not_seen_of_mariadb() -> Result<()> {
 }
 
 const WRITERS: usize = 4;
-const WRITES: usize = 150;
+const WRITES: usize = 1500;
 
 /// Several sessions count up each row of a table while it is read again and again: no read has less than what it says
 /// to have seen, nor anything from behind its end; and where the point is exact, nothing more.
