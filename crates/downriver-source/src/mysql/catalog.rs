@@ -57,6 +57,7 @@ struct IndexPart {
     column: Option<String>,
     is_prefix: bool,
     is_descending: bool,
+    is_hash: bool,
 }
 
 /// What the catalog has of one table.
@@ -216,7 +217,7 @@ impl Catalog {
             parts.entry((table, name)).or_default().columns.push(column);
         }
         let query = format!(
-            "select table_schema, table_name, index_name, column_name, sub_part, collation
+            "select table_schema, table_name, index_name, column_name, sub_part, collation, index_type
                from information_schema.statistics
               where non_unique = 0 and {which}
               order by table_schema, table_name, index_name, seq_in_index"
@@ -232,6 +233,7 @@ impl Catalog {
                 column: text(row, 3),
                 is_prefix: number(row, 4).is_some(),
                 is_descending: text(row, 5).as_deref() == Some("D"),
+                is_hash: text(row, 6).as_deref() == Some("HASH"),
             };
             match indexes.last_mut() {
                 Some((last, parts)) if *last == index => parts.push(part),
@@ -284,7 +286,7 @@ impl Catalog {
             },
             withheld: Vec::new(),
         };
-        let problem = problem.or_else(|| self.refusal(&schema, kind));
+        let problem = problem.or_else(|| self.refusal(&schema, kind, parts));
         Found {
             columns: if problem.is_some() { Vec::new() } else { known },
             table: SourceTable {
@@ -297,7 +299,7 @@ impl Catalog {
     }
 
     /// Why the table itself cannot be captured, whatever its columns.
-    fn refusal(&self, schema: &TableSchema, kind: &Kind) -> Option<Problem> {
+    fn refusal(&self, schema: &TableSchema, kind: &Kind, parts: &Parts) -> Option<Problem> {
         let table = schema.qualified_name();
         if kind.is_versioned {
             return Some(Problem::new(
@@ -312,6 +314,15 @@ impl Catalog {
                 "DR-1073",
                 format!("{table} is stored by {engine}, of which no consistent copy can be read"),
                 "alter table … engine = InnoDB, or exclude the table",
+            ));
+        }
+        // The binlog has a column with the hash, which neither the catalog nor a select shows.
+        let is_hash = |(_, index): &&Index| index.iter().any(|part| part.is_hash);
+        if let Some((index, _)) = parts.indexes.iter().find(is_hash) {
+            return Some(Problem::new(
+                "DR-1078",
+                format!("{table} has the unique index {index:?} over text of any length"),
+                "make it an index over the text's beginning, or over a generated column with a hash of it; or exclude the table",
             ));
         }
         if schema.columns.is_empty() {

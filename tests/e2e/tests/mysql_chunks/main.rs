@@ -6,6 +6,7 @@ mod points;
 mod shapes;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -17,7 +18,10 @@ use downriver_source::mysql::catalog::Catalog;
 use downriver_source::mysql::server::{Flavor, Server};
 use downriver_source::mysql::snapshot::SnapshotSession;
 use downriver_source::mysql::sql;
+use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const LOAD: &str = include_str!("../binlog/load.sql");
 const LOAD_MYSQL: &str = include_str!("../binlog/load_mysql.sql");
@@ -242,9 +246,16 @@ async fn a_server_says_what_it_is_and_where_it_stands() -> Result<()> {
                 .execute("set global slave_connections_needed_for_purge = 0")
                 .await?;
         }
-        server
-            .execute(&format!("purge binary logs to '{}'", place.file))
-            .await?;
+        // A file goes when its engine needs it no more to recover.
+        let purge = format!("purge binary logs to '{}'", place.file);
+        until("the old file to go", PATIENCE, async || {
+            server.execute(&purge).await?;
+            let purged = facts.purged(&mut session).await?;
+            Ok(purged
+                .place()
+                .is_some_and(|oldest| oldest.file == place.file))
+        })
+        .await?;
         let purged = facts.purged(&mut session).await?;
         ensure!(
             purged.covers(&before) && !purged.covers(&after) && after.covers(&purged),
@@ -266,6 +277,7 @@ async fn tables_that_cannot_be_captured_say_why() -> Result<()> {
         create table i6 (id int primary key, u inet6);
         create table comp (id int primary key, c varchar(10) compressed);
         create table blobs (id int primary key, c blob compressed);
+        create table hashed (id int primary key, lu text, unique key (lu));
         create table history (id int primary key) with system versioning;
         set global mysql56_temporal_format = off;
         create table old (id int primary key, t time(3));
@@ -285,6 +297,7 @@ async fn tables_that_cannot_be_captured_say_why() -> Result<()> {
             for name in ["u", "i4", "i6", "comp", "blobs", "old"] {
                 expected.insert((name.into(), Some("DR-1071")));
             }
+            expected.insert(("hashed".into(), Some("DR-1078")));
             expected.insert(("history".into(), Some("DR-1077")));
         }
         let config = config(&server).await?;
@@ -331,6 +344,65 @@ async fn a_session_is_encrypted_as_its_url_says() -> Result<()> {
     ensure!(encrypted("ssl-mode=REQUIRED").await?);
     let refused = encrypted("ssl-mode=VERIFY_CA").await;
     ensure!(refused.is_err_and(|error| error.to_string() == "DR-1006"));
+    Ok(())
+}
+
+/// What a user has to be granted, and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_takes_few_privileges() -> Result<()> {
+    const USER: &str = "create table t (id int primary key); insert into t values (1), (2);
+        create user cdc@'127.0.0.1' identified by 'p';
+        grant replication client, replication slave on *.* to cdc@'127.0.0.1';";
+    let without_gtids = ["gtid-mode = OFF", "enforce-gtid-consistency = OFF"];
+    for (product, settings, needs_lock) in [
+        (Product::Mysql9, &[][..], false),
+        (Product::Mysql9, &without_gtids[..], true),
+        (Product::Mariadb10, &[], false),
+        (Product::Mariadb11, &[], false),
+    ] {
+        let server = Mysql::start_with(product, settings).await?;
+        server.execute(USER).await?;
+        let mut config = config(&server).await?;
+        (config.user, config.password) = ("cdc".into(), Some("p".into()));
+        let mut catalog = Catalog::connect(&config).await?;
+        ensure!(
+            catalog.table("shop", "t").await?.is_none(),
+            "it is not to be seen"
+        );
+        server
+            .execute("grant select on shop.* to cdc@'127.0.0.1'")
+            .await?;
+        let mut catalog = Catalog::connect(&config).await?;
+        let schema = catalog
+            .table("shop", "t")
+            .await?
+            .context("the table")?
+            .schema;
+        let mut session = SnapshotSession::connect(&config).await?;
+        let read = all_rows(&mut session, &schema, 1).await;
+        if needs_lock {
+            ensure!(read.is_err_and(|error| error.to_string().contains("DR-1004")));
+            server
+                .execute("grant lock tables on shop.* to cdc@'127.0.0.1'")
+                .await?;
+            // Privileges of a database are those of when it was entered, or of a new session.
+            session = SnapshotSession::connect(&config).await?;
+        } else {
+            read?;
+        }
+        let (rows, _) = all_rows(&mut session, &schema, 1).await?;
+        ensure!(rows.len() == 2, "{product:?}");
+        config.password = Some("wrong".into());
+        let refused = SnapshotSession::connect(&config)
+            .await
+            .err()
+            .context("a refusal")?;
+        ensure!(
+            refused.problem().code == "DR-1001",
+            "{:?}",
+            refused.problem()
+        );
+    }
     Ok(())
 }
 

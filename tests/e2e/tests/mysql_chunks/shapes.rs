@@ -1,12 +1,16 @@
 //! Tables that are changed while they are read.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use downriver_source::chunk::ChunkReader as _;
 use downriver_source::mysql::catalog::Catalog;
 use downriver_source::mysql::server::Server;
 use downriver_source::mysql::snapshot::SnapshotSession;
 use downriver_source::mysql::sql;
+use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
+use mysql_async::prelude::Queryable as _;
 
 use crate::chunks::{Read, all_rows, chunk, config, request};
 
@@ -87,4 +91,49 @@ async fn a_part_of_a_table_is_refused_by_name() -> Result<()> {
     let (rows, _) = all_rows(&mut session, &schema, 1).await?;
     ensure!(rows.is_empty());
     Ok(())
+}
+
+/// Whoever changes a table waits for those that read it, and those that come later wait behind: a chunk that is read
+/// meanwhile comes to an end when they do, and has seen the change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_waits_is_let_pass() -> Result<()> {
+    for product in Product::ALL {
+        let server = Mysql::start(product).await?;
+        server
+            .execute("create table t (id int primary key); insert into t values (1)")
+            .await?;
+        let config = config(&server).await?;
+        let table = Catalog::connect(&config).await?.table("shop", "t").await?;
+        let schema = table.context("the table")?.schema;
+        let mut session = SnapshotSession::connect(&config).await?;
+        let mut reader = server.client().await?;
+        reader.query_drop("start transaction").await?;
+        reader.query_drop("select * from t").await?;
+        let mut changer = server.client().await?;
+        let change =
+            tokio::spawn(async move { changer.query_drop("alter table t add a int").await });
+        waiting(&server, 1).await?;
+        let read =
+            tokio::spawn(async move { chunk(&mut session, &schema, request(None, 1)).await });
+        waiting(&server, 2).await?;
+        reader.query_drop("commit").await?;
+        change.await??;
+        let Read::Reshaped(reshaped) = read.await?? else {
+            bail!("{product:?}: the change went unnoticed");
+        };
+        let now = reshaped.now.context("it is there")?;
+        ensure!(now.schema.columns.len() == 2);
+    }
+    Ok(())
+}
+
+/// So many sessions wait for a table's shape.
+async fn waiting(server: &Mysql, sessions: u64) -> Result<()> {
+    let query = "select count(*) from information_schema.processlist where state like 'Waiting for table metadata lock%'";
+    let mut client = server.client().await?;
+    until("sessions to wait", Duration::from_secs(30), async || {
+        let found: Option<u64> = client.query_first(query).await?;
+        Ok(found == Some(sessions))
+    })
+    .await
 }
