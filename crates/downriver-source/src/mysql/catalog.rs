@@ -325,6 +325,17 @@ impl Catalog {
                 "make it an index over the text's beginning, or over a generated column with a hash of it; or exclude the table",
             ));
         }
+        let generated = parts.columns.iter().find(|column| column.is_generated);
+        if let (Some(column), false) = (generated, self.server.logs_generated_columns) {
+            return Some(Problem::new(
+                "DR-1079",
+                format!(
+                    "column {:?} of {table} is generated, and the server's binlog leaves it out of updates",
+                    column.name
+                ),
+                "drop the column, or exclude the table",
+            ));
+        }
         if schema.columns.is_empty() {
             return Some(Problem::new(
                 "DR-1004",

@@ -12,7 +12,7 @@ use super::sql::{number, text};
 
 /// What [`CatalogColumn::read`] reads, in its order, behind the names of database and table.
 pub(super) const COLUMNS: &str = "column_name, data_type, column_type, character_octet_length,
-    numeric_precision, numeric_scale, datetime_precision, character_set_name, is_nullable, column_key";
+    numeric_precision, numeric_scale, datetime_precision, character_set_name, is_nullable, column_key, extra";
 
 /// What it is called in messages and in the catalog of a table that cannot be captured.
 const EXCLUDE: &str = "exclude the table from the source, or give the column another type";
@@ -31,6 +31,7 @@ pub(super) struct CatalogColumn {
     pub(super) nullable: bool,
     /// Whether it is one of those that the server knows rows by.
     pub(super) is_key: bool,
+    pub(super) is_generated: bool,
 }
 
 /// A column that is understood.
@@ -56,6 +57,9 @@ impl CatalogColumn {
             charset: text(row, at + 7).filter(|charset| charset != "binary"),
             nullable: text(row, at + 8)? == "YES",
             is_key: text(row, at + 9)? == "PRI",
+            is_generated: text(row, at + 10).is_some_and(|extra| {
+                extra.contains("VIRTUAL GENERATED") || extra.contains("STORED GENERATED")
+            }),
         })
     }
 

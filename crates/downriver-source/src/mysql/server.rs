@@ -31,6 +31,9 @@ pub struct Server {
     pub binlog_format: String,
     /// `FULL`, `MINIMAL` or `NOBLOB`; of MariaDB also `FULL_NODUP`.
     pub binlog_row_image: String,
+    /// Whether the rows of an update have its generated columns. MariaDB leaves them out, also of whole rows, since it has
+    /// the row image `FULL_NODUP`, and of minimal ones virtual columns always.
+    pub logs_generated_columns: bool,
     /// `FULL` or `MINIMAL`; of MariaDB also `NO_LOG`.
     pub binlog_row_metadata: Option<String>,
     /// Of MySQL: `ON`, `ON_PERMISSIVE`, `OFF_PERMISSIVE` or `OFF`.
@@ -89,6 +92,11 @@ impl Server {
         let logs_replica_updates = is_on("log_replica_updates").or(is_on("log_slave_updates"));
         let number = |name: &str| get(name).and_then(|value| value.parse().ok());
         let row_value_options = get("binlog_row_value_options");
+        let row_image = get("binlog_row_image").unwrap_or_else(|| "FULL".into());
+        let logs_generated_columns = match flavor {
+            Flavor::Mysql => true,
+            Flavor::Mariadb => row_image != "MINIMAL" && !knows_full_nodup(session).await?,
+        };
         Ok(Self {
             flavor,
             version: get("version").unwrap_or_default(),
@@ -96,7 +104,8 @@ impl Server {
             server_id: number("server_id").unwrap_or_default(),
             log_bin,
             binlog_format: get("binlog_format").unwrap_or_else(|| "ROW".into()),
-            binlog_row_image: get("binlog_row_image").unwrap_or_else(|| "FULL".into()),
+            binlog_row_image: row_image,
+            logs_generated_columns,
             binlog_row_metadata: get("binlog_row_metadata"),
             gtid_mode: get("gtid_mode"),
             logs_replica_updates: logs_replica_updates.unwrap_or_default(),
@@ -223,6 +232,11 @@ async fn status_statement(session: &mut Conn, flavor: Flavor) -> Result<&'static
         Err(error) if errno(&error) == Some(PARSE_ERROR) => Ok(OLD),
         Err(error) => Err(error.into()),
     }
+}
+
+async fn knows_full_nodup(session: &mut Conn) -> Result<bool, SourceError> {
+    let values = "(select enum_value_list from information_schema.system_variables where variable_name = 'binlog_row_image')";
+    Ok(one(session, values).await?.contains("FULL_NODUP"))
 }
 
 fn expires_s(found: &HashMap<String, String>) -> Option<u64> {

@@ -5,10 +5,6 @@ create table labels (id int primary key, e enum('a','it''s','back\\slash','new\n
 insert into labels values (1, 'it''s', 'x''y,\\', 'b', 'ß'), (2, 'back\\slash', '', 'a', 'é'), (3, 'new\nline', 'ü,last', null, null), (4, 8, 'last', 'nothing', 'nothing'), (5, 'com,ma', 15, null, null);
 create table many_labels (id int primary key, s set('01','02','03','04','05','06','07','08','09','10','11','12','13','14','15','16','17','18','19','20','21','22','23','24','25','26','27','28','29','30','31','32','33','34','35','36','37','38','39','40','41','42','43','44','45','46','47','48','49','50','51','52','53','54','55','56','57','58','59','60','61','62','63','64'));
 insert into many_labels values (1, '01,64'), (2, '64'), (3, '33,34'), (4, 18446744073709551615);
-create table gen (id int primary key, a int, v int as (a + 1) virtual, st varchar(20) as (concat('s', a)) stored, inv int invisible default 7);
-insert into gen (id, a) values (1, 10), (2, null);
-insert into gen (id, a, inv) values (3, 5, 6);
-update gen set a = 11 where id = 1;
 create table bag (a int, b varchar(10));
 insert into bag values (1, 'x'), (1, 'x'), (null, null), (2, 'y');
 create table promoted (a int, b int not null, c int not null, d varchar(5) not null, unique key u1 (a), unique key z (c, d), unique key y2 (d, a));
