@@ -1,3 +1,20 @@
 //! MySQL and MariaDB: the sessions with one server.
 
+pub mod check;
 pub mod config;
+pub mod identity;
+mod settings;
+pub mod setup;
+
+use downriver_decode::mysql::shape::Unshaped;
+use downriver_event::problem::Problem;
+
+/// Why the rows of a table cannot be read any more.
+#[must_use]
+pub fn unshaped(table: &str, why: &Unshaped) -> Problem {
+    Problem::new(
+        "DR-1088",
+        format!("the rows of table {table} cannot be read: {why}"),
+        "exclude the table from the source, or give the column another type",
+    )
+}

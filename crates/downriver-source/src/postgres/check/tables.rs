@@ -3,7 +3,7 @@
 use downriver_event::problem::Problem;
 use downriver_event::{LogicalType, pattern};
 
-use super::Finding;
+use crate::check::Finding;
 use super::publication::Published;
 use crate::error::SourceError;
 use crate::postgres::catalog::{Catalog, SourceTable};
