@@ -1,10 +1,19 @@
 //! MySQL and MariaDB: the sessions with one server.
 
+pub mod catalog;
 pub mod check;
+mod columns;
 pub mod config;
 pub mod identity;
+mod key;
+mod key_value;
+mod refusal;
+mod row;
+pub mod server;
 mod settings;
 pub mod setup;
+pub mod snapshot;
+pub mod sql;
 
 use downriver_decode::mysql::shape::Unshaped;
 use downriver_event::problem::Problem;
