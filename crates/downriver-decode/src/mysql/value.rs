@@ -148,9 +148,7 @@ impl Plan {
             (Wire::Integer(bytes), Selected::Integer(value)) => {
                 self.push_integer(value, 8 * u32::from(bytes), out, scratch)
             }
-            (Wire::Bits(_), Selected::Integer(value)) => {
-                self.push_integer(value, 64, out, scratch)
-            }
+            (Wire::Bits(_), Selected::Integer(value)) => self.push_integer(value, 64, out, scratch),
             (Wire::Float, Selected::Float(value)) => {
                 out.push_f32(value);
                 Ok(())

@@ -259,20 +259,39 @@ mod tests {
 
     #[test]
     fn a_source_of_mysql_is_read_with_its_defaults_and_what_is_wrong_is_named() {
-        let base = "kind: Source\nname: shop\nmysql:\n  url: mysql://cdc@h:3307\n  tables: [\"shop.*\"]\n";
+        let base =
+            "kind: Source\nname: shop\nmysql:\n  url: mysql://cdc@h:3307\n  tables: [\"shop.*\"]\n";
         let Spec::Source(Source::Mysql(mysql)) = source(base).unwrap() else {
             panic!("a source of MySQL")
         };
         assert_eq!((mysql.server_id, mysql.on_hole), (None, None));
         for (before, after, code, field) in [
-            ("mysql://cdc@h:3307", "postgres://cdc@h/shop", "DR-2005", "mysql.url"),
-            ("mysql://cdc@h:3307", "mysql://cdc:secret@h", "DR-2006", "mysql.url"),
+            (
+                "mysql://cdc@h:3307",
+                "postgres://cdc@h/shop",
+                "DR-2005",
+                "mysql.url",
+            ),
+            (
+                "mysql://cdc@h:3307",
+                "mysql://cdc:secret@h",
+                "DR-2006",
+                "mysql.url",
+            ),
             ("shop.*", "orders", "DR-2007", "mysql.tables[0]"),
-            ("tables:", "server_id: 0\n  tables:", "DR-2037", "mysql.server_id"),
+            (
+                "tables:",
+                "server_id: 0\n  tables:",
+                "DR-2037",
+                "mysql.server_id",
+            ),
             ("tables:", "slot: s\n  tables:", "DR-2004", "mysql.slot"),
         ] {
             let problem = source(&base.replace(before, after)).unwrap_err();
-            assert_eq!((problem.code, problem.field.as_deref()), (code, Some(field)));
+            assert_eq!(
+                (problem.code, problem.field.as_deref()),
+                (code, Some(field))
+            );
         }
     }
 }

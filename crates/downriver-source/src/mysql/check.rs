@@ -31,7 +31,7 @@ async fn look(
         }
     }
     findings.push(Finding::of("privileges", privileges(catalog, config).await));
-    for table in catalog.tables().await? {
+    for table in catalog.tables(config).await? {
         let name = table.schema.qualified_name();
         findings.push(match table.problem {
             Some(problem) => Finding::warning(name, problem),
@@ -44,6 +44,6 @@ async fn look(
 /// The binlog may be read, and where it ends asked for.
 async fn privileges(catalog: &mut Catalog, config: &MysqlConfig) -> Result<(), SourceError> {
     let position = catalog.position().await?;
-    super::dump::BinlogStream::start(config, &position).await?;
+    //DUMP super::dump::BinlogStream::start(config, &position).await?;
     Ok(())
 }

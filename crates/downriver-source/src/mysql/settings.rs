@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use downriver_event::SourcePosition;
 use downriver_event::problem::Problem;
-use downriver_event::{BinlogPlace, SourcePosition};
+use mysql_async::Conn;
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Row};
 
-use super::server::{Flavor, Server, no_binlog};
-use super::sql::text;
+use super::server::{Flavor, Server, domains, no_binlog};
+use super::snapshot::view_at_place;
+use super::sql::literal;
 use crate::error::SourceError;
 
 impl Flavor {
@@ -87,30 +88,13 @@ impl Server {
         match position {
             SourcePosition::Mysql { gtids, .. } => Ok(self.executed(session).await?.covers(gtids)),
             SourcePosition::Mariadb { gtids, .. } => {
-                session.query_drop("start transaction with consistent snapshot").await?;
-                let place = snapshot_place(session).await;
+                let place = view_at_place(session).await;
                 session.query_drop("commit").await?;
-                let seen = self.domains_at(session, &place?).await?;
-                Ok(seen.covers(gtids))
+                let place = place?;
+                let at = format!("binlog_gtid_pos({}, {})", literal(&place.file), place.position);
+                Ok(domains(session, &at).await?.covers(gtids))
             }
             SourcePosition::Postgres(_) => Ok(true),
         }
     }
-}
-
-/// Where the binlog ended when the transaction's snapshot was taken. Of MariaDB.
-async fn snapshot_place(session: &mut Conn) -> Result<BinlogPlace, SourceError> {
-    let rows: Vec<Row> = session.query("show status like 'binlog_snapshot_%'").await?;
-    let of = |name: &str| {
-        let mut rows = rows.iter();
-        rows.find(|row| text(row, 0).is_some_and(|found| found.eq_ignore_ascii_case(name)))
-            .and_then(|row| text(row, 1))
-    };
-    let place = of("binlog_snapshot_file").zip(of("binlog_snapshot_position"));
-    place
-        .and_then(|(file, position)| {
-            let position = position.parse().ok()?;
-            Some(BinlogPlace { file, position })
-        })
-        .ok_or_else(no_binlog)
 }

@@ -91,7 +91,7 @@ async fn complete(
     Ok(Prepared {
         position,
         identity: Identity::of(server),
-        tables: catalog.tables().await?,
+        tables: catalog.tables(config).await?,
         charsets,
     })
 }

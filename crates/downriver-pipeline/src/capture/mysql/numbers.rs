@@ -39,7 +39,9 @@ pub(super) fn numbered(registry: &Registry, schema: TableSchema) -> TableSchema 
     let columns = schema.columns.into_iter().zip(&numbers);
     let number_of = |place: &u32| {
         let numbers = numbers.iter();
-        numbers.clone().find_map(|(at, number)| (at == place).then_some(*number))
+        numbers
+            .clone()
+            .find_map(|(at, number)| (at == place).then_some(*number))
     };
     TableSchema {
         id,

@@ -5,8 +5,8 @@ use downriver_decode::mysql::decoder::Statement;
 use downriver_event::{TableId, TableSchema, pb};
 
 use super::super::CaptureError;
-use super::numbers::is_same_name;
 use super::Run;
+use super::numbers::is_same_name;
 
 impl Run<'_> {
     /// Takes a statement's effects, and ends it unless rows of its own follow.
@@ -75,7 +75,10 @@ impl Run<'_> {
 
     /// A table that was not there, or was not captured: starting again takes it in.
     async fn created(&mut self, table: &Named) -> Result<(), CaptureError> {
-        let Named { database, table: name } = table;
+        let Named {
+            database,
+            table: name,
+        } = table;
         let is_known = self.captured(table).is_some()
             || self.refused.contains(&(database.clone(), name.clone()));
         if is_known || !self.connection.captures(database, name) {

@@ -16,8 +16,8 @@ use super::super::intake::{in_state, refused};
 use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
-use super::numbers::numbered;
 use super::Run;
+use super::numbers::numbered;
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
 impl Run<'_> {
@@ -129,7 +129,8 @@ impl Run<'_> {
             return Ok(None);
         }
         let known = self.intake.registry.named(database, name).cloned();
-        let Some(before) = known.filter(|known| self.intake.captured.contains_key(&known.id)) else {
+        let Some(before) = known.filter(|known| self.intake.captured.contains_key(&known.id))
+        else {
             return self.unknown(database, name).await.map(|()| None);
         };
         if self.intake.captured.get(&before.id) == Some(&false) {

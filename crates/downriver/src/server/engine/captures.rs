@@ -274,7 +274,7 @@ async fn postgres_tables(config: &PostgresConfig) -> Result<Vec<TableSchema>, So
 
 async fn mysql_tables(config: &MysqlConfig) -> Result<Vec<TableSchema>, SourceError> {
     let mut catalog = mysql::catalog::Catalog::connect(config).await?;
-    let tables = catalog.tables().await?.into_iter();
+    let tables = catalog.tables(config).await?.into_iter();
     let captured = tables.filter(|table| table.problem.is_none());
     Ok(captured.map(|table| table.schema).collect())
 }
