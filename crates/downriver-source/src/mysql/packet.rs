@@ -85,7 +85,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
     }
 
     /// Goes on with a stream that carries this one.
-    pub(super) async fn over<T, F>(self, carry: impl FnOnce(S) -> F) -> Result<Packets<T>, SourceError>
+    pub(super) async fn over<T, F>(
+        self,
+        carry: impl FnOnce(S) -> F,
+    ) -> Result<Packets<T>, SourceError>
     where
         F: Future<Output = Result<T, SourceError>>,
     {
@@ -191,14 +194,22 @@ mod tests {
     #[tokio::test]
     async fn a_payload_of_any_length_comes_whole() {
         let small = b"small".to_vec();
-        for bytes in [0, 1, PAYLOAD_BYTES_MAX - 1, PAYLOAD_BYTES_MAX, 2 * PAYLOAD_BYTES_MAX + 7] {
+        for bytes in [
+            0,
+            1,
+            PAYLOAD_BYTES_MAX - 1,
+            PAYLOAD_BYTES_MAX,
+            2 * PAYLOAD_BYTES_MAX + 7,
+        ] {
             let large: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
             let mut bytes = sent(&[&large, &small]).await;
             let first = span(&bytes).unwrap();
             for cut in [0, 3, first - 1] {
                 assert_eq!(span(&bytes[..cut]), None);
             }
-            assert!(payload_start(&bytes[..4 + large.len().min(9)]) == &large[..large.len().min(9)]);
+            assert!(
+                payload_start(&bytes[..4 + large.len().min(9)]) == &large[..large.len().min(9)]
+            );
             let (one, two) = bytes.split_at_mut(first);
             assert!(*join(one) == large);
             assert_eq!(span(two), Some(two.len()));

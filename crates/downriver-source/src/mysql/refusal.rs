@@ -58,10 +58,30 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
             "use ssl-mode=REQUIRED, or one that verifies the server",
         ),
         // Full, starting or stopping, out of memory, disk or threads, killed, or cut.
-        1021 | 1037 | 1038 | 1040 | 1041 | 1053 | 1077..=1080 | 1129 | 1135 | 1152 | 1158..=1161 | 1184
-        | 1203 | 1205 | 1213 | 1226 | 1317 | 1927 | 2006 | 2013 | 3032 | 3168 | 3169 | 4031 => {
-            SourceError::transient("DR-1002", reason, COMES_BACK)
-        }
+        1021
+        | 1037
+        | 1038
+        | 1040
+        | 1041
+        | 1053
+        | 1077..=1080
+        | 1129
+        | 1135
+        | 1152
+        | 1158..=1161
+        | 1184
+        | 1203
+        | 1205
+        | 1213
+        | 1226
+        | 1317
+        | 1927
+        | 2006
+        | 2013
+        | 3032
+        | 3168
+        | 3169
+        | 4031 => SourceError::transient("DR-1002", reason, COMES_BACK),
         // Databases, columns and tables are named as the catalog had them a moment ago.
         1049 | 1054 | 1146 | 1412 => SourceError::transient(
             "DR-1005",
@@ -144,7 +164,12 @@ mod tests {
             let error = refused(number, "words");
             assert_eq!(error.problem().code, named, "{number}");
             assert_eq!(class(&error), as_class, "{number}");
-            assert!(error.problem().reason.ends_with(&format!("({number}): words")));
+            assert!(
+                error
+                    .problem()
+                    .reason
+                    .ends_with(&format!("({number}): words"))
+            );
         }
     }
 

@@ -174,7 +174,10 @@ impl SnapshotSession {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    async fn reshaped(&mut self, schema: &TableSchema) -> Result<ChunkRead<SourceTable>, SourceError> {
+    async fn reshaped(
+        &mut self,
+        schema: &TableSchema,
+    ) -> Result<ChunkRead<SourceTable>, SourceError> {
         self.key_types = None;
         let now = self.catalog.table(schema.id).await?.map(Box::new);
         let high = SourcePosition::Postgres(self.catalog.passed_position().await?);
