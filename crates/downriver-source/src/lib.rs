@@ -7,6 +7,7 @@ mod error;
 pub mod mysql;
 mod pace;
 pub mod postgres;
+mod reader;
 mod transport;
 mod url;
 mod wire;

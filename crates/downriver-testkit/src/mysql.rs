@@ -125,6 +125,24 @@ impl Mysql {
         self.product
     }
 
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// Where its files are; MySQL's self-made certificates among them.
+    pub fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Ends the server as a power cut does.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
     fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.root.join("usr").join(name));
         command
@@ -206,7 +224,7 @@ impl Mysql {
 
     /// The newest file of the server's binlog, with its first four bytes.
     pub fn newest_binlog(&self) -> Result<Vec<u8>> {
-        let mut files: Vec<PathBuf> = fs::read_dir(self.folder.path().join("data"))?
+        let mut files: Vec<PathBuf> = fs::read_dir(self.data_folder())?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| is_binlog(path))
             .collect();
@@ -231,9 +249,7 @@ fn whoami() -> String {
 
 impl Drop for Mysql {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        // Nobody is left to tell.
+        let _ = self.kill();
     }
 }

@@ -44,6 +44,6 @@ async fn look(
 /// The binlog may be read, and where it ends asked for.
 async fn privileges(catalog: &mut Catalog, config: &MysqlConfig) -> Result<(), SourceError> {
     let position = catalog.position().await?;
-    //DUMP super::dump::BinlogStream::start(config, &position).await?;
+    super::dump::BinlogStream::start(config, &position).await?;
     Ok(())
 }
