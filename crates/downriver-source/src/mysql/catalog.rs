@@ -187,7 +187,11 @@ impl Catalog {
             return config.captures(database, name);
         }
         let folded = MysqlConfig {
-            tables: config.tables.iter().map(|table| table.to_lowercase()).collect(),
+            tables: config
+                .tables
+                .iter()
+                .map(|table| table.to_lowercase())
+                .collect(),
             ..config.clone()
         };
         folded.captures(&database.to_lowercase(), &name.to_lowercase())
@@ -269,7 +273,9 @@ impl Catalog {
             version: 0,
             namespace: database,
             name,
-            key: ids.filter_map(|part| columns.get(part.column).map(|c| c.id)).collect(),
+            key: ids
+                .filter_map(|part| columns.get(part.column).map(|c| c.id))
+                .collect(),
             columns,
             identity: match (&key, self.server.logs_whole_rows()) {
                 (Some(_), _) => ReplicaIdentity::Default,

@@ -27,7 +27,11 @@ async fn look(
     match problems.is_empty() {
         true => findings.push(Finding::ok("binlog")),
         false => {
-            findings.extend(problems.into_iter().map(|problem| Finding::error("binlog", problem)));
+            findings.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Finding::error("binlog", problem)),
+            );
         }
     }
     findings.push(Finding::of("privileges", privileges(catalog, config).await));

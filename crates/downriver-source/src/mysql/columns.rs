@@ -209,9 +209,18 @@ mod tests {
 
     #[test]
     fn labels_are_read_as_they_were_declared() {
-        let written = r"enum('a','it''s','back\\slash','new\nline','q""q','com,ma',''')','')";
+        let written = r#"enum('a','it''s','back\\slash','new\nline','q"q','com,ma',''')','')"#;
         let read = labels(written);
-        let expected = ["a", "it's", "back\\slash", "new\nline", "q\"\"q", "com,ma", "')", ""];
+        let expected = [
+            "a",
+            "it's",
+            "back\\slash",
+            "new\nline",
+            "q\"q",
+            "com,ma",
+            "')",
+            "",
+        ];
         assert_eq!(read, Some(expected.map(String::from).to_vec()));
         assert_eq!(labels("set('a'"), None);
         assert_eq!(labels("enum('a' 'b')"), None);

@@ -51,10 +51,7 @@ mod tests {
 
     #[test]
     fn it_is_read_as_it_was_stored() {
-        for text in [
-            "mysql 3e11fa47-71ca-11e1-9e33-c80aa9429562",
-            "mariadb 7",
-        ] {
+        for text in ["mysql 3e11fa47-71ca-11e1-9e33-c80aa9429562", "mariadb 7"] {
             let identity = Identity::decode(text.as_bytes()).expect("it is one");
             assert_eq!(identity.encode(), text);
         }

@@ -44,9 +44,7 @@ pub(super) fn printed<'a>(column: &KnownColumn, value: &'a Value) -> Option<Cow<
         (
             Wire::Datetime(_) | Wire::Timestamp(_),
             Value::Date(year, month, day, hour, minute, second, micros),
-        ) => format!(
-            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06}"
-        ),
+        ) => format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06}"),
         (Wire::Time(_), Value::Time(is_negative, days, hours, minutes, seconds, micros)) => {
             let sign = if *is_negative { "-" } else { "" };
             let hours = 24 * days + u32::from(*hours);
@@ -94,7 +92,9 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
     match Presence::from_code(*presence)? {
         Presence::Value => {}
         // One cell for all of them.
-        Presence::ZeroDate => return Some(format!("(month({name}) = 0 or dayofmonth({name}) = 0)")),
+        Presence::ZeroDate => {
+            return Some(format!("(month({name}) = 0 or dayofmonth({name}) = 0)"));
+        }
         _ => return None,
     }
     let printed: Cow<'_, [u8]> = match ty {
@@ -102,15 +102,11 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
         LogicalType::Int16 | LogicalType::Int32 => {
             Cow::Owned(i32::from_le_bytes(array(rest)?).to_string().into_bytes())
         }
-        LogicalType::Int64 => {
-            Cow::Owned(i64::from_le_bytes(array(rest)?).to_string().into_bytes())
-        }
+        LogicalType::Int64 => Cow::Owned(i64::from_le_bytes(array(rest)?).to_string().into_bytes()),
         LogicalType::Float32 => {
             Cow::Owned(double(f32::from_le_bytes(array(rest)?).into()).into_bytes())
         }
-        LogicalType::Float64 => {
-            Cow::Owned(double(f64::from_le_bytes(array(rest)?)).into_bytes())
-        }
+        LogicalType::Float64 => Cow::Owned(double(f64::from_le_bytes(array(rest)?)).into_bytes()),
         LogicalType::Date => {
             let days = i32::from_le_bytes(array(rest)?);
             Cow::Owned(date(days.into()).into_bytes())
@@ -129,7 +125,10 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
             let numbers = numbers(&column.declared.labels, text()?);
             (!numbers.is_empty()).then(|| format!("{name} in ({})", numbers.join(", ")))
         }
-        Wire::Set(_) => Some(format!("{name} = {}", members(&column.declared.labels, text()?)?)),
+        Wire::Set(_) => Some(format!(
+            "{name} = {}",
+            members(&column.declared.labels, text()?)?
+        )),
         Wire::Char(_) | Wire::Bytes(_) => {
             let bytes = match column.declared.charset {
                 Some(charset) => charset.encode(text()?)?,

@@ -12,8 +12,8 @@ use mysql_common::proto::MySerialize as _;
 use tokio::net::TcpStream;
 
 use super::config::MysqlConfig;
-use super::public_key;
 use super::packet::Packets;
+use super::public_key;
 use super::refusal::{of_packet, unknown};
 use crate::error::SourceError;
 use crate::transport::{self, SslMode, Stream};

@@ -42,11 +42,13 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         CANNOT_READ_BINLOG => cannot_read(reason, message),
         // Access denied, to a database as well; a host that may not connect; an account that is locked, or whose password
         // has expired.
-        1044 | 1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => SourceError::definite(
-            "DR-1001",
-            reason,
-            "set the right user and password in the source, and let the user in from this host",
-        ),
+        1044 | 1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => {
+            SourceError::definite(
+                "DR-1001",
+                reason,
+                "set the right user and password in the source, and let the user in from this host",
+            )
+        }
         // Privileges of a table, of a column, of the server, of a procedure.
         1142 | 1143 | 1227 | 1370 => SourceError::definite(
             "DR-1004",
@@ -82,11 +84,9 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         | 3169
         | 4031 => SourceError::transient("DR-1002", reason, COMES_BACK),
         // Another session holds a lock, or was preferred.
-        1020 | 1205 | 1213 | 1637 => SourceError::transient(
-            "DR-1005",
-            reason,
-            "nothing: it is tried again by itself",
-        ),
+        1020 | 1205 | 1213 | 1637 => {
+            SourceError::transient("DR-1005", reason, "nothing: it is tried again by itself")
+        }
         // Databases, columns and tables are named as the catalog had them a moment ago.
         1049 | 1051 | 1054 | 1109 | 1146 | 1347 | 1356 | 1412 | 1615 => SourceError::transient(
             "DR-1005",

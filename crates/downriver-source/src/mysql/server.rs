@@ -217,10 +217,7 @@ pub(super) fn no_binlog() -> SourceError {
 }
 
 /// Newer versions of MySQL know no other name, and older ones and MariaDB not this one.
-async fn status_statement(
-    session: &mut Conn,
-    flavor: Flavor,
-) -> Result<&'static str, SourceError> {
+async fn status_statement(session: &mut Conn, flavor: Flavor) -> Result<&'static str, SourceError> {
     const NEW: &str = "show binary log status";
     const OLD: &str = "show master status";
     if flavor == Flavor::Mariadb {
@@ -235,7 +232,10 @@ async fn status_statement(
 
 fn expires_s(found: &HashMap<String, String>) -> Option<u64> {
     let number = |name: &str| found.get(name)?.parse::<f64>().ok();
-    if found.get("binlog_expire_logs_auto_purge").is_some_and(|purges| purges == "OFF") {
+    if found
+        .get("binlog_expire_logs_auto_purge")
+        .is_some_and(|purges| purges == "OFF")
+    {
         return None;
     }
     // Days may have a fraction in MariaDB; of both the larger unit is the one that was set.
@@ -255,7 +255,10 @@ async fn gtids(session: &mut Conn, expression: &str) -> Result<GtidSet, SourceEr
     told.parse().map_err(|_| unreadable(expression, &told))
 }
 
-async fn domains(session: &mut Conn, expression: &str) -> Result<DomainGtids, SourceError> {
+pub(super) async fn domains(
+    session: &mut Conn,
+    expression: &str,
+) -> Result<DomainGtids, SourceError> {
     let told = one(session, expression).await?;
     told.parse().map_err(|_| unreadable(expression, &told))
 }

@@ -137,7 +137,9 @@ async fn by_identifiers(
     if server.flavor == Flavor::Mysql && !server.has_gtids() {
         return Err(SourceError::definite(
             "DR-1083",
-            format!("the source was captured by transaction identifiers up to {ours}, and gtid_mode is not ON any more"),
+            format!(
+                "the source was captured by transaction identifiers up to {ours}, and gtid_mode is not ON any more"
+            ),
             "set gtid_mode = ON again",
         ));
     }
@@ -178,7 +180,10 @@ async fn by_place(
 ) -> Result<(), SourceError> {
     let ours = &captured.position;
     let Some(place) = ours.place() else {
-        return Err(SourceError::hole("DR-1084", format!("{ours} is no position of a binlog")));
+        return Err(SourceError::hole(
+            "DR-1084",
+            format!("{ours} is no position of a binlog"),
+        ));
     };
     if Identity::of(server) != captured.identity {
         return Err(SourceError::hole(
@@ -203,17 +208,23 @@ async fn by_place(
             true => Ok(()),
             false => Err(SourceError::hole(
                 "DR-1084",
-                format!("the log is at {place}, and the server's file ends at {end}: it was reset or restored"),
+                format!(
+                    "the log is at {place}, and the server's file ends at {end}: it was reset or restored"
+                ),
             )),
         };
     }
     match ends.first() {
-        Some(first) if first.covers(place) => {
-            Err(purged_hole(&format!("what lies between {place} and file {}", first.file)))
-        }
+        Some(first) if first.covers(place) => Err(purged_hole(&format!(
+            "what lies between {place} and file {}",
+            first.file
+        ))),
         _ => Err(SourceError::hole(
             "DR-1084",
-            format!("the server's binlog has no file {}, where the log is: it was reset or restored", place.file),
+            format!(
+                "the server's binlog has no file {}, where the log is: it was reset or restored",
+                place.file
+            ),
         )),
     }
 }
@@ -236,10 +247,7 @@ pub async fn until_visible(
     }
 }
 
-async fn charsets(
-    session: &mut Conn,
-    flavor: Flavor,
-) -> Result<HashMap<u64, String>, SourceError> {
+async fn charsets(session: &mut Conn, flavor: Flavor) -> Result<HashMap<u64, String>, SourceError> {
     let query = match flavor {
         Flavor::Mysql => "select id, character_set_name from information_schema.collations",
         Flavor::Mariadb => {

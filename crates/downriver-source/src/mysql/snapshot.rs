@@ -107,7 +107,10 @@ impl ChunkReader for SnapshotSession {
 
 fn refuse_unbuilt(schema: &TableSchema, request: &ChunkRequest) -> Result<(), SourceError> {
     let refused = |what: &str| {
-        let reason = format!("{what} of {} is not built for MySQL", schema.qualified_name());
+        let reason = format!(
+            "{what} of {} is not built for MySQL",
+            schema.qualified_name()
+        );
         SourceError::definite("DR-1076", reason, "read the whole table, as it is")
     };
     let is_masked = |cover: &Cover| matches!(cover, Cover::Masked(_));
@@ -180,7 +183,9 @@ impl SnapshotSession {
         schema: &TableSchema,
     ) -> Result<Result<Opened, Gone>, SourceError> {
         let name = qualified(&schema.namespace, &schema.name);
-        self.session().query_drop("start transaction read only").await?;
+        self.session()
+            .query_drop("start transaction read only")
+            .await?;
         if !keep_shape(self.session(), &name, "").await? {
             return Ok(Err(None));
         }
@@ -358,11 +363,12 @@ fn shape_is_changing(name: &str) -> SourceError {
 }
 
 /// Makes a view of which the server tells the place in the binlog.
-async fn view_at_place(session: &mut Conn) -> Result<BinlogPlace, SourceError> {
+pub(super) async fn view_at_place(session: &mut Conn) -> Result<BinlogPlace, SourceError> {
     session
         .query_drop("start transaction with consistent snapshot")
         .await?;
-    let query = "show status where variable_name in ('binlog_snapshot_file', 'binlog_snapshot_position')";
+    let query =
+        "show status where variable_name in ('binlog_snapshot_file', 'binlog_snapshot_position')";
     let rows: Vec<MysqlRow> = session.query(query).await?;
     let is = |row: &&MysqlRow, name: &str| {
         text(row, 0).is_some_and(|told| told.eq_ignore_ascii_case(name))

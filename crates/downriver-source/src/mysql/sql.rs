@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, DriverError, Error, Opts, OptsBuilder, PathOrBuf, Row, SslOpts};
+use mysql_async::{Conn, DriverError, Error, Opts, OptsBuilder, Row, SslOpts};
 
 use super::config::MysqlConfig;
 use crate::error::SourceError;
@@ -43,8 +43,8 @@ const PINNED_WHERE_KNOWN: [(&str, &str); 8] = [
 pub async fn connect(config: &MysqlConfig) -> Result<Conn, SourceError> {
     let mut session = open(config).await?;
     session.query_drop(PINNED).await?;
-    let known = variables(&mut session, "session", &PINNED_WHERE_KNOWN.map(|(name, _)| name));
-    let known = known.await?;
+    let names = PINNED_WHERE_KNOWN.map(|(name, _)| name);
+    let known = variables(&mut session, "session", &names).await?;
     let mut settings = vec![format!("lock_wait_timeout = {}", LOCK_WAIT.as_secs())];
     for (name, value) in PINNED_WHERE_KNOWN {
         if known.contains_key(name) {
@@ -82,7 +82,9 @@ async fn open(config: &MysqlConfig) -> Result<Conn, SourceError> {
 }
 
 fn is_unreachable(error: &std::io::Error) -> bool {
-    !error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>())
+    !error
+        .get_ref()
+        .is_some_and(|cause| cause.is::<rustls::Error>())
 }
 
 async fn attempt(
@@ -114,11 +116,13 @@ fn ssl_opts(tls: &Tls) -> SslOpts {
             .with_danger_skip_domain_validation(true);
     }
     let roots = match &tls.ca_file {
-        Some(file) => vec![PathOrBuf::from(file.clone())],
+        Some(file) => vec![file.clone().into()],
         None => {
             let certificates = rustls_native_certs::load_native_certs().certs;
-            let bytes = certificates.into_iter().map(|certificate| certificate.to_vec());
-            bytes.map(PathOrBuf::from).collect()
+            let certificates = certificates.into_iter();
+            certificates
+                .map(|certificate| certificate.to_vec().into())
+                .collect()
         }
     };
     options

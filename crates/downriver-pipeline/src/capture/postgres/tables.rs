@@ -14,7 +14,6 @@ use super::super::CaptureError;
 use super::super::intake::{TableProgress, in_state, refused};
 use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
-use super::super::shelf::Shelf;
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::drift::{self, Fate};
