@@ -9,13 +9,14 @@ mod log;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use common::{Capture, config, node};
+use common::{Capture, config, connection, node};
 use downriver_event::block::{BlockBuilder, OldImage, RowOp};
 use downriver_event::{LogicalType, pb};
 use downriver_pipeline::TableState;
-use downriver_pipeline::capture::CaptureConfig;
+use downriver_pipeline::capture::{CaptureConfig, Database};
 use downriver_source::chunk::{ChunkReader as _, ChunkRequest};
 use downriver_source::postgres::catalog::Catalog;
+use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::snapshot::SnapshotSession;
 use downriver_testkit::host;
 use downriver_testkit::postgres::{Options, Postgres, Version};
@@ -127,6 +128,12 @@ fn render(cell: &pb::Cell) -> Option<String> {
             }
             pb::value::Kind::List(_) => panic!("a list has no oracle"),
         }),
+    }
+}
+
+fn connection_mut(config: &mut CaptureConfig) -> &mut PostgresConfig {
+    match &mut config.database {
+        Database::Postgres(source) => &mut source.connection,
     }
 }
 
@@ -446,7 +453,7 @@ async fn names_are_kept_exactly() {
         .await
         .unwrap();
     let mut config = config(&postgres, folder.path());
-    config.postgres.tables = vec!["*.*".into()];
+    connection_mut(&mut config).tables = vec!["*.*".into()];
     let node = node(folder.path()).await;
     let capture = Capture::start(&config, &node);
     capture.caught_up(&config).await;
@@ -492,7 +499,7 @@ async fn encoded(postgres: &Postgres, encoding: &str, folder: &std::path::Path) 
         .await
         .unwrap();
     let mut config = config(postgres, folder);
-    config.postgres.database = "other".into();
+    connection_mut(&mut config).database = "other".into();
     config
 }
 

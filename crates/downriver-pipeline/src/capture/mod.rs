@@ -18,6 +18,7 @@
 
 mod intake;
 pub(crate) mod merge;
+mod mysql;
 mod outbox;
 mod outgrown;
 mod postgres;
@@ -28,7 +29,7 @@ mod request;
 mod shelf;
 mod snapshot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ use downriver_source::SourceError;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+pub use mysql::MysqlSource;
 pub use postgres::{PostgresSource, WalBehind};
 pub use request::{CaptureControl, NotRequested, Requested, Wanted, needs_whole};
 
@@ -62,6 +64,7 @@ pub struct SnapshotConfig {
 #[derive(Clone, Debug)]
 pub enum Database {
     Postgres(PostgresSource),
+    Mysql(MysqlSource),
 }
 
 #[derive(Clone, Debug)]
@@ -133,6 +136,22 @@ pub(crate) fn is_left(chunks: &ChunkState) -> bool {
     chunks.done && resume.is_some_and(|resume| resume.standing == Standing::Lapsed)
 }
 
+/// Takes a capture's spill folder and removes what is in it: files of a killed process, or segments of an append of an
+/// older epoch, which the log refuses.
+fn clear(folder: &Path) -> Result<(), CaptureError> {
+    let clear = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for entry in std::fs::read_dir(folder)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    };
+    clear().map_err(|source| CaptureError::Spill {
+        folder: folder.to_owned(),
+        source,
+    })
+}
+
 fn not_ours(source: &str) -> CaptureError {
     CaptureError::Problem(Problem::new(
         "DR-1022",
@@ -193,6 +212,8 @@ async fn watch(config: &CaptureConfig, status: &Board<SourceStatus>, over: &Noti
         Database::Postgres(source) => {
             postgres::watch::watch(&config.name, source, status, over).await;
         }
+        // A server drops its binlog by itself.
+        Database::Mysql(_) => std::future::pending().await,
     }
 }
 
@@ -213,6 +234,7 @@ async fn keep_capturing(
                 Database::Postgres(source) => {
                     postgres::run(config, source, log, status, control, streaming).await
                 }
+                Database::Mysql(source) => mysql::run(config, source, log, status, control).await,
             }
         };
         let result = tokio::select! {
@@ -292,6 +314,7 @@ async fn give_up(
                 repair::until_repaired(config, log, status, control, hole).await;
             }
         }
+        Database::Mysql(_) => {}
     }
 }
 

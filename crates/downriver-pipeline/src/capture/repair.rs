@@ -14,7 +14,7 @@ use super::outbox::{Outbox, Tip};
 use super::progress::{Standing, wanted};
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Requested, needs_whole};
-use super::{CaptureConfig, CaptureError, Database, chain, postgres, problem_of, snapshot};
+use super::{CaptureConfig, CaptureError, Database, chain, mysql, postgres, problem_of, snapshot};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 
@@ -95,6 +95,7 @@ async fn repair(
         Database::Postgres(source) => {
             postgres::repair::begin_anew(&config.name, source, log).await?
         }
+        Database::Mysql(source) => mysql::repair::begin_anew(&config.name, source, log).await?,
     };
     let is_known = log
         .state(&config.name)

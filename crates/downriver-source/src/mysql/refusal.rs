@@ -1,84 +1,151 @@
-//! What a server refused, by its error number, and what the client failed at.
+//! What a server refuses, by its error number.
+//!
+//! Source: MySQL's error reference and `sql/rpl_binlog_sender.cc`; MariaDB's `sql/sql_repl.cc`.
 
-use downriver_event::problem::Problem;
 use mysql_async::{DriverError, Error, IoError};
+use mysql_common::constants::CapabilityFlags;
+use mysql_common::io::ParseBuf;
+use mysql_common::packets::ErrPacket;
 
-use crate::error::{Class, SourceError};
+use crate::error::SourceError;
 
-const REACHABLE: &str = "make the database reachable; capture goes on by itself";
+/// What goes wrong while the binlog is read has one number, and its kind in words.
+const CANNOT_READ_BINLOG: u16 = 1236;
+const COMES_BACK: &str = "make the database reachable; capture goes on by itself";
 
-/// Source: MySQL's `share/messages_to_clients.txt` and MariaDB's `sql/share/errmsg-utf8.txt`.
-pub(crate) fn refusal(errno: u16, message: &str) -> SourceError {
-    let (class, code, fix) = match errno {
-        // Access denied, a host that is not allowed, a locked account, a password that is over.
-        1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => (
-            Class::Definite,
-            "DR-1001",
-            "set the right user and password in the source, and let the user come from this host",
-        ),
-        1129 => (
-            Class::Definite,
-            "DR-1001",
-            "`flush hosts` at the server: it has refused this host since too many connections of it failed",
-        ),
-        1044 | 1142 | 1143 | 1227 | 1370 => (
-            Class::Definite,
+/// The server sent what nobody would understand.
+pub(super) fn unknown(what: impl std::fmt::Display) -> SourceError {
+    SourceError::definite(
+        "DR-1040",
+        format!("the server sent {what}, which this build does not know"),
+        "report it with the server's version; the binlog keeps everything for as long as the server is told to",
+    )
+}
+
+/// Of an error packet.
+pub(super) fn of_packet(payload: &[u8]) -> SourceError {
+    // Before it knows its client a server leaves the SQLSTATE out.
+    let flags = match payload.get(3) {
+        Some(b'#') => CapabilityFlags::CLIENT_PROTOCOL_41,
+        _ => CapabilityFlags::empty(),
+    };
+    match ParseBuf(payload).parse(flags) {
+        Ok(ErrPacket::Error(error)) => refused(error.error_code(), &error.message_str()),
+        Ok(ErrPacket::Progress(_)) | Err(_) => unknown("an error without a number"),
+    }
+}
+
+/// Names what the server refused.
+pub(crate) fn refused(number: u16, message: &str) -> SourceError {
+    let reason = format!("the database refused ({number}): {message}");
+    match number {
+        CANNOT_READ_BINLOG => cannot_read(reason, message),
+        // Access denied; a host that may not connect; an account that is locked, or whose password
+        // has expired.
+        1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => {
+            SourceError::definite(
+                "DR-1001",
+                reason,
+                "set the right user and password in the source, and let the user in from this host",
+            )
+        }
+        // Privileges of a database, of a table, of a column, of the server, of a procedure.
+        1044 | 1142 | 1143 | 1227 | 1370 => SourceError::definite(
             "DR-1004",
+            reason,
             "grant what `downriver check` lists to the source's user",
         ),
-        // Too many connections, no memory or disk, shutdown, a connection that was killed or cut.
+        3159 => SourceError::definite(
+            "DR-1006",
+            reason,
+            "use ssl-mode=REQUIRED, or one that verifies the server",
+        ),
+        // Full, starting or stopping, out of memory, disk or threads, killed, or cut.
         1021
         | 1037
         | 1038
         | 1040
         | 1041
-        | 1042
-        | 1043
         | 1053
-        | 1077
-        | 1079
-        | 1080
+        | 1077..=1080
+        | 1129
+        | 1135
         | 1152
-        | 1153
-        | 1154..=1161
+        | 1158..=1161
         | 1184
         | 1203
         | 1226
         | 1317
         | 1927
+        | 2006
+        | 2013
         | 3032
         | 3168
         | 3169
-        | 4031 => (Class::Transient, "DR-1002", REACHABLE),
+        | 4031 => SourceError::transient("DR-1002", reason, COMES_BACK),
         // Another session holds a lock, or was preferred.
-        1020 | 1205 | 1213 | 1637 => (
-            Class::Transient,
+        1020 | 1205 | 1213 | 1637 => {
+            SourceError::transient("DR-1005", reason, "nothing: it is tried again by itself")
+        }
+        // Databases, columns and tables are named as the catalog had them a moment ago.
+        1049 | 1051 | 1054 | 1109 | 1146 | 1347 | 1356 | 1412 | 1615 => SourceError::transient(
             "DR-1005",
-            "nothing: it is tried again by itself",
-        ),
-        // Tables and columns are named as the catalog had them a moment ago.
-        1049 | 1051 | 1054 | 1109 | 1146 | 1347 | 1356 | 1412 | 1615 => (
-            Class::Transient,
-            "DR-1005",
+            reason,
             "nothing, if a table was dropped or changed a moment ago: it is tried again by itself",
         ),
-        _ => (Class::Definite, "DR-1005", "see the server's message"),
-    };
-    SourceError::Named {
-        class,
-        problem: Problem::new(
-            code,
-            format!("the database refused ({errno}): {message}"),
-            fix,
-        ),
-        cause: None,
+        _ => SourceError::definite("DR-1005", reason, "see the server's message"),
     }
+}
+
+fn cannot_read(reason: String, message: &str) -> SourceError {
+    let message = message.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    if says(&["with the same server_uuid/server_id"]) {
+        return SourceError::transient(
+            "DR-1060",
+            reason,
+            "give this source a server_id that no replica of the server and no other source has; capture goes on by itself",
+        );
+    }
+    if says(&[
+        "purged required binary logs",
+        "has purged binary logs",
+        "could not find first log file name",
+        "required binlog files have been purged",
+    ]) {
+        return SourceError::hole("DR-1062", reason)
+            .and_first("let the server keep its binlogs for longer than capture may stand still");
+    }
+    if says(&[
+        "more gtids than the",
+        "impossible position",
+        "position > file size",
+        "not in the master's binlog",
+        "is missing the gtid",
+    ]) {
+        return SourceError::hole("DR-1063", reason);
+    }
+    if says(&["exceeded max_allowed_packet"]) {
+        return SourceError::definite(
+            "DR-1064",
+            reason,
+            "raise max_allowed_packet at the server, to 1G at most; where it is large enough, the binlog is damaged there: resnapshot from a position behind",
+        );
+    }
+    if says(&["binary log is not open", "gtid_mode = off"]) {
+        return SourceError::definite(
+            "DR-1066",
+            reason,
+            "turn log_bin on, and gtid_mode as it was when the source's position was reached",
+        );
+    }
+    SourceError::definite("DR-1005", reason, "see the server's message")
 }
 
 impl From<Error> for SourceError {
     fn from(error: Error) -> Self {
         match error {
-            Error::Server(server) => refusal(server.code, &server.message),
+            Error::Server(server) => refused(server.code, &server.message),
             Error::Io(IoError::Io(io)) if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
                 no_tls(&io.to_string())
             }
@@ -134,4 +201,105 @@ pub(super) fn is_gone(error: &Error) -> bool {
 /// `ER_LOCK_WAIT_TIMEOUT`.
 pub(super) fn waited_for_lock(error: &Error) -> bool {
     errno(error) == Some(1205)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    fn class(error: &SourceError) -> Class {
+        match error {
+            error if error.is_hole() => Class::Hole,
+            error if error.is_transient() => Class::Transient,
+            _ => Class::Definite,
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_named_by_its_number() {
+        for (number, named, as_class) in [
+            (1045, "DR-1001", Class::Definite),
+            (1698, "DR-1001", Class::Definite),
+            (1227, "DR-1004", Class::Definite),
+            (1040, "DR-1002", Class::Transient),
+            (1053, "DR-1002", Class::Transient),
+            (1146, "DR-1005", Class::Transient),
+            (1064, "DR-1005", Class::Definite),
+        ] {
+            let error = refused(number, "words");
+            assert_eq!(error.problem().code, named, "{number}");
+            assert_eq!(class(&error), as_class, "{number}");
+            assert!(
+                error
+                    .problem()
+                    .reason
+                    .ends_with(&format!("({number}): words"))
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_server_cannot_read_is_named_by_its_words() {
+        for (words, named, as_class) in [
+            (
+                "A replica with the same server_uuid/server_id as this replica has connected to the source; the first event '' at 4",
+                "DR-1060",
+                Class::Transient,
+            ),
+            (
+                "Cannot replicate because the source purged required binary logs. Replicate the missing transactions from elsewhere",
+                "DR-1062",
+                Class::Hole,
+            ),
+            (
+                "Could not find first log file name in binary log index file",
+                "DR-1062",
+                Class::Hole,
+            ),
+            (
+                "Could not find GTID state requested by slave in any binlog files. Probably the slave state is too old and required binlog files have been purged.",
+                "DR-1062",
+                Class::Hole,
+            ),
+            (
+                "Slave has more GTIDs than the master has, using the master's SERVER_UUID.",
+                "DR-1063",
+                Class::Hole,
+            ),
+            (
+                "Error: connecting slave requested to start from GTID 0-1-5, which is not in the master's binlog",
+                "DR-1063",
+                Class::Hole,
+            ),
+            (
+                "log event entry exceeded max_allowed_packet; Increase max_allowed_packet on source",
+                "DR-1064",
+                Class::Definite,
+            ),
+            ("Binary log is not open", "DR-1066", Class::Definite),
+            ("something else", "DR-1005", Class::Definite),
+        ] {
+            let error = refused(CANNOT_READ_BINLOG, words);
+            assert_eq!(error.problem().code, named, "{words}");
+            assert_eq!(class(&error), as_class, "{words}");
+        }
+    }
+
+    #[test]
+    fn an_error_packet_is_read_with_and_without_its_state() {
+        let with = of_packet(b"\xff\x15\x04#28000Access denied");
+        assert_eq!(
+            with.problem().reason,
+            "the database refused (1045): Access denied"
+        );
+        let without = of_packet(b"\xff\x10\x04Too many connections");
+        assert_eq!(
+            without.problem().reason,
+            "the database refused (1040): Too many connections"
+        );
+        for cut in [&b"\xff"[..], b"\xff\x15", b"\xff\x15\x04#28"] {
+            assert_eq!(of_packet(cut).problem().code, "DR-1040");
+        }
+    }
 }

@@ -264,7 +264,10 @@ async fn gtids(session: &mut Conn, expression: &str) -> Result<GtidSet, SourceEr
     told.parse().map_err(|_| unreadable(expression, &told))
 }
 
-async fn domains(session: &mut Conn, expression: &str) -> Result<DomainGtids, SourceError> {
+pub(super) async fn domains(
+    session: &mut Conn,
+    expression: &str,
+) -> Result<DomainGtids, SourceError> {
     let told = one(session, expression).await?;
     told.parse().map_err(|_| unreadable(expression, &told))
 }

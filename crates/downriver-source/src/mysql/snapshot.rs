@@ -364,7 +364,7 @@ fn shape_is_changing(name: &str) -> SourceError {
 }
 
 /// Makes a view of which the server tells the place in the binlog.
-async fn view_at_place(session: &mut Conn) -> Result<BinlogPlace, SourceError> {
+pub(super) async fn view_at_place(session: &mut Conn) -> Result<BinlogPlace, SourceError> {
     session
         .query_drop("start transaction with consistent snapshot")
         .await?;

@@ -15,7 +15,6 @@ mod key_sql;
 pub mod outline;
 mod partitions;
 pub mod publication;
-mod reader;
 pub mod replication;
 pub mod rules;
 mod session;

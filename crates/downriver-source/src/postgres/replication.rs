@@ -15,11 +15,11 @@ use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::sync::Notify;
 
 use super::config::PostgresConfig;
-use super::reader::{Gulp, Gulps, Reader};
 pub use super::session::Session;
 use super::session::{error_response, frame, unknown};
 use super::sql;
 use crate::error::SourceError;
+use crate::reader::{Gulp, Gulps, Reader};
 use crate::transport::Stream;
 use crate::wire::Wire;
 
@@ -144,7 +144,7 @@ impl ReplicationStream {
         let shared = Arc::new(Shared::default());
         shared.received.store(from.0, Ordering::Relaxed);
         let (reader, writer) = tokio::io::split(session.stream);
-        let (reader, gulps) = Reader::new(reader, session.buffer);
+        let (reader, gulps) = Reader::new(reader, session.buffer, message_bytes);
         let keep_alive = keep_alive(writer, Arc::clone(&shared), status_every);
         let wire = session.wire;
         wire.spawn(async move {
@@ -227,6 +227,11 @@ impl ReplicationStream {
             }
         }
     }
+}
+
+/// With its tag.
+fn message_bytes(buffer: &[u8]) -> Result<Option<usize>, SourceError> {
+    Ok(frame(buffer)?.map(|(_, len)| 1 + len))
 }
 
 fn copy_data(body: &[u8]) -> Result<Message<'_>, SourceError> {

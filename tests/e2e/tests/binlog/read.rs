@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use downriver_decode::mysql::decoder::{BinlogDecoder, Decoded, Reached};
 use downriver_decode::mysql::shape::{Shape, describe};
+use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::block::{Block, BlockBuilder};
 use downriver_event::{
     BinlogPlace, Column, Cover, DomainGtids, GtidSet, LogicalType, Offset, ReplicaIdentity,
@@ -19,11 +20,8 @@ pub(crate) type Tables = HashMap<String, BTreeMap<String, Vec<Option<String>>>>;
 
 const MAGIC: &[u8] = b"\xfebin";
 
-/// Also where the binlog ends, as the decoder counted it.
+/// What the file holds, and where it ends, as the decoder counted it.
 pub(crate) async fn tables(server: &Mysql) -> Result<(Tables, SourcePosition)> {
-    let charsets = charsets(server).await?;
-    let file = server.newest_binlog()?;
-    let mut rest = file.strip_prefix(MAGIC).context("no binlog")?;
     let reached = match server.product().is_mariadb() {
         true => Reached::Mariadb(DomainGtids::default()),
         false => Reached::Mysql(GtidSet::default()),
@@ -32,71 +30,116 @@ pub(crate) async fn tables(server: &Mysql) -> Result<(Tables, SourcePosition)> {
         file: "binlog.000001".into(),
         position: u64::try_from(MAGIC.len())?,
     };
-    let mut decoder = BinlogDecoder::new(reached, place);
-    let mut builder = BlockBuilder::new();
-    let mut schemas: HashMap<(u32, u32), TableSchema> = HashMap::new();
-    let mut ids: HashMap<String, u32> = HashMap::new();
+    let mut reading = Reading::behind(server, reached, place).await?;
+    let file = server.newest_binlog()?;
+    let mut rest = file.strip_prefix(MAGIC).context("no binlog")?;
     while let Some(len) = rest.get(9..13) {
         let len = u32::from_le_bytes(len.try_into()?) as usize;
         let (event, after) = rest.split_at_checked(len).context("a whole event")?;
         rest = after;
-        match decoder.decode(event, &mut builder)? {
+        reading.event(event)?;
+    }
+    ensure!(rest.is_empty());
+    reading.finish()
+}
+
+/// Events one after the other, whether a file has them or a stream brings them.
+pub(crate) struct Reading {
+    decoder: BinlogDecoder,
+    builder: BlockBuilder,
+    charsets: HashMap<u64, String>,
+    schemas: HashMap<(u32, u32), TableSchema>,
+    ids: HashMap<String, u32>,
+}
+
+impl Reading {
+    pub(crate) async fn behind(
+        server: &Mysql,
+        reached: Reached,
+        place: BinlogPlace,
+    ) -> Result<Self> {
+        Ok(Self {
+            decoder: BinlogDecoder::new(reached, place),
+            builder: BlockBuilder::new(),
+            charsets: charsets(server).await?,
+            schemas: HashMap::new(),
+            ids: HashMap::new(),
+        })
+    }
+
+    pub(crate) fn event(&mut self, event: &[u8]) -> Result<()> {
+        match self.decoder.decode(event, &mut self.builder)? {
             Decoded::Table(map) => {
-                let next = u32::try_from(ids.len())? + 1;
-                let id = *ids.entry(map.table.clone()).or_insert(next);
-                let version = u32::try_from(schemas.len())? + 1;
-                let described = describe(&map, |collation| charsets.get(&collation).cloned())?;
-                let columns = (1..).zip(&described).map(|(id, column)| Column {
-                    id,
-                    name: column.name.clone(),
-                    ty: column.ty.clone(),
-                    nullable: column.nullable,
-                    source_type: String::new(),
-                    cover: Cover::None,
-                });
-                let schema = TableSchema {
-                    id: TableId(id),
-                    version,
-                    namespace: map.database.clone(),
-                    name: map.table.clone(),
-                    columns: columns.collect(),
-                    key: vec![1],
-                    identity: ReplicaIdentity::Full,
-                    withheld: Vec::new(),
-                };
-                ensure!(map.key.as_deref() == Some(&[0]), "the key is told: {map:?}");
-                schemas.insert((id, version), schema.clone());
-                let plans = described.into_iter().map(|column| column.plan).collect();
-                decoder.set_shape(Some(Shape::new(Arc::new(schema), plans)));
+                let shape = self.shape(&map)?;
+                self.decoder.set_shape(Some(shape));
             }
             Decoded::Statement(_) => {
-                decoder.end_statement(&mut builder);
+                self.decoder.end_statement(&mut self.builder);
             }
             _ => {}
         }
+        Ok(())
     }
-    ensure!(rest.is_empty() && !decoder.in_transaction());
-    let block = builder.cut().context("nothing was decoded")?;
-    let block = Block::decode(&block.frame)?;
-    let position = decoder.position();
-    let events = view::events(&block, Offset(0), &position, |table, version| {
-        schemas.get(&(table, version))
-    })?;
-    let mut tables = Tables::new();
-    for event in events {
-        let schema = schemas
-            .get(&(event.table_id, event.schema_version))
-            .context("a schema")?;
-        let rows = tables.entry(schema.name.clone()).or_default();
-        if let Some(before) = &event.before {
-            rows.remove(&texts(schema, before)[0].clone().unwrap_or_default());
-        }
-        if let Some(after) = &event.after {
-            let cells = texts(schema, after);
-            rows.insert(cells[0].clone().unwrap_or_default(), cells);
-        }
+
+    fn shape(&mut self, map: &TableMap) -> Result<Shape> {
+        let next = u32::try_from(self.ids.len())? + 1;
+        let id = *self.ids.entry(map.table.clone()).or_insert(next);
+        let version = u32::try_from(self.schemas.len())? + 1;
+        let charsets = &self.charsets;
+        let described = describe(map, |collation| charsets.get(&collation).cloned())?;
+        let columns = (1..).zip(&described).map(|(id, column)| Column {
+            id,
+            name: column.name.clone(),
+            ty: column.ty.clone(),
+            nullable: column.nullable,
+            source_type: String::new(),
+            cover: Cover::None,
+        });
+        let schema = TableSchema {
+            id: TableId(id),
+            version,
+            namespace: map.database.clone(),
+            name: map.table.clone(),
+            columns: columns.collect(),
+            key: vec![1],
+            identity: ReplicaIdentity::Full,
+            withheld: Vec::new(),
+        };
+        ensure!(map.key.as_deref() == Some(&[0]), "the key is told: {map:?}");
+        self.schemas.insert((id, version), schema.clone());
+        let plans = described.into_iter().map(|column| column.plan).collect();
+        Ok(Shape::new(Arc::new(schema), plans))
     }
-    Ok((tables, position))
+
+    /// Everything up to here was read.
+    pub(crate) fn position(&self) -> SourcePosition {
+        self.decoder.position()
+    }
+
+    pub(crate) fn finish(mut self) -> Result<(Tables, SourcePosition)> {
+        ensure!(!self.decoder.in_transaction());
+        let block = self.builder.cut().context("nothing was decoded")?;
+        let block = Block::decode(&block.frame)?;
+        let position = self.position();
+        let events = view::events(&block, Offset(0), &position, |table, version| {
+            self.schemas.get(&(table, version))
+        })?;
+        let mut tables = Tables::new();
+        for event in events {
+            let schema = (self.schemas)
+                .get(&(event.table_id, event.schema_version))
+                .context("a schema")?;
+            let rows = tables.entry(schema.name.clone()).or_default();
+            if let Some(before) = &event.before {
+                rows.remove(&texts(schema, before)[0].clone().unwrap_or_default());
+            }
+            if let Some(after) = &event.after {
+                let cells = texts(schema, after);
+                rows.insert(cells[0].clone().unwrap_or_default(), cells);
+            }
+        }
+        Ok((tables, position))
+    }
 }
 
 async fn charsets(server: &Mysql) -> Result<HashMap<u64, String>> {

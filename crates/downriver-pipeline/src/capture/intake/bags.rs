@@ -95,16 +95,6 @@ pub(super) struct Joining {
 }
 
 impl Intake<'_> {
-    /// Remembers what the stream does to a table whose snapshot runs.
-    pub(in super::super) fn track(&mut self, table: TableId) {
-        self.recent.track(table);
-    }
-
-    /// The same of a table without a key.
-    pub(in super::super) fn set_aside(&mut self, table: TableId, shelf: Shelf) {
-        self.set_aside.track(table, shelf);
-    }
-
     /// Whether a table joins the log, and nothing else does meanwhile.
     pub(in super::super) fn is_joining(&self) -> bool {
         self.joining.is_some()

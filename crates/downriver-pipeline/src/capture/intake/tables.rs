@@ -3,17 +3,59 @@
 use std::sync::Arc;
 
 use downriver_event::problem::Problem;
-use downriver_event::{RowFilter, TableId, pb};
+use downriver_event::{RowFilter, TableId, TableSchema, pb};
 use downriver_log::StreamState;
 
 use super::super::CaptureError;
 use super::super::progress::{Resume, Standing, lapsed, wanted};
 use super::super::registry::Registered;
 use super::super::request::{Request, needs_whole};
-use super::Intake;
+use super::super::shelf::Shelf;
+use super::super::snapshot::TableTask;
+use super::{Intake, TableProgress};
 use crate::status::{TableState, TableStatus};
 
 impl Intake<'_> {
+    /// Begins the reading of a table's generation, or goes on with it: the worker's task.
+    pub(in super::super) fn read(
+        &mut self,
+        schema: Arc<TableSchema>,
+        generation: u64,
+        mut resume: Resume,
+        starts: bool,
+    ) -> Result<TableTask, CaptureError> {
+        let table = schema.id;
+        if schema.is_bag() {
+            let shelf = Shelf::create(&self.config.spill, table);
+            let shelf = shelf.map_err(|error| self.shelf_failed(error))?;
+            self.set_aside.track(table, shelf);
+            let standing = std::mem::take(&mut resume.standing);
+            resume = Resume {
+                standing: standing.clone(),
+                ..Resume::default()
+            };
+            // Its start comes with its rows: until then it is read from the beginning.
+            self.outbox
+                .chunk_done(wanted(table, generation, standing, None));
+        } else {
+            self.recent.track(table);
+            if starts {
+                self.start_snapshot(table, generation, &resume);
+            }
+        }
+        let progress = TableProgress {
+            generation,
+            resume: resume.clone(),
+        };
+        self.snapshots.insert(table, progress);
+        Ok(TableTask {
+            schema,
+            generation,
+            resume,
+            rows_estimated: None,
+        })
+    }
+
     /// Captures no more of a table. Once its problem is gone it is read again, as it misses what comes until then.
     pub(in super::super) fn refuse(&mut self, table: TableId, problem: Problem) {
         tracing::error!(

@@ -14,7 +14,6 @@ use super::super::CaptureError;
 use super::super::intake::{TableProgress, in_state, refused};
 use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
-use super::super::shelf::Shelf;
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::drift::{self, Fate};
@@ -155,38 +154,12 @@ impl Run<'_> {
         let before = begun.map_or(u64::from(is_lacking), |chunks| chunks.generation);
         let generation = before + u64::from(is_other || begun.is_none());
         let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
-        if schema.is_bag() {
-            let shelf = Shelf::create(&self.intake.config.spill, id);
-            let shelf = shelf.map_err(|error| self.intake.shelf_failed(error))?;
-            self.intake.set_aside(id, shelf);
-            resume = Resume {
-                standing: standing.clone(),
-                ..Resume::default()
-            };
-            // Its start comes with its rows: until then it is read from the beginning.
-            self.intake
-                .outbox
-                .chunk_done(progress::wanted(id, generation, standing, None));
-        } else {
-            self.intake.track(id);
-            if starts {
-                self.intake.start_snapshot(id, generation, &resume);
-            }
-        }
-        tasks.push(TableTask {
-            schema,
-            generation,
-            resume: resume.clone(),
-            rows_estimated: None,
-        });
         // Of a part the worker finds out.
         let rows_estimated = match resume.part {
             Some(_) => 0,
             None => table.estimated_rows,
         };
-        self.intake
-            .snapshots
-            .insert(id, TableProgress { generation, resume });
+        tasks.push(self.intake.read(schema, generation, resume, starts)?);
         Ok(TableStatus {
             snapshot: Some(SnapshotProgress {
                 rows_done: taken_up.map_or(0, |chunks| chunks.rows),

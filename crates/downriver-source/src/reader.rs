@@ -1,12 +1,13 @@
 //! Reads what the server sends, in gulps of whole messages, ahead of whoever decodes them.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, ReadHalf};
 use tokio::sync::mpsc;
 
-use super::session::frame;
 use crate::error::SourceError;
 use crate::pace::Pace;
 use crate::transport::Stream;
@@ -19,25 +20,54 @@ const GULP_BYTES: usize = 1 << 20;
 /// Gulps that wait to be decoded.
 const GULPS: usize = 1;
 
+/// Says how many bytes the first message of a buffer has, with everything around it; `None`: it is not here whole.
+pub(crate) trait Measure: Fn(&[u8]) -> Result<Option<usize>, SourceError> + Send {}
+
+impl<F: Fn(&[u8]) -> Result<Option<usize>, SourceError> + Send> Measure for F {}
+
 /// Whole messages.
 #[derive(Default)]
-pub(super) struct Gulp(pub(super) BytesMut);
+pub(crate) struct Gulp(pub(crate) BytesMut);
 
 impl Gulp {
-    pub(super) fn is_large(&self) -> bool {
+    pub(crate) fn is_large(&self) -> bool {
         self.0.len() >= BACKLOG_BYTES
     }
 }
 
 /// The other end of a [`Reader`].
-pub(super) struct Gulps {
+pub(crate) struct Gulps {
     ready: mpsc::Receiver<Result<Gulp, SourceError>>,
     empty: mpsc::Sender<BytesMut>,
+    heard: Arc<Heard>,
+}
+
+/// When the server was heard last.
+struct Heard {
+    start: Instant,
+    /// Milliseconds after the start.
+    last: AtomicU64,
+}
+
+impl Heard {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) {
+        self.last.store(self.elapsed_ms(), Ordering::Relaxed);
+    }
 }
 
 impl Gulps {
+    /// For how long nothing was read: nothing came, or nobody took what did.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let last = self.heard.last.load(Ordering::Relaxed);
+        Duration::from_millis(self.heard.elapsed_ms().saturating_sub(last))
+    }
+
     /// Takes what the last gulp was in back for another one. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self, last: &mut Gulp) -> Result<Gulp, SourceError> {
+    pub(crate) async fn next(&mut self, last: &mut Gulp) -> Result<Gulp, SourceError> {
         let mut buffer = std::mem::take(last).0;
         if (1..=2 * GULP_BYTES).contains(&buffer.capacity()) {
             buffer.clear();
@@ -53,7 +83,8 @@ impl Gulps {
     }
 }
 
-pub(super) struct Reader {
+pub(crate) struct Reader<M> {
+    measure: M,
     stream: ReadHalf<Stream>,
     buffer: BytesMut,
     /// Bytes of whole messages at the buffer's start.
@@ -61,30 +92,38 @@ pub(super) struct Reader {
     pace: Pace,
     ready: mpsc::Sender<Result<Gulp, SourceError>>,
     empty: mpsc::Receiver<BytesMut>,
+    heard: Arc<Heard>,
 }
 
-impl Reader {
+impl<M: Measure> Reader<M> {
     /// `buffer`: what was read of the stream before.
-    pub(super) fn new(stream: ReadHalf<Stream>, buffer: BytesMut) -> (Self, Gulps) {
+    pub(crate) fn new(stream: ReadHalf<Stream>, buffer: BytesMut, measure: M) -> (Self, Gulps) {
         let (ready, gulps) = mpsc::channel(GULPS);
         let (empties, empty) = mpsc::channel(GULPS);
+        let heard = Arc::new(Heard {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+        });
         let reader = Self {
+            measure,
             stream,
             buffer,
             whole: 0,
             pace: Pace::new(Instant::now()),
             ready,
             empty,
+            heard: Arc::clone(&heard),
         };
         let gulps = Gulps {
             ready: gulps,
             empty: empties,
+            heard,
         };
         (reader, gulps)
     }
 
     /// Reads until the connection ends, or nobody wants more. Puts its thread to sleep.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             let gulp = self.gulp().await;
             let is_last = gulp.is_err();
@@ -106,7 +145,7 @@ impl Reader {
             self.buffer.reserve(READ_BYTES);
             let read = if self.whole == 0 {
                 // A message that cannot be understood is found once it is first.
-                frame(&self.buffer)?;
+                (self.measure)(&self.buffer)?;
                 self.stream.read_buf(&mut self.buffer).await
             } else {
                 // Only what is there already.
@@ -117,6 +156,7 @@ impl Reader {
                 }
             };
             came.get_or_insert_with(Instant::now);
+            self.heard.now();
             match read {
                 Ok(1..) => {}
                 // What came before it comes first.
@@ -141,8 +181,8 @@ impl Reader {
 
     /// Looks for the end of the last whole message, up to one that cannot be understood.
     fn find_whole(&mut self) {
-        while let Ok(Some((_, len))) = frame(&self.buffer[self.whole..]) {
-            self.whole += 1 + len;
+        while let Ok(Some(bytes)) = (self.measure)(&self.buffer[self.whole..]) {
+            self.whole += bytes;
         }
     }
 }
