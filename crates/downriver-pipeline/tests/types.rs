@@ -134,6 +134,7 @@ fn render(cell: &pb::Cell) -> Option<String> {
 fn connection_mut(config: &mut CaptureConfig) -> &mut PostgresConfig {
     match &mut config.database {
         Database::Postgres(source) => &mut source.connection,
+        Database::Mysql(_) => unreachable!("these tests have none"),
     }
 }
 

@@ -112,7 +112,11 @@ impl SourceError {
             Self::Named {
                 class: Class::Hole,
                 ..
-            } | Self::Binlog(mysql::decoder::DecodeError::Incident { .. })
+            } | Self::Binlog(
+                // Whoever goes on behind them has missed what they changed.
+                mysql::decoder::DecodeError::Incident { .. }
+                    | mysql::decoder::DecodeError::Unsupported { .. }
+            )
         )
     }
 
@@ -168,6 +172,10 @@ fn binlog(error: &mysql::decoder::DecodeError) -> Problem {
         Error::Unsupported { .. } => (
             "DR-1087",
             "see docs/mysql.md for what is not built yet; set the server or the session otherwise, then read all tables again: downriver resnapshot PIPELINE",
+        ),
+        Error::InPart { .. } => (
+            "DR-1081",
+            "let the session log whole rows (binlog_row_image = FULL), then downriver resnapshot PIPELINE --tables DATABASE.TABLE",
         ),
         Error::Value {
             error: Value::TooLarge(_),

@@ -35,6 +35,31 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// The same with other names for its tables.
+    #[must_use]
+    pub fn called(self, name: impl Fn(Named) -> Named) -> Self {
+        match self {
+            Self::Created(table) => Self::Created(name(table)),
+            Self::Replaced(table) => Self::Replaced(name(table)),
+            Self::Dropped(table) => Self::Dropped(name(table)),
+            Self::DatabaseDropped(database) => {
+                let table = String::new();
+                Self::DatabaseDropped(name(Named { database, table }).database)
+            }
+            Self::Renamed { from, to } => Self::Renamed {
+                from: name(from),
+                to: name(to),
+            },
+            Self::Truncated(table) => Self::Truncated(name(table)),
+            Self::Altered { table, changes } => Self::Altered {
+                table: name(table),
+                changes,
+            },
+        }
+    }
+}
+
 /// What became of a table's columns and rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -43,6 +43,14 @@ pub enum DecodeError {
         found: usize,
         at: BinlogPlace,
     },
+    #[error(
+        "a row of {table} was logged without all of its columns (binlog_row_image is not FULL in the session that wrote it), at {at}"
+    )]
+    InPart {
+        id: TableId,
+        table: String,
+        at: BinlogPlace,
+    },
     #[error("column {column:?} of {table} {error}, at {at}")]
     Value {
         id: TableId,
@@ -469,6 +477,15 @@ impl BinlogDecoder {
                 table: shape.schema.qualified_name(),
                 expected: shape.columns(),
                 found: rows.columns,
+                at: self.place.clone(),
+            });
+        }
+        // What an insert leaves out is the column's default, which nobody tells; and without a key all of a row tells it.
+        let needs_all = rows.change == Change::Insert || shape.schema.key.is_empty();
+        if needs_all && rows.first.count(rows.columns) < rows.columns {
+            return Err(DecodeError::InPart {
+                id: shape.schema.id,
+                table: shape.schema.qualified_name(),
                 at: self.place.clone(),
             });
         }

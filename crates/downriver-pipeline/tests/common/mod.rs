@@ -57,6 +57,7 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
 pub(crate) fn connection(config: &CaptureConfig) -> &PostgresConfig {
     match &config.database {
         Database::Postgres(source) => &source.connection,
+        Database::Mysql(_) => unreachable!("these tests have none"),
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Prepared {
     pub tables: Vec<SourceTable>,
     /// Character sets by the numbers of their collations.
     pub charsets: HashMap<u64, String>,
+    /// The server keeps tables' names in lower case, however a statement writes them.
+    pub folds_names: bool,
 }
 
 /// Gets a server ready to be streamed from.
@@ -93,6 +95,7 @@ async fn complete(
         identity: Identity::of(server),
         tables: catalog.tables(config).await?,
         charsets,
+        folds_names: server.lower_case_table_names == 1,
     })
 }
 

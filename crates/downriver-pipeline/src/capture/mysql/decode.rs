@@ -72,10 +72,10 @@ impl Run<'_> {
     }
 }
 
-/// A value stops its table; whatever else is not understood stops the source.
+/// A row stops its table; whatever else is not understood stops the source.
 fn undecodable(error: DecodeError) -> CaptureError {
     let table = match &error {
-        DecodeError::Value { id, .. } => Some(*id),
+        DecodeError::Value { id, .. } | DecodeError::InPart { id, .. } => Some(*id),
         _ => None,
     };
     let error = SourceError::from(error);

@@ -54,6 +54,8 @@ struct Run<'a> {
     catalog: Catalog,
     /// Character sets by the numbers of their collations.
     charsets: HashMap<u64, String>,
+    /// Tables are called in lower case, however a statement writes it.
+    folds_names: bool,
     decoder: BinlogDecoder,
     /// A transaction that belongs into the log has ended since the last one was handed over.
     has_committed: bool,
@@ -110,6 +112,7 @@ pub(super) async fn run(
         connection,
         catalog: Catalog::connect(connection).await?,
         charsets: prepared.charsets,
+        folds_names: prepared.folds_names,
         decoder,
         has_committed: false,
         refused: HashSet::new(),

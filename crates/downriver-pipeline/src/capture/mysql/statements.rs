@@ -11,7 +11,11 @@ use super::numbers::is_same_name;
 impl Run<'_> {
     /// Takes a statement's effects, and ends it unless rows of its own follow.
     pub(super) async fn statement(&mut self, statement: &Statement) -> Result<(), CaptureError> {
-        let effects = effects(&statement.database, &statement.text);
+        let mut effects = effects(&statement.database, &statement.text);
+        if self.folds_names {
+            let fold = |effect: Effect| effect.called(in_lower_case);
+            effects = effects.into_iter().map(fold).collect();
+        }
         let has_rows = self.decoder.in_transaction() && self.intake.builder.in_transaction();
         if !has_rows && !effects.is_empty() {
             self.decoder.open_statement(&mut self.intake.builder);
@@ -177,5 +181,12 @@ impl Run<'_> {
             let registered = self.intake.registry.register(schema);
             self.intake.announce(&registered);
         }
+    }
+}
+
+fn in_lower_case(named: Named) -> Named {
+    Named {
+        database: named.database.to_lowercase(),
+        table: named.table.to_lowercase(),
     }
 }
