@@ -21,10 +21,12 @@ use downriver_lake::catalog::Catalog;
 use downriver_lake::{Digest, LakeError, TableScan, Warehouse};
 use downriver_log::{Log, ReadError};
 use downriver_source::SourceError;
-use downriver_source::chunk::Row as _;
+use downriver_source::chunk::{Row, RowSink};
+use downriver_source::mysql;
+use downriver_source::mysql::config::MysqlConfig;
+use downriver_source::postgres;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::copy::BinaryRow;
-use downriver_source::postgres::cut::DatabaseCut;
 use tokio::sync::mpsc;
 
 use crate::capture::CaptureControl;
@@ -45,11 +47,61 @@ const BLOCK_RAW_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct VerifyConfig {
     pub source: String,
-    pub postgres: PostgresConfig,
+    pub database: Connection,
     pub catalog: Arc<dyn Catalog>,
     pub warehouse: Warehouse,
     /// For digests; emptied at the end.
     pub folder: PathBuf,
+}
+
+/// How the source's database is reached.
+#[derive(Clone)]
+pub enum Connection {
+    Postgres(PostgresConfig),
+    Mysql(MysqlConfig),
+}
+
+/// The database at one position.
+enum Cut {
+    Postgres(postgres::cut::DatabaseCut),
+    Mysql(Box<mysql::cut::DatabaseCut>),
+}
+
+impl Cut {
+    async fn take(connection: &Connection) -> Result<Self, SourceError> {
+        Ok(match connection {
+            Connection::Postgres(config) => {
+                Self::Postgres(postgres::cut::DatabaseCut::take(config).await?)
+            }
+            Connection::Mysql(config) => {
+                Self::Mysql(Box::new(mysql::cut::DatabaseCut::take(config).await?))
+            }
+        })
+    }
+
+    fn position(&self) -> SourcePosition {
+        match self {
+            Self::Postgres(cut) => SourcePosition::Postgres(cut.position()),
+            Self::Mysql(cut) => cut.position().clone(),
+        }
+    }
+
+    async fn estimated_rows(&mut self, schema: &TableSchema) -> Result<u64, SourceError> {
+        match self {
+            Self::Postgres(cut) => cut.estimated_rows(schema).await,
+            Self::Mysql(cut) => cut.estimated_rows(schema).await,
+        }
+    }
+
+    async fn read(&mut self, schema: &TableSchema, row: &mut RowSink<'_>) -> Result<(), SourceError> {
+        match self {
+            Self::Postgres(cut) => {
+                let row = &mut |read: &BinaryRow<'_>| row(read);
+                cut.read(schema, row).await
+            }
+            Self::Mysql(cut) => cut.read(schema, row).await,
+        }
+    }
 }
 
 /// What runs of the pipeline.
@@ -112,11 +164,11 @@ pub async fn verify(
         )
     };
     let held = running.control.hold().await.ok_or_else(not_running)?;
-    let database = tokio::time::timeout(CUT_WITHIN, DatabaseCut::take(&config.postgres))
+    let mut database = tokio::time::timeout(CUT_WITHIN, Cut::take(&config.database))
         .await
         .map_err(|_| cut_takes_too_long())?
         .map_err(|error| error.problem())?;
-    let position = SourcePosition::Postgres(database.position());
+    let position = database.position();
     let end = passed(running, &position).await?;
     let cut_at = boundary(&*running.log, &config.source, held.at, end, &position)
         .await
@@ -140,11 +192,11 @@ pub async fn verify(
                 "verify again when its snapshot is complete",
             ))
         } else {
-            let comparison = Comparison {
+            let mut comparison = Comparison {
                 config,
                 schema: Arc::clone(schema),
                 reports,
-                database: &database,
+                database: &mut database,
             };
             comparison.run(&table.target, table.snapshot).await
         };
@@ -225,7 +277,12 @@ async fn boundary(
     end: Offset,
     position: &SourcePosition,
 ) -> Result<Offset, ReadError> {
-    let after = |at: &SourcePosition| !position.covers(at);
+    // Without regard to their identifiers: of what is logged before, and was not visible yet, nothing is of the tables.
+    let is_before = |at: &SourcePosition| {
+        let places = position.place().zip(at.place());
+        position.covers(at) || places.is_some_and(|(cut, at)| cut.covers(at))
+    };
+    let after = |at: &SourcePosition| !is_before(at);
     let mut next = from;
     // Where the transaction began that goes on in the next block.
     let mut open = None;
@@ -264,12 +321,12 @@ struct Comparison<'a> {
     config: &'a VerifyConfig,
     schema: Arc<TableSchema>,
     reports: &'a mpsc::Sender<Report>,
-    database: &'a DatabaseCut,
+    database: &'a mut Cut,
 }
 
 impl Comparison<'_> {
     async fn run(
-        &self,
+        &mut self,
         target: &downriver_lake::catalog::TableName,
         snapshot: i64,
     ) -> Result<Verdict, Problem> {
@@ -332,7 +389,7 @@ impl Comparison<'_> {
     }
 
     async fn read_source(
-        &self,
+        &mut self,
         scan: &TableScan,
         mut each: impl FnMut(Digest, &dyn Fn() -> String) -> std::io::Result<()> + Send,
     ) -> Result<(), Problem> {
@@ -348,7 +405,7 @@ impl Comparison<'_> {
             Ok::<_, LakeError>(())
         };
         let schema = &self.schema;
-        let mut row = |row: &BinaryRow<'_>| {
+        let mut row = |row: &dyn Row| {
             row.push_into(builder.row(schema, RowOp::Snapshot, OldImage::None))?;
             if failed.is_none() && builder.raw_bytes() >= BLOCK_RAW_BYTES {
                 failed = hand_over(&mut builder).err();
@@ -365,7 +422,7 @@ impl Comparison<'_> {
 
     /// Reads once more to say which keys differ.
     async fn name_keys(
-        &self,
+        &mut self,
         scan: &TableScan,
         differing: &[u128],
         verdict: &mut Verdict,

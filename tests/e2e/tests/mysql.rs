@@ -162,6 +162,16 @@ async fn is_mirrored(product: Product) -> Result<()> {
         .await?;
     tables.push("added");
     shop.ensure_equal(&tables).await?;
+    let stop = CancellationToken::new();
+    let writing = change(&shop.mysql, 9, stop.clone());
+    let verifying = async {
+        let verified = shop.daemon.ok(&["verify", resources::PIPELINE]).await;
+        stop.cancel();
+        verified
+    };
+    let (written, verified) = tokio::join!(writing, verifying);
+    println!("{}", verified?);
+    ensure!(written? > 0);
     Ok(())
 }
 

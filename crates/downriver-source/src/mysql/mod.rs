@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod check;
 mod columns;
 pub mod config;
+pub mod cut;
 pub mod dump;
 pub mod identity;
 mod key;

@@ -405,6 +405,25 @@ fn is_read_as(now: &SourceTable, schema: &TableSchema) -> bool {
         && key(&now.schema) == key(schema)
 }
 
+/// Reads all of a table in the session's transaction.
+pub(super) async fn read_whole(
+    catalog: &mut Catalog,
+    schema: &TableSchema,
+    row: &mut RowSink<'_>,
+) -> Result<(), SourceError> {
+    let found = catalog.found(&schema.namespace, &schema.name).await?;
+    let found = found.filter(|found| is_read_as(&found.table, schema));
+    let found = found.ok_or_else(|| shape_is_changing(&schema.qualified_name()))?;
+    let columns = selected_columns(schema, &found.columns);
+    let reading = Reading {
+        schema,
+        columns: &columns,
+    };
+    let from = reading.from();
+    reading.rows(&mut catalog.session, &from, row, None).await?;
+    Ok(())
+}
+
 /// What is known of each of the schema's columns.
 fn selected_columns<'a>(schema: &TableSchema, columns: &'a [KnownColumn]) -> Vec<&'a KnownColumn> {
     let known = |name: &str| columns.iter().find(|column| column.described.name == name);

@@ -15,7 +15,7 @@ use downriver_service::spec::Pipeline;
 use tokio::sync::mpsc;
 
 use super::lakes::open_warehouse;
-use super::source_config::{Connection, connection, not_built};
+use super::source_config::{Connection, connection};
 use super::{NodeEngine, locked};
 
 /// Reports that wait for a slow client.
@@ -91,8 +91,9 @@ impl NodeEngine {
 
     fn verify_config(&self, pipeline: &Pipeline, folder: PathBuf) -> Result<VerifyConfig, Problem> {
         let source = self.source_spec(&pipeline.source)?;
-        let Connection::Postgres(postgres) = connection(&pipeline.source, &source)? else {
-            return Err(not_built("verify"));
+        let database = match connection(&pipeline.source, &source)? {
+            Connection::Postgres(config) => verify::Connection::Postgres(config),
+            Connection::Mysql(config) => verify::Connection::Mysql(config),
         };
         let lake = self.lake(&pipeline.sink).ok_or_else(|| {
             let reason = format!("sink {:?} is not open", pipeline.sink);
@@ -100,7 +101,7 @@ impl NodeEngine {
         })?;
         Ok(VerifyConfig {
             source: pipeline.source.clone(),
-            postgres,
+            database,
             catalog: lake.catalog,
             warehouse: open_warehouse(lake.store, &folder.join("spool"))?,
             folder: folder.join("digests"),
