@@ -8,7 +8,9 @@ use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
 use downriver_pipeline::TableState;
-use downriver_pipeline::verify::{Report, Running, Verdict, VerifyConfig, verify};
+use downriver_pipeline::verify::{
+    Connection as Database, Report, Running, Verdict, VerifyConfig, verify,
+};
 use downriver_service::Verified;
 use downriver_service::problem::to_pb;
 use downriver_service::spec::Pipeline;
@@ -92,8 +94,8 @@ impl NodeEngine {
     fn verify_config(&self, pipeline: &Pipeline, folder: PathBuf) -> Result<VerifyConfig, Problem> {
         let source = self.source_spec(&pipeline.source)?;
         let database = match connection(&pipeline.source, &source)? {
-            Connection::Postgres(config) => verify::Connection::Postgres(config),
-            Connection::Mysql(config) => verify::Connection::Mysql(config),
+            Connection::Postgres(config) => Database::Postgres(config),
+            Connection::Mysql(config) => Database::Mysql(config),
         };
         let lake = self.lake(&pipeline.sink).ok_or_else(|| {
             let reason = format!("sink {:?} is not open", pipeline.sink);
