@@ -12,7 +12,7 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, ArrayRef, ListArray};
 use arrow_buffer::{NullBufferBuilder, OffsetBuffer};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, Field};
 use downriver_event::block::{Column, ColumnBuilder, Values};
 use downriver_event::{LogicalType, Presence, pb, view};
 use prost::Message as _;
@@ -31,13 +31,27 @@ pub(crate) struct Unholdable {
     pub(crate) what: &'static str,
 }
 
-/// Builds the array of `to` from cells of the source type `ty`. Cells that are unchanged or absent are NULL:
-/// who has their value puts it there.
-pub(crate) fn array(
-    to: &DataType,
+/// Builds a column's array from cells of the source type `ty`. A day of zeros is NULL, unless the column has to have a value.
+pub(crate) fn column(
+    field: &Field,
     ty: &LogicalType,
     cells: &[Cell<'_>],
 ) -> Result<ArrayRef, Unholdable> {
+    let is_zero = |cell: &Cell<'_>| {
+        cell.is_some_and(|(column, at)| column.presence(at) == Presence::ZeroDate)
+    };
+    if !field.is_nullable()
+        && let Some(at) = cells.iter().position(is_zero)
+    {
+        let what = "a day of zeros in the key";
+        return Err(Unholdable { at, what });
+    }
+    array(field.data_type(), ty, cells)
+}
+
+/// Builds the array of `to` from cells of the source type `ty`. Cells that are unchanged or absent are NULL:
+/// who has their value puts it there.
+fn array(to: &DataType, ty: &LogicalType, cells: &[Cell<'_>]) -> Result<ArrayRef, Unholdable> {
     let len = cells.len();
     match to {
         DataType::Boolean => {
@@ -179,9 +193,14 @@ fn each<'a>(
             None => None,
             Some((column, index)) => match (column.presence(*index), special) {
                 (Presence::Value, _) => Some(Known::Cell(column, *index)),
-                (Presence::Null | Presence::Unchanged | Presence::Absent | Presence::Masked, _) => {
-                    None
-                }
+                (
+                    Presence::Null
+                    | Presence::Unchanged
+                    | Presence::Absent
+                    | Presence::Masked
+                    | Presence::ZeroDate,
+                    _,
+                ) => None,
                 (Presence::PositiveInfinity, Special::Text) => Some(Known::Special("Infinity")),
                 (Presence::NegativeInfinity, Special::Text) => Some(Known::Special("-Infinity")),
                 (Presence::NaN, Special::Text) => Some(Known::Special("NaN")),
@@ -192,12 +211,6 @@ fn each<'a>(
                     });
                 }
                 (Presence::NaN, _) => return Err(Unholdable { at, what: "NaN" }),
-                (Presence::ZeroDate, _) => {
-                    return Err(Unholdable {
-                        at,
-                        what: "a zero date",
-                    });
-                }
             },
         };
         push(known).map_err(|what| Unholdable { at, what })?;

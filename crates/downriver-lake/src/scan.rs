@@ -156,19 +156,17 @@ impl TableScan {
                 let cells: Vec<Cell<'_>> = (0..group.rows())
                     .map(|row| column.map(|column| (column, row)))
                     .collect();
-                encoding::array(self.layout.arrow.field(*at).data_type(), ty, &cells).map_err(
-                    |error| {
-                        LakeError::stopped(
-                            "DR-3020",
-                            format!(
-                                "column {id} of {} cannot hold {} in the lake",
-                                self.source.qualified_name(),
-                                error.what
-                            ),
-                            "correct the value at the source",
-                        )
-                    },
-                )
+                encoding::column(self.layout.arrow.field(*at), ty, &cells).map_err(|error| {
+                    LakeError::stopped(
+                        "DR-3020",
+                        format!(
+                            "column {id} of {} cannot hold {} in the lake",
+                            self.source.qualified_name(),
+                            error.what
+                        ),
+                        "correct the value at the source",
+                    )
+                })
             })
             .collect::<Result<Vec<ArrayRef>, _>>()?;
         self.digest(&arrays, group.rows(), &mut each)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, Offset, TableId};
+use downriver_event::{Offset, SourcePosition, TableId};
 use downriver_source::postgres::publication::Seen;
 use downriver_source::postgres::slot::SlotState;
 use tokio::sync::watch;
@@ -98,10 +98,10 @@ pub struct SourceStatus {
     /// The tables that there were when the run began, captured or refused.
     pub known: Known,
     /// Everything committed at the source up to here is in the log.
-    pub passed: Lsn,
+    pub passed: Option<SourcePosition>,
     /// The log's end when `passed` was reached: whoever has delivered up to here has everything up to `passed`.
     pub passed_offset: Offset,
-    pub acknowledged: Lsn,
+    pub acknowledged: Option<SourcePosition>,
     /// Events of this run.
     pub events: u64,
     /// It stands still because changes are not to be had any more; a new snapshot of everything repairs it.
@@ -110,6 +110,15 @@ pub struct SourceStatus {
     pub slot: Option<SlotState>,
     /// What is not wrong yet, and will be.
     pub warning: Option<Problem>,
+}
+
+impl SourceStatus {
+    /// Whether everything committed at the source up to a position is in the log.
+    #[must_use]
+    pub fn has_passed(&self, position: &SourcePosition) -> bool {
+        let passed = self.passed.as_ref();
+        passed.is_some_and(|passed| passed.covers(position))
+    }
 }
 
 /// A table of a pipeline.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::problem::Problem;
-use downriver_event::{BlockBuilder, Lsn, Offset, SourcePosition, TableSchema};
+use downriver_event::{BlockBuilder, Offset, SourcePosition, TableSchema};
 use downriver_lake::catalog::Catalog;
 use downriver_lake::{Digest, LakeError, TableScan, Warehouse};
 use downriver_log::{Log, ReadError};
@@ -116,16 +116,11 @@ pub async fn verify(
         .await
         .map_err(|_| cut_takes_too_long())?
         .map_err(|error| error.problem())?;
-    let end = passed(running, database.position()).await?;
-    let cut_at = boundary(
-        &*running.log,
-        &config.source,
-        held.at,
-        end,
-        database.position(),
-    )
-    .await
-    .map_err(|error| Problem::new("DR-2035", error.to_string(), "verify again"))?;
+    let position = SourcePosition::Postgres(database.position());
+    let end = passed(running, &position).await?;
+    let cut_at = boundary(&*running.log, &config.source, held.at, end, &position)
+        .await
+        .map_err(|error| Problem::new("DR-2035", error.to_string(), "verify again"))?;
     let cut = held.cut_at(cut_at).await.ok_or_else(not_running)?;
     let state = running.log.state(&config.source).ok_or_else(not_running)?;
     let statuses = running.source.get().tables;
@@ -192,13 +187,13 @@ fn folder_problem(error: &std::io::Error) -> Problem {
 }
 
 /// Waits until the capture has everything up to the position: the log's end then.
-async fn passed(running: &Running, position: Lsn) -> Result<Offset, Problem> {
+async fn passed(running: &Running, position: &SourcePosition) -> Result<Offset, Problem> {
     let mut status = running.source.watch();
     let waiting = async {
         loop {
             {
                 let now = status.borrow_and_update();
-                if now.passed >= position {
+                if now.has_passed(position) {
                     return Ok(now.passed_offset);
                 }
                 if now.state == TableState::Stopped
@@ -228,9 +223,9 @@ async fn boundary(
     stream: &str,
     from: Offset,
     end: Offset,
-    position: Lsn,
+    position: &SourcePosition,
 ) -> Result<Offset, ReadError> {
-    let after = |at: &SourcePosition| at.lsn().is_some_and(|lsn| lsn > position);
+    let after = |at: &SourcePosition| !position.covers(at);
     let mut next = from;
     // Where the transaction began that goes on in the next block.
     let mut open = None;

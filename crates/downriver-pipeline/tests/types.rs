@@ -9,13 +9,15 @@ mod log;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use common::{Capture, config, node};
+use common::{Capture, config, connection, node};
 use downriver_event::block::{BlockBuilder, OldImage, RowOp};
 use downriver_event::{LogicalType, pb};
 use downriver_pipeline::TableState;
-use downriver_pipeline::capture::CaptureConfig;
+use downriver_pipeline::capture::{CaptureConfig, Database};
+use downriver_source::chunk::{ChunkReader as _, ChunkRequest};
 use downriver_source::postgres::catalog::Catalog;
-use downriver_source::postgres::snapshot::{ChunkRequest, SnapshotSession};
+use downriver_source::postgres::config::PostgresConfig;
+use downriver_source::postgres::snapshot::SnapshotSession;
 use downriver_testkit::host;
 use downriver_testkit::postgres::{Options, Postgres, Version};
 use downriver_testkit::types::{CASES, Case, PREPARE, VECTOR_CASES};
@@ -126,6 +128,13 @@ fn render(cell: &pb::Cell) -> Option<String> {
             }
             pb::value::Kind::List(_) => panic!("a list has no oracle"),
         }),
+    }
+}
+
+fn connection_mut(config: &mut CaptureConfig) -> &mut PostgresConfig {
+    match &mut config.database {
+        Database::Postgres(source) => &mut source.connection,
+        Database::Mysql(_) => unreachable!("these tests have none"),
     }
 }
 
@@ -258,7 +267,7 @@ async fn assert_keys(config: &CaptureConfig, case: &Case, table: &LoggedTable, r
     assert_eq!(seen.len(), rows, "{}: keys that chunks saw", case.ty);
     assert_eq!(table.snapshot_keys.len(), rows, "{}: twice", case.ty);
 
-    let mut session = SnapshotSession::connect(&config.postgres).await.unwrap();
+    let mut session = SnapshotSession::connect(connection(config)).await.unwrap();
     let mut builder = BlockBuilder::new();
     builder.begin("again".into(), 0);
     let request = ChunkRequest {
@@ -445,7 +454,7 @@ async fn names_are_kept_exactly() {
         .await
         .unwrap();
     let mut config = config(&postgres, folder.path());
-    config.postgres.tables = vec!["*.*".into()];
+    connection_mut(&mut config).tables = vec!["*.*".into()];
     let node = node(folder.path()).await;
     let capture = Capture::start(&config, &node);
     capture.caught_up(&config).await;
@@ -491,7 +500,7 @@ async fn encoded(postgres: &Postgres, encoding: &str, folder: &std::path::Path) 
         .await
         .unwrap();
     let mut config = config(postgres, folder);
-    config.postgres.database = "other".into();
+    connection_mut(&mut config).database = "other".into();
     config
 }
 
@@ -658,8 +667,8 @@ async fn money_of_any_notation_is_read_and_of_a_currency_without_cents_is_refuse
         .execute("alter database shop set lc_monetary = 'ja_JP.UTF-8'")
         .await
         .unwrap();
-    let catalog = Catalog::connect(&config.postgres).await.unwrap();
-    let tables = catalog.list_tables(&config.postgres).await.unwrap();
+    let catalog = Catalog::connect(connection(&config)).await.unwrap();
+    let tables = catalog.list_tables(connection(&config)).await.unwrap();
     let problem = tables[0].problem.as_ref().unwrap();
     assert_eq!(problem.code, "DR-1035", "{problem:?}");
 }

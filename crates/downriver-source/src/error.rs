@@ -1,5 +1,6 @@
 //! What can go wrong with a source, classed by what can be done about it.
 
+use downriver_decode::mysql;
 use downriver_decode::postgres::ValueError;
 use downriver_decode::postgres::decoder::DecodeError;
 use downriver_event::problem::Problem;
@@ -31,6 +32,8 @@ pub enum SourceError {
     Connection(#[source] std::io::Error),
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Binlog(#[from] mysql::decoder::DecodeError),
     #[error("column {column:?} of {table} {error}, in a row that the snapshot read")]
     Value {
         table: String,
@@ -60,6 +63,15 @@ impl SourceError {
         Self::Named {
             class: Class::Transient,
             problem: Problem::new(code, reason, fix),
+            cause: None,
+        }
+    }
+
+    /// Only a person can help.
+    pub(crate) fn from_problem(problem: Problem) -> Self {
+        Self::Named {
+            class: Class::Definite,
+            problem,
             cause: None,
         }
     }
@@ -100,7 +112,11 @@ impl SourceError {
             Self::Named {
                 class: Class::Hole,
                 ..
-            }
+            } | Self::Binlog(
+                // Whoever goes on behind them has missed what they changed.
+                mysql::decoder::DecodeError::Incident { .. }
+                    | mysql::decoder::DecodeError::Unsupported { .. }
+            )
         )
     }
 
@@ -109,7 +125,7 @@ impl SourceError {
         match self {
             Self::Named { class, .. } => *class == Class::Transient,
             Self::Connection(_) => true,
-            Self::Decode(_) | Self::Value { .. } => false,
+            Self::Decode(_) | Self::Binlog(_) | Self::Value { .. } => false,
         }
     }
 
@@ -137,6 +153,7 @@ impl SourceError {
                 };
                 Problem::new(code, self.to_string(), fix)
             }
+            Self::Binlog(error) => binlog(error),
             Self::Decode(error) => Problem::new(
                 "DR-1040",
                 error.to_string(),
@@ -144,6 +161,46 @@ impl SourceError {
             ),
         }
     }
+}
+
+/// What a binlog has that cannot be gone on with.
+fn binlog(error: &mysql::decoder::DecodeError) -> Problem {
+    use mysql::decoder::DecodeError as Error;
+    use mysql::value::ValueError as Value;
+    let (code, fix) = match error {
+        Error::Incident { .. } => ("DR-1086", REPAIR),
+        Error::Unsupported { .. } => (
+            "DR-1087",
+            "see docs/mysql.md for what is not built yet; set the server or the session otherwise, then read all tables again: downriver resnapshot PIPELINE",
+        ),
+        Error::InPart { .. } => (
+            "DR-1081",
+            "let the session log whole rows (binlog_row_image = FULL), then downriver resnapshot PIPELINE --tables DATABASE.TABLE",
+        ),
+        Error::Value {
+            error: Value::TooLarge(_),
+            ..
+        } => (
+            "DR-1041",
+            "exclude the table from the source, or make the value smaller",
+        ),
+        Error::Value {
+            error: Value::Charset(_),
+            ..
+        } => (
+            "DR-1043",
+            "correct the value, or exclude the table from the source",
+        ),
+        Error::Binlog { .. }
+        | Error::OutOfPlace { .. }
+        | Error::UnknownTable { .. }
+        | Error::ColumnCount { .. }
+        | Error::Value { .. } => (
+            "DR-1040",
+            "report it with the position; the binlog keeps everything for as long as the server is told to",
+        ),
+    };
+    Problem::new(code, error.to_string(), fix)
 }
 
 impl From<tokio_postgres::Error> for SourceError {

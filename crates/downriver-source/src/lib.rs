@@ -1,6 +1,7 @@
 //! Sessions with source databases: slot and publication, or binlog; snapshot, stream, acknowledge. What the bytes mean is
 //! downriver-decode's; what is done with the changes is downriver-pipeline's.
 
+pub mod check;
 pub mod chunk;
 mod error;
 pub mod mysql;

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, OptsBuilder};
+use mysql_async::{Conn, OptsBuilder, Row};
+use serde_json::{Value, json};
 
 use crate::host;
 use crate::port::Port;
+use crate::postgres::CDC_PASSWORD;
 
 /// Whose server is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +233,74 @@ impl Mysql {
         files.sort();
         let newest = files.last().context("there is no binlog")?;
         Ok(fs::read(newest)?)
+    }
+}
+
+impl Mysql {
+    /// A user that may do what capture needs, and no more.
+    pub async fn create_capture_user(&self) -> Result<()> {
+        self.execute(&format!(
+            "create user cdc@'%' identified by '{CDC_PASSWORD}';
+             grant select, replication slave, replication client on *.* to cdc@'%'"
+        ))
+        .await
+    }
+
+    /// The url that a user would write for it.
+    pub fn source_url(&self) -> String {
+        format!("mysql://cdc@127.0.0.1:{}", self.port.number())
+    }
+
+    /// A table's rows as canonical texts, in the form that `compare.py` takes.
+    pub async fn canonical_rows(&self, table: &str) -> Result<Value> {
+        let mut client = self.client().await?;
+        let query = "select column_name, data_type, column_type from information_schema.columns
+                      where table_schema = 'shop' and table_name = ? order by ordinal_position";
+        let columns: Vec<(String, String, String)> = client.exec(query, (table,)).await?;
+        ensure!(!columns.is_empty(), "there is no table {table}");
+        let forms: Vec<String> = columns
+            .iter()
+            .map(|(name, ty, whole)| {
+                canonical_sql(&format!("`{}`", name.replace('`', "``")), ty, whole)
+            })
+            .collect();
+        let rows: Vec<Row> = client
+            .query(format!("select {} from `{table}`", forms.join(", ")))
+            .await?;
+        let rows = rows.into_iter().map(|row| {
+            let cells = (0..row.len()).map(|at| row.get::<Option<String>, _>(at).flatten());
+            cells.collect::<Vec<_>>()
+        });
+        let is_float = |ty: &str| ty == "float" || ty == "double";
+        let floats = columns.iter().filter(|(_, ty, _)| is_float(ty));
+        Ok(json!({
+            "columns": columns.iter().map(|(name, ..)| name).collect::<Vec<_>>(),
+            "floats": floats.map(|(name, ..)| name).collect::<Vec<_>>(),
+            "rows": rows.collect::<Vec<_>>(),
+        }))
+    }
+}
+
+/// The SQL that turns a value of a type into its canonical text.
+fn canonical_sql(column: &str, ty: &str, whole: &str) -> String {
+    match ty {
+        "bit" if whole == "bit(1)" => format!("elt({column} + 1, 'false', 'true')"),
+        "bit" | "year" => format!("concat({column} + 0)"),
+        "float" | "double" => format!("concat({column} + 0e0)"),
+        "decimal" if whole.contains("zerofill") => format!("concat({column} + 0)"),
+        "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" | "geometry" => {
+            format!("lower(hex({column}))")
+        }
+        // A date of zeros is no day of a calendar.
+        "date" => format!(
+            "if(day({column}) = 0 or month({column}) = 0, null, concat(datediff({column}, '1970-01-01')))"
+        ),
+        "datetime" | "timestamp" => format!(
+            "if(day({column}) = 0 or month({column}) = 0, null, concat(timestampdiff(microsecond, '1970-01-01', {column})))"
+        ),
+        "json" => format!("cast({column} as char)"),
+        _ if whole.contains("zerofill") => format!("concat({column} + 0)"),
+        _ => format!("concat({column})"),
     }
 }
 

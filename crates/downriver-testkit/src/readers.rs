@@ -1,4 +1,4 @@
-//! Are PostgreSQL's tables and the lake's equal, as DuckDB and PyIceberg read the lake?
+//! Are a database's tables and the lake's equal, as DuckDB and PyIceberg read the lake?
 //!
 //! The comparison itself is `tests/e2e/readers/compare.py`, in other people's engines.
 
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
 use crate::host;
+use crate::mysql::Mysql;
 use crate::postgres::Postgres;
 use crate::resources;
 use crate::seaweed::{self, Seaweed};
@@ -32,7 +33,7 @@ pub struct Seen {
 pub struct Comparison {
     pub table: String,
     pub equal: bool,
-    pub postgres: Seen,
+    pub source: Seen,
     #[serde(default)]
     pub duckdb: Seen,
     #[serde(default)]
@@ -79,6 +80,14 @@ impl Lake {
 
 /// Compares tables ("schema.table") and returns what each reader saw.
 pub async fn compare(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Result<Vec<Comparison>> {
+    let request = json!({
+        "postgres": { "psql": postgres.program("psql"), "url": postgres.admin_url("shop") },
+        "tables": tables,
+    });
+    compare_as(request, lake).await
+}
+
+async fn compare_as(mut request: Value, lake: &Lake) -> Result<Vec<Comparison>> {
     let mut catalog = json!({ "uri": lake.uri, "warehouse": lake.warehouse });
     if let Some(credential) = &lake.credential {
         catalog["credential"] = json!(credential);
@@ -88,12 +97,8 @@ pub async fn compare(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Resul
             "endpoint": endpoint, "access_key": seaweed::ACCESS_KEY, "secret_key": seaweed::SECRET_KEY
         });
     }
-    let request = json!({
-        "postgres": { "psql": postgres.program("psql"), "url": postgres.admin_url("shop") },
-        "tables": tables,
-        "namespace": resources::SOURCE,
-        "catalog": catalog,
-    });
+    request["namespace"] = json!(resources::SOURCE);
+    request["catalog"] = catalog;
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), request.to_string())?;
     let output = tokio::process::Command::new(host::venv_program("python")?)
@@ -120,13 +125,29 @@ pub async fn compare(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Resul
 
 /// An error that shows the first differences unless all tables are equal.
 pub async fn ensure_equal(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> Result<()> {
-    let compared = compare(postgres, lake, tables).await?;
-    for table in &compared {
+    ensure_all_equal(&compare(postgres, lake, tables).await?)
+}
+
+/// The same of tables of `shop` in MySQL or MariaDB.
+pub async fn ensure_equal_mysql(mysql: &Mysql, lake: &Lake, tables: &[&str]) -> Result<()> {
+    let mut rows = serde_json::Map::new();
+    let names: Vec<String> = tables.iter().map(|table| format!("shop.{table}")).collect();
+    for (table, name) in tables.iter().zip(&names) {
+        rows.insert(name.clone(), mysql.canonical_rows(table).await?);
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), Value::Object(rows).to_string())?;
+    let request = json!({ "rows": file.path(), "tables": names });
+    ensure_all_equal(&compare_as(request, lake).await?)
+}
+
+fn ensure_all_equal(compared: &[Comparison]) -> Result<()> {
+    for table in compared {
         println!(
-            "{}: PostgreSQL {} rows {}, DuckDB {} rows, PyIceberg {} rows, equal: {}",
+            "{}: the source {} rows {}, DuckDB {} rows, PyIceberg {} rows, equal: {}",
             table.table,
-            table.postgres.rows,
-            table.postgres.checksum,
+            table.source.rows,
+            table.source.checksum,
             table.duckdb.rows,
             table.pyiceberg.rows,
             table.equal

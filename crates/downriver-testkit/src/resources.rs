@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::mysql::Mysql;
 use crate::postgres::Postgres;
 use crate::seaweed::{self, Seaweed};
 
@@ -17,9 +18,13 @@ pub fn source(postgres: &Postgres, tables: &[&str], more: &[&str]) -> String {
 }
 
 pub fn source_at(url: &str, tables: &[&str], more: &[&str]) -> String {
+    of_kind("postgres", url, tables, more)
+}
+
+fn of_kind(kind: &str, url: &str, tables: &[&str], more: &[&str]) -> String {
     let tables: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
     let mut yaml = format!(
-        "kind: Source\nname: {SOURCE}\npostgres:\n  url: {url}\n  password: {{ env: {PASSWORD_VARIABLE} }}\n  tables: [{}]\n",
+        "kind: Source\nname: {SOURCE}\n{kind}:\n  url: {url}\n  password: {{ env: {PASSWORD_VARIABLE} }}\n  tables: [{}]\n",
         tables.join(", ")
     );
     for line in more {
@@ -27,6 +32,11 @@ pub fn source_at(url: &str, tables: &[&str], more: &[&str]) -> String {
         let _ = writeln!(yaml, "  {line}");
     }
     yaml
+}
+
+/// A source with the tables of `shop` that match in MySQL or MariaDB, and its further lines (two spaces deep).
+pub fn mysql_source(mysql: &Mysql, tables: &[&str], more: &[&str]) -> String {
+    of_kind("mysql", &mysql.source_url(), tables, more)
 }
 
 /// The built-in catalog over a folder.

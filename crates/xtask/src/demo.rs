@@ -88,10 +88,10 @@ pub(crate) async fn run(keep: bool) -> Result<()> {
         println!(
             "   {:<20} {:>11} {:>11} {:>11}  {:<12} {:<12} {:<12} {}",
             table.table,
-            table.postgres.rows,
+            table.source.rows,
             table.duckdb.rows,
             table.pyiceberg.rows,
-            short(&table.postgres.checksum),
+            short(&table.source.checksum),
             short(&table.duckdb.checksum),
             short(&table.pyiceberg.checksum),
             if table.equal { "yes" } else { "NO" }

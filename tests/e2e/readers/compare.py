@@ -1,15 +1,16 @@
-"""Reads tables from PostgreSQL and from Iceberg and says whether they are equal, row by row.
+"""Reads tables from a database and from Iceberg and says whether they are equal, row by row.
 
     compare.py REQUEST.json          prints one JSON object
 
 Every value is brought to one canonical text, whoever read it; a row is the tuple of its values in the
-order of PostgreSQL's columns (the `_dr_` columns of the lake are left out). A table's checksum is the
+order of the database's columns (the `_dr_` columns of the lake are left out). A table's checksum is the
 sum of its rows' 128-bit digests: the order does not matter, a row that is there twice does. Where the
 checksums differ the rows themselves are compared and the first differences are printed.
 
-Request: { postgres: {psql, url}, tables: ["schema.table"], namespace: "...", catalog: {uri, warehouse,
+Request: { postgres: {psql, url} or rows: FILE, tables: ["schema.table"], namespace: "...", catalog: {uri, warehouse,
 credential?, s3?: {endpoint, access_key, secret_key}}, readers: ["duckdb", "pyiceberg"], examples: 5 }
-The namespace is given for the schema of each table as "<namespace prefix>_<schema>".
+The namespace is given for the schema of each table as "<namespace prefix>_<schema>". In place of PostgreSQL a file may
+have each table's rows as canonical texts: { "schema.table": { columns: ["name"], floats: ["name"], rows: [[text]] } }.
 """
 
 import collections
@@ -129,6 +130,23 @@ class Postgres:
                 NULL if field == "\\N" else (fix(unescaped(field)) if fix else unescaped(field))
                 for field, fix in zip(line.split("\t"), fixes)
             )
+
+
+class Rows:
+    """Rows that somebody else has read."""
+
+    def __init__(self, path):
+        with open(path, encoding="utf-8") as file:
+            self.tables = json.load(file)
+
+    def columns(self, table):
+        floats = self.tables[table]["floats"]
+        return [(name, "float8" if name in floats else "", False) for name in self.tables[table]["columns"]]
+
+    def rows(self, table, columns):
+        fixes = [fix_for(typname, False) for _, typname, _ in columns]
+        for row in self.tables[table]["rows"]:
+            yield tuple(NULL if v is None else fix(v) if fix else v for v, fix in zip(row, fixes))
 
 
 def sql_table(table):
@@ -331,7 +349,7 @@ def compare_table(request, source, targets, table):
     namespace = request["namespace"] + "_" + schema
     columns = source.columns(table)
     names = [c[0] for c in columns]
-    result = {"table": table, "postgres": summed(source.rows(table, columns)), "equal": True}
+    result = {"table": table, "source": summed(source.rows(table, columns)), "equal": True}
     for reader, target in targets.items():
         try:
             result[reader] = summed(target.rows(namespace, name, names))
@@ -339,7 +357,7 @@ def compare_table(request, source, targets, table):
             result[reader] = {"error": "{}: {}".format(type(error).__name__, error)}
             result["equal"] = False
             continue
-        if result[reader] != result["postgres"]:
+        if result[reader] != result["source"]:
             result["equal"] = False
             result[reader]["differences"] = differences(
                 source.rows(table, columns), target.rows(namespace, name, names), request.get("examples", 5)
@@ -351,7 +369,7 @@ def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         request = json.load(file)
     makers = {"duckdb": DuckDb, "pyiceberg": PyIceberg}
-    source = Postgres(request["postgres"])
+    source = Rows(request["rows"]) if "rows" in request else Postgres(request["postgres"])
     targets = {reader: makers[reader](request["catalog"]) for reader in request.get("readers", list(makers))}
     tables = [compare_table(request, source, targets, table) for table in request["tables"]]
     json.dump({"equal": all(t["equal"] for t in tables), "tables": tables}, sys.stdout, ensure_ascii=False)

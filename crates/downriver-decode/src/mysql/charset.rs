@@ -111,6 +111,22 @@ impl Charset {
             }
         }
     }
+
+    /// The bytes that [`Charset::decode`] makes this text of; `None` where there are none.
+    #[must_use]
+    pub fn encode(self, text: &str) -> Option<Cow<'_, [u8]>> {
+        let bytes = match self.form {
+            Form::Utf8 | Form::Ascii => Cow::Borrowed(text.as_bytes()),
+            Form::Utf16 => Cow::Owned(text.encode_utf16().flat_map(u16::to_be_bytes).collect()),
+            Form::Utf16Le => Cow::Owned(text.encode_utf16().flat_map(u16::to_le_bytes).collect()),
+            Form::Utf32 => {
+                let units = text.chars().map(|char| u32::from(char).to_be_bytes());
+                Cow::Owned(units.flatten().collect())
+            }
+            Form::Encoding(encoding) => encoding.encode(text).0,
+        };
+        (self.decode(&bytes).as_deref() == Some(text)).then_some(bytes)
+    }
 }
 
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Option<Cow<'_, str>> {
@@ -146,6 +162,8 @@ mod tests {
             ("koi8r", b"\xf0", "П"),
         ] {
             assert_eq!(decoded(charset, bytes).as_deref(), Some(text), "{charset}");
+            let encoded = Charset::named(charset).and_then(|charset| charset.encode(text));
+            assert_eq!(encoded.as_deref(), Some(bytes), "{charset}");
         }
     }
 
@@ -160,6 +178,8 @@ mod tests {
             assert_eq!(decoded(charset, bytes), None, "{charset}");
         }
         assert_eq!(Charset::named("binary"), None);
+        let latin1 = Charset::named("latin1").expect("a known one");
+        assert_eq!(latin1.encode("你"), None);
         assert_eq!(Charset::named("swe7"), None);
     }
 }

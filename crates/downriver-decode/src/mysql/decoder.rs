@@ -43,6 +43,14 @@ pub enum DecodeError {
         found: usize,
         at: BinlogPlace,
     },
+    #[error(
+        "a row of {table} was logged without all of its columns (binlog_row_image is not FULL in the session that wrote it), at {at}"
+    )]
+    InPart {
+        id: TableId,
+        table: String,
+        at: BinlogPlace,
+    },
     #[error("column {column:?} of {table} {error}, at {at}")]
     Value {
         id: TableId,
@@ -59,8 +67,8 @@ pub enum Decoded {
     /// Answer with [`BinlogDecoder::set_shape`] before the next event.
     Table(TableMap),
     Rows,
-    /// A statement that is no part of a transaction with rows: a change of a table's shape, say. Its own identifier is
-    /// reached with [`BinlogDecoder::end_statement`].
+    /// A statement that changes no rows by itself: a change of a table's shape, say. Unless rows of its own follow, as
+    /// [`BinlogDecoder::in_transaction`] tells, its identifier is reached with [`BinlogDecoder::end_statement`].
     Statement(Statement),
     Commit(Committed),
     /// Nothing that anybody has to do something about.
@@ -207,6 +215,19 @@ impl BinlogDecoder {
         }
     }
 
+    /// Opens the transaction of a statement that came by itself, for what becomes of it.
+    pub fn open_statement(&mut self, out: &mut BlockBuilder) {
+        let state = std::mem::replace(&mut self.state, State::Outside);
+        let opened = match state {
+            State::Opened(opened) => opened,
+            state => {
+                self.state = state;
+                return;
+            }
+        };
+        self.enter(opened, out);
+    }
+
     /// Ends a statement that came by itself.
     pub fn end_statement(&mut self, out: &mut BlockBuilder) -> Committed {
         self.commit(out)
@@ -221,6 +242,7 @@ impl BinlogDecoder {
         let event = event.map_err(|error| self.wrong(error))?;
         if event.header.is_in_file() {
             self.place.position += u64::from(event.header.len);
+            self.told(event.header.log_pos);
         }
         match event.header.kind {
             Kind::FORMAT_DESCRIPTION => {
@@ -261,8 +283,14 @@ impl BinlogDecoder {
             | Kind::MARIA_WRITE_ROWS_COMPRESSED_V1
             | Kind::MARIA_UPDATE_ROWS_COMPRESSED_V1
             | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => Err(self.unsupported("compressed events")),
+            Kind::HEARTBEAT => {
+                // Its body is the file's name alone.
+                if event.body == self.place.file.as_bytes() && !self.in_transaction() {
+                    self.told(event.header.log_pos);
+                }
+                Ok(Decoded::Passed)
+            }
             Kind::STOP
-            | Kind::HEARTBEAT
             | Kind::HEARTBEAT_V2
             | Kind::ROWS_QUERY
             | Kind::PREVIOUS_GTIDS
@@ -273,6 +301,22 @@ impl BinlogDecoder {
             _ if event.header.is_ignorable() => Ok(Decoded::Passed),
             kind => Err(self.wrong(BinlogError::Unknown(kind))),
         }
+    }
+
+    /// Takes the place that the server tells in 32 bits, if it is ahead: a server passes over what it was told that we
+    /// have.
+    fn told(&mut self, log_pos: u32) {
+        if log_pos == 0 {
+            return;
+        }
+        let high = self.place.position & !u64::from(u32::MAX);
+        let told = high | u64::from(log_pos);
+        // Far behind: the field has begun anew.
+        let told = match self.place.position.saturating_sub(told) > u64::from(u32::MAX / 2) {
+            true => told + (1 << 32),
+            false => told,
+        };
+        self.place.position = self.place.position.max(told);
     }
 
     fn wrong(&self, error: BinlogError) -> DecodeError {
@@ -341,6 +385,11 @@ impl BinlogDecoder {
             self.state = State::Dropping;
             return Ok(());
         }
+        self.enter(opened, out);
+        Ok(())
+    }
+
+    fn enter(&mut self, opened: Opened, out: &mut BlockBuilder) {
         let id = match &opened.id {
             Identifier::Anonymous => self.place.to_string(),
             Identifier::Gtid(gtid) => gtid.to_string(),
@@ -348,7 +397,6 @@ impl BinlogDecoder {
         };
         out.begin(id, opened.commit_time_us.unwrap_or_default());
         self.state = State::Inside(opened.id);
-        Ok(())
     }
 
     fn query(&mut self, event: &Event<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
@@ -362,14 +410,20 @@ impl BinlogDecoder {
             }
             ("COMMIT", _) | ("ROLLBACK", State::Dropping) => self.end(out),
             ("ROLLBACK", _) => Err(self.unsupported("transactions that were rolled back in part")),
-            (_, State::Inside(_)) => Err(self.unsupported("statements inside a transaction")),
             (_, State::Dropping) => Ok(Decoded::Passed),
+            // Rows that were rolled back to one are not logged, unless tables without transactions were changed as well.
+            (text, State::Inside(_)) if is_savepoint(text) => Ok(Decoded::Passed),
+            (_, State::Inside(_)) => Err(self.unsupported("statements inside a transaction")),
             (_, state) => {
                 // What the tables are called and have in them may be otherwise from here on.
                 self.tables.clear();
                 if matches!(state, State::Opened(opened) if self.reached.contains(&opened.id)) {
                     self.state = State::Outside;
                     return Ok(Decoded::Passed);
+                }
+                // A table that is made from a query: its rows follow.
+                if ends_with(&statement.text, "START TRANSACTION") {
+                    self.begin(event, out)?;
                 }
                 Ok(Decoded::Statement(statement))
             }
@@ -415,6 +469,15 @@ impl BinlogDecoder {
                 table: shape.schema.qualified_name(),
                 expected: shape.columns(),
                 found: rows.columns,
+                at: self.place.clone(),
+            });
+        }
+        // What an insert leaves out is the column's default, which nobody tells; and without a key all of a row tells it.
+        let needs_all = rows.change == Change::Insert || shape.schema.key.is_empty();
+        if needs_all && rows.first.count(rows.columns) < rows.columns {
+            return Err(DecodeError::InPart {
+                id: shape.schema.id,
+                table: shape.schema.qualified_name(),
                 at: self.place.clone(),
             });
         }
@@ -522,6 +585,20 @@ fn push_rows(
         }
     }
     Ok(())
+}
+
+fn is_savepoint(text: &str) -> bool {
+    let is = |words: &str| {
+        text.get(..words.len())
+            .is_some_and(|t| t.eq_ignore_ascii_case(words))
+    };
+    is("SAVEPOINT ") || is("RELEASE SAVEPOINT ")
+}
+
+fn ends_with(text: &str, words: &str) -> bool {
+    let at = text.len().checked_sub(words.len());
+    let end = at.and_then(|at| text.get(at..));
+    end.is_some_and(|end| end.eq_ignore_ascii_case(words))
 }
 
 /// Source: MySQL's `libs/mysql/binlog/event/statement_events.h`, `Query_event`.

@@ -2,6 +2,7 @@
 
 mod charset;
 mod cursor;
+pub mod ddl;
 pub mod decoder;
 pub mod event;
 mod gtid;

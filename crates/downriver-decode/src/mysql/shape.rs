@@ -9,7 +9,7 @@ use downriver_event::{LogicalType, Presence, TableSchema};
 use super::charset::Charset;
 use super::cursor::Cursor;
 use super::rows::{Bits, nulls};
-use super::table_map::{MapColumn, TableMap};
+use super::table_map::{MapColumn, TableMap, Wire};
 use super::value::{Declared, Plan, ValueError};
 
 /// The collation of bytes that are no text.
@@ -32,7 +32,25 @@ pub struct Described {
     pub name: String,
     pub ty: LogicalType,
     pub nullable: bool,
+    /// The type in the server's words, as far as values depend on it: the same from a table map and from the catalog.
+    pub source_type: String,
     pub plan: Plan,
+}
+
+impl Described {
+    /// A column of a type that is understood.
+    #[must_use]
+    pub fn new(name: String, nullable: bool, code: u8, wire: Wire, declared: Declared) -> Self {
+        let source_type = declared.source_type(code, wire);
+        let (plan, ty) = Plan::new(code, wire, declared);
+        Self {
+            name,
+            ty,
+            nullable,
+            source_type,
+            plan,
+        }
+    }
 }
 
 /// The columns of a table map that tells everything. `charset_of` names a collation's character set.
@@ -67,13 +85,8 @@ pub fn describe(
             labels: labels
                 .ok_or_else(|| Unshaped::Charset(name.clone(), of_labels.name().into()))?,
         };
-        let (plan, ty) = Plan::new(column.code, wire, declared);
-        Ok(Described {
-            name,
-            ty,
-            nullable: column.nullable,
-            plan,
-        })
+        let (nullable, code) = (column.nullable, column.code);
+        Ok(Described::new(name, nullable, code, wire, declared))
     };
     map.columns.iter().map(describe).collect()
 }

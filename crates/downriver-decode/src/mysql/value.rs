@@ -60,7 +60,143 @@ pub struct Declared {
     pub labels: Vec<String>,
 }
 
+impl Declared {
+    /// The type in the server's words, with all that values depend on, and no more: `int unsigned`, `datetime(6)`,
+    /// `varchar character set latin1`, `set('a','b')`. An enumeration's labels are in its logical type.
+    #[must_use]
+    pub fn source_type(&self, code: u8, wire: Wire) -> String {
+        use super::table_map::code::{GEOMETRY, VARCHAR, VECTOR};
+        let number = |name: &str| match self.unsigned {
+            true => format!("{name} unsigned"),
+            false => name.to_owned(),
+        };
+        let digits = |name: &str, digits: u8| match digits {
+            0 => name.to_owned(),
+            _ => format!("{name}({digits})"),
+        };
+        let text = |text: &str, bytes: &str| match self.charset {
+            None => bytes.to_owned(),
+            Some(Charset::UTF8) => text.to_owned(),
+            Some(charset) => format!("{text} character set {}", charset.name()),
+        };
+        match wire {
+            Wire::Integer(1) => number("tinyint"),
+            Wire::Integer(2) => number("smallint"),
+            Wire::Integer(3) => number("mediumint"),
+            Wire::Integer(4) => number("int"),
+            Wire::Integer(_) => number("bigint"),
+            Wire::Float => number("float"),
+            Wire::Double => number("double"),
+            Wire::Decimal { precision, scale } => number(&format!("decimal({precision},{scale})")),
+            Wire::Year => "year".into(),
+            Wire::Date => "date".into(),
+            Wire::Time(fraction) => digits("time", fraction),
+            Wire::Datetime(fraction) => digits("datetime", fraction),
+            Wire::Timestamp(fraction) => digits("timestamp", fraction),
+            Wire::OldTime => "time".into(),
+            Wire::OldDatetime => "datetime".into(),
+            Wire::OldTimestamp => "timestamp".into(),
+            Wire::Bits(bits) => format!("bit({bits})"),
+            Wire::Enum(_) => "enum".into(),
+            Wire::Set(_) => {
+                let quoted = |label: &String| format!("'{}'", label.replace('\'', "''"));
+                let labels: Vec<String> = self.labels.iter().map(quoted).collect();
+                format!("set({})", labels.join(","))
+            }
+            Wire::Json(_) => "json".into(),
+            Wire::Char(bytes) => text("char", &format!("binary({bytes})")),
+            Wire::Bytes(_) if code == VECTOR => "vector".into(),
+            Wire::Bytes(_) if code == GEOMETRY => "geometry".into(),
+            Wire::Bytes(_) if code == VARCHAR => text("varchar", "varbinary"),
+            Wire::Bytes(1) => text("tinytext", "tinyblob"),
+            Wire::Bytes(2) => text("text", "blob"),
+            Wire::Bytes(3) => text("mediumtext", "mediumblob"),
+            Wire::Bytes(_) => text("longtext", "longblob"),
+        }
+    }
+}
+
+/// A value as a statement's result has it, in the binary protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Selected<'a> {
+    /// Two's complement. Of an enumeration, a set and bits: its number.
+    Integer(u64),
+    Float(f32),
+    Double(f64),
+    /// Year, month and day; hour, minute and second; microseconds.
+    Instant([u64; 3], [u64; 3], u64),
+    Clock {
+        is_negative: bool,
+        clock: [u64; 3],
+        micros: u64,
+    },
+    Bytes(&'a [u8]),
+}
+
 impl Plan {
+    /// Pushes a value that a statement read, as the same cell that the binlog's form of it becomes.
+    ///
+    /// # Errors
+    /// It is no value of the column's type.
+    pub fn push_selected(
+        &self,
+        value: Selected<'_>,
+        out: &mut ColumnBuilder,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), ValueError> {
+        match (self.wire, value) {
+            (Wire::Integer(bytes), Selected::Integer(value)) => {
+                self.push_integer(value, 8 * u32::from(bytes), out, scratch)
+            }
+            (Wire::Bits(_), Selected::Integer(value)) => self.push_integer(value, 64, out, scratch),
+            (Wire::Float, Selected::Float(value)) => {
+                out.push_f32(value);
+                Ok(())
+            }
+            (Wire::Double, Selected::Double(value)) => {
+                out.push_f64(value);
+                Ok(())
+            }
+            (Wire::Decimal { .. }, Selected::Bytes(digits)) => {
+                scratch.clear();
+                write_decimal(digits, scratch)?;
+                out.push_bytes(scratch);
+                Ok(())
+            }
+            (Wire::Year, Selected::Integer(year)) => {
+                let year = i32::try_from(year).map_err(|_| ValueError::Invalid("year"))?;
+                out.push_i32(year);
+                Ok(())
+            }
+            (Wire::Date, Selected::Instant([year, month, day], _, _)) => {
+                push_date(year, month, day, out)
+            }
+            (
+                Wire::Datetime(_) | Wire::Timestamp(_),
+                Selected::Instant([year, month, day], clock, micros),
+            ) => push_datetime([year * 13 + month, day], clock, micros, out),
+            (
+                Wire::Time(digits),
+                Selected::Clock {
+                    is_negative,
+                    clock,
+                    micros,
+                },
+            ) => push_time(is_negative, clock, micros, digits, out, scratch),
+            (Wire::Enum(_), Selected::Integer(number)) => self.push_label(number, out),
+            (Wire::Set(_), Selected::Integer(members)) => self.push_set(members, out, scratch),
+            (Wire::Json(_), Selected::Bytes(text)) => {
+                check_size(text.len())?;
+                out.push_bytes(text);
+                Ok(())
+            }
+            (Wire::Char(_) | Wire::Bytes(_), Selected::Bytes(bytes)) => {
+                self.push_text(bytes, out, scratch)
+            }
+            _ => Err(ValueError::Invalid("value of its type")),
+        }
+    }
+
     /// How values of this form become cells, and of which type. `None`: they are not understood.
     #[must_use]
     pub fn new(code: u8, wire: Wire, declared: Declared) -> (Self, LogicalType) {
@@ -218,16 +354,7 @@ impl Plan {
             }
             Wire::Enum(bytes) => {
                 let number = row.uint(bytes.into()).ok_or(ValueError::Cut)?;
-                let Cell::Labels(labels) = &self.cell else {
-                    return Err(ValueError::Invalid("enumeration"));
-                };
-                // 0 is what the server puts for an invalid value.
-                let label = match usize::try_from(number).unwrap_or_default().checked_sub(1) {
-                    None => "",
-                    Some(at) => labels.get(at).ok_or(ValueError::Invalid("label"))?,
-                };
-                out.push_bytes(label.as_bytes());
-                Ok(())
+                self.push_label(number, out)
             }
             Wire::Set(bytes) => {
                 let members = row.uint(bytes.into()).ok_or(ValueError::Cut)?;
@@ -274,6 +401,20 @@ impl Plan {
             }
             _ => return Err(ValueError::Invalid("number")),
         }
+        Ok(())
+    }
+
+    fn push_label(&self, number: u64, out: &mut ColumnBuilder) -> Result<(), ValueError> {
+        let Cell::Labels(labels) = &self.cell else {
+            return Err(ValueError::Invalid("enumeration"));
+        };
+        // 0 is what the server puts for an invalid value.
+        let label = match number.checked_sub(1).map(usize::try_from) {
+            None => "",
+            Some(Ok(at)) => labels.get(at).ok_or(ValueError::Invalid("label"))?,
+            Some(Err(_)) => return Err(ValueError::Invalid("label")),
+        };
+        out.push_bytes(label.as_bytes());
         Ok(())
     }
 
@@ -476,6 +617,27 @@ pub(super) fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {
         number /= 10;
     }
     out.extend_from_slice(&digits[at..]);
+}
+
+/// Digits as the server prints them, without the zeros in front that `zerofill` adds.
+fn write_decimal(printed: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
+    let (sign, digits) = match printed.strip_prefix(b"-") {
+        Some(digits) => (&b"-"[..], digits),
+        None => (&b""[..], printed),
+    };
+    let is_decimal = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
+    if !digits.first().is_some_and(u8::is_ascii_digit) || !digits.iter().all(is_decimal) {
+        return Err(ValueError::Invalid("decimal"));
+    }
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    let digits = match digits.get(zeros) {
+        Some(digit) if digit.is_ascii_digit() => &digits[zeros..],
+        // One stands before the point, or for nothing else.
+        _ => &digits[zeros - 1..],
+    };
+    out.extend_from_slice(sign);
+    out.extend_from_slice(digits);
+    Ok(())
 }
 
 /// Digits lie in groups of nine in four bytes, counted from the point; the outermost groups have fewer of both. The first

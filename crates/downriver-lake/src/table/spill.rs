@@ -86,7 +86,7 @@ impl TableWriter {
                 .iter()
                 .position(|holds| *holds == Holds::Column(id))
                 .ok_or_else(|| self.lost_column(id))?;
-            let to = self.layout.arrow.field(at).data_type();
+            let to = self.layout.arrow.field(at);
             let ty = self.type_of(window, id);
             let ty = ty.ok_or_else(|| self.lost_column(id))?;
             let of_new = columns(window.held(), |held| held.group.new_column(id));
@@ -100,7 +100,7 @@ impl TableWriter {
                 })
                 .collect();
             loop {
-                let error = match encoding::array(to, &ty, &cells) {
+                let error = match encoding::column(to, &ty, &cells) {
                     Ok(array) => return Ok(array),
                     Err(error) => error,
                 };
@@ -289,7 +289,7 @@ impl TableWriter {
                         };
                         cells.push(cell);
                     }
-                    encoding::array(field.data_type(), &ty, &cells).map_err(|error| {
+                    encoding::column(field, &ty, &cells).map_err(|error| {
                         self.unholdable(field.name(), error.what, versions[error.at].offset)
                     })?
                 }

@@ -108,8 +108,8 @@ impl TableWriter {
         let ty = ty.map(|at| &self.met.columns[at].ty);
         let cell = ty.and_then(|ty| Some((ty, is.cell(ty)?)));
         let (ty, cell) = cell.ok_or_else(|| self.unknown_part("its values are of other types"))?;
-        let to = self.layout.arrow.field(at).data_type();
-        let value = encoding::array(to, ty, &[Some((&cell, 0))])
+        let to = self.layout.arrow.field(at);
+        let value = encoding::column(to, ty, &[Some((&cell, 0))])
             .map_err(|error| self.unknown_part(&format!("the lake cannot hold {}", error.what)))?;
         Ok(InLake {
             column,

@@ -28,9 +28,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use downriver_event::block::{Block, RowGroup, RowOp};
 use downriver_event::{
-    BlockBuilder, EncodedBlock, Lsn, Presence, SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, EncodedBlock, Presence, SourcePosition, TableId, TableSchema, pb,
 };
-use downriver_source::postgres::snapshot::Seen;
+use downriver_source::chunk::Seen;
 use std::sync::Arc;
 
 /// The bytes that identify a row: see [`key_of`].
@@ -68,9 +68,9 @@ impl Change {
 /// One streamed transaction's effect on one table.
 #[derive(Debug, Default)]
 struct Streamed {
-    xid: u32,
+    id: String,
     /// Where its commit ends, once all of it was observed.
-    end: Option<Lsn>,
+    end: Option<SourcePosition>,
     truncated: bool,
     rows: HashMap<Key, Change>,
     /// Keys that rows with unchanged columns were moved to.
@@ -111,10 +111,7 @@ impl RecentChanges {
         block: &Block,
         schema: impl Fn(TableId, u32) -> Option<Arc<TableSchema>>,
     ) {
-        let xid_of = |event: u32| {
-            let transaction = &block.transactions[block.transaction_of(event)];
-            transaction.id.parse::<u32>().unwrap_or_default()
-        };
+        let id_of = |event: u32| block.transactions[block.transaction_of(event)].id.as_str();
         for group in &block.groups {
             if !self.tables.contains_key(&group.table) {
                 continue;
@@ -124,26 +121,26 @@ impl RecentChanges {
             };
             let key = schema.key_indexes();
             for (row, (op, _, at_new, at_old)) in group.images().enumerate() {
-                let xid = xid_of(group.events[row]);
+                let id = id_of(group.events[row]);
                 let old = at_old.and_then(|cell| key_of(&schema, &key, group, cell, false));
                 let new = at_new.and_then(|cell| key_of(&schema, &key, group, cell, true));
                 let unchanged =
                     at_new.map_or_else(Vec::new, |cell| unchanged(&schema, group, cell));
                 let moved = matches!((&old, &new), (Some(old), Some(new)) if old != new);
                 if let Some(old) = old.filter(|_| moved || op == RowOp::Delete) {
-                    self.note(group.table, xid, old, Change::Deleted);
+                    self.note(group.table, id, old, Change::Deleted);
                 }
                 if let Some(new) = new {
                     // A row that came into the publication's filter moved there from a key that nobody has.
                     let moved = moved || op == RowOp::Insert;
                     if moved && !unchanged.is_empty() {
                         self.moved.entry(group.table).or_default().push(new.clone());
-                        if let Some(streamed) = self.transaction(group.table, xid) {
+                        if let Some(streamed) = self.transaction(group.table, id) {
                             streamed.moved.insert(new.clone());
                         }
                     }
                     let unchanged = if moved { Vec::new() } else { unchanged };
-                    self.note(group.table, xid, new, Change::Set { unchanged });
+                    self.note(group.table, id, new, Change::Set { unchanged });
                 }
             }
         }
@@ -152,8 +149,8 @@ impl RecentChanges {
                 continue;
             };
             for table in &truncate.table_ids {
-                let xid = xid_of(marker.event);
-                if let Some(streamed) = self.transaction(TableId(*table), xid) {
+                let id = id_of(marker.event);
+                if let Some(streamed) = self.transaction(TableId(*table), id) {
                     streamed.truncated = true;
                     streamed.rows.clear();
                 }
@@ -163,24 +160,24 @@ impl RecentChanges {
         for recent in self.tables.values_mut() {
             let newest = recent.iter_mut().rev();
             for streamed in newest.take_while(|streamed| streamed.end.is_none()) {
-                streamed.end = ends.get(&streamed.xid).copied();
+                streamed.end = ends.get(streamed.id.as_str()).cloned();
             }
         }
     }
 
-    fn transaction(&mut self, table: TableId, xid: u32) -> Option<&mut Streamed> {
+    fn transaction(&mut self, table: TableId, id: &str) -> Option<&mut Streamed> {
         let recent = self.tables.get_mut(&table)?;
-        if recent.back().is_none_or(|last| last.xid != xid) {
+        if recent.back().is_none_or(|last| last.id != id) {
             recent.push_back(Streamed {
-                xid,
+                id: id.to_owned(),
                 ..Streamed::default()
             });
         }
         recent.back_mut()
     }
 
-    fn note(&mut self, table: TableId, xid: u32, key: Key, change: Change) {
-        let Some(streamed) = self.transaction(table, xid) else {
+    fn note(&mut self, table: TableId, id: &str, key: Key, change: Change) {
+        let Some(streamed) = self.transaction(table, id) else {
             return;
         };
         match streamed.rows.get_mut(&key) {
@@ -198,7 +195,7 @@ impl RecentChanges {
         let Some(recent) = self.tables.get_mut(&table) else {
             return newer;
         };
-        recent.retain(|streamed| !seen.has(streamed.xid, streamed.end));
+        recent.retain(|streamed| !seen.has(&streamed.id, streamed.end.as_ref()));
         for streamed in recent.iter() {
             if streamed.truncated {
                 newer.truncated = true;
@@ -219,22 +216,22 @@ impl RecentChanges {
     /// Forgets what is visible in a snapshot that is older than every chunk of these tables will be.
     pub(crate) fn forget_visible(&mut self, waits: impl Fn(TableId) -> bool, seen: &Seen) {
         for (_, recent) in self.tables.iter_mut().filter(|(table, _)| waits(**table)) {
-            recent.retain(|streamed| !seen.has(streamed.xid, streamed.end));
+            recent.retain(|streamed| !seen.has(&streamed.id, streamed.end.as_ref()));
         }
     }
 }
 
 /// Where the commits of a block's transactions end: of those that end in it.
-fn ends_of(block: &Block) -> HashMap<u32, Lsn> {
+fn ends_of(block: &Block) -> HashMap<&str, SourcePosition> {
     let transactions = block.transactions.iter();
     let ends = transactions
-        .filter_map(|transaction| Some((transaction.id.parse().ok()?, end_of(transaction)?)));
+        .filter_map(|transaction| Some((transaction.id.as_str(), end_of(transaction)?)));
     ends.collect()
 }
 
 /// Where a transaction's commit ends; `None`: in another block.
-pub(crate) fn end_of(transaction: &pb::Transaction) -> Option<Lsn> {
-    SourcePosition::from_pb(transaction.position.as_ref()?)?.lsn()
+pub(crate) fn end_of(transaction: &pb::Transaction) -> Option<SourcePosition> {
+    SourcePosition::from_pb(transaction.position.as_ref()?)
 }
 
 /// What the stream knows better than a chunk.

@@ -4,29 +4,32 @@
 //!                           in progress: spool
 //!                                         ▲ ▼ at its commit
 //!             ┌──────── fill ── pop ── decode ─> builder ── cut ─> outbox ─> log
-//!   PostgreSQL│                                    ▲                          │
+//!     database│                                    ▲                          │
 //!             │  snapshot workers ── held chunk ───┘ once the stream passed   │
 //!             └──────────────────────── acknowledge <───── sealed position ───┘
 //! ```
+//!
+//! `intake` is what all databases have in common from the decoder to the outbox; each has its own event loop and its own
+//! rules for what becomes of a table: `postgres`, `mysql`.
 //!
 //! `run` connects, decides what is to be read, and keeps the event loop going; a transient failure starts it
 //! again from the log's position, so nothing that was in flight needs to be saved. A failure that will
 //! not go away stops the source with its problem.
 
+mod intake;
 pub(crate) mod merge;
+mod mysql;
 mod outbox;
 mod outgrown;
+mod postgres;
 mod progress;
 mod registry;
 mod repair;
 mod request;
 mod shelf;
 mod snapshot;
-mod spool;
-mod stream;
-mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,12 +38,11 @@ use downriver_event::problem::Problem;
 use downriver_event::{Epoch, TableId};
 use downriver_log::{AppendError, ChunkState, Log, LogError, StoreError};
 use downriver_source::SourceError;
-use downriver_source::postgres::config::PostgresConfig;
-use downriver_source::postgres::identity::Identity;
-use downriver_source::postgres::setup::Captured;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+pub use mysql::MysqlSource;
+pub use postgres::{PostgresSource, WalBehind};
 pub use request::{CaptureControl, NotRequested, Requested, Wanted, needs_whole};
 
 use crate::retry::Backoff;
@@ -58,26 +60,21 @@ pub struct SnapshotConfig {
     pub rows_per_second: u64,
 }
 
-/// How much WAL the server may keep for the slot.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WalBehind {
-    /// A warning above it; `None`: no limit.
-    pub max_bytes: Option<u64>,
-    /// Above it the slot is given up as well, which makes a hole.
-    pub drop_slot: bool,
+/// Whose changes are captured.
+#[derive(Clone, Debug)]
+pub enum Database {
+    Postgres(PostgresSource),
+    Mysql(MysqlSource),
 }
 
 #[derive(Clone, Debug)]
 pub struct CaptureConfig {
     /// The source's name, and its stream's.
     pub name: String,
-    pub postgres: PostgresConfig,
+    pub database: Database,
     pub snapshot: SnapshotConfig,
     /// A hole is repaired as soon as it is found, and not when somebody asks for it.
     pub repairs_holes: bool,
-    pub wal_behind: WalBehind,
-    /// How often a message is written into the database's WAL; `None`: never.
-    pub heartbeat: Option<Duration>,
     /// Where transactions in progress, and those larger than memory, are written.
     pub spill: PathBuf,
 }
@@ -133,34 +130,26 @@ pub enum CaptureError {
     Problem(Problem),
 }
 
-/// What the log has of a source; `None`: nothing yet.
-fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, CaptureError> {
-    let Some(state) = log.state(source) else {
-        return Ok(None);
-    };
-    let Some(position) = &state.position else {
-        return Ok(None);
-    };
-    let known = position.lsn().zip(Identity::decode(&state.identity));
-    let (position, identity) = known.ok_or_else(|| not_ours(source))?;
-    let tables = state.chunks.iter().filter_map(|(table, chunks)| {
-        match Resume::decode(chunks.resume_after.clone())?.standing {
-            Standing::Unknown => Some((*table, None)),
-            Standing::Published(outline) => Some((*table, Some(outline))),
-            Standing::Lapsed => None,
-        }
-    });
-    Ok(Some(Captured {
-        position,
-        identity,
-        tables: tables.collect(),
-    }))
-}
-
 /// Whether the source does not bring a table any more: it is gone, not selected, or refused.
 pub(crate) fn is_left(chunks: &ChunkState) -> bool {
     let resume = Resume::decode(chunks.resume_after.clone());
     chunks.done && resume.is_some_and(|resume| resume.standing == Standing::Lapsed)
+}
+
+/// Takes a capture's spill folder and removes what is in it: files of a killed process, or segments of an append of an
+/// older epoch, which the log refuses.
+fn clear(folder: &Path) -> Result<(), CaptureError> {
+    let clear = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for entry in std::fs::read_dir(folder)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    };
+    clear().map_err(|source| CaptureError::Spill {
+        folder: folder.to_owned(),
+        source,
+    })
 }
 
 fn not_ours(source: &str) -> CaptureError {
@@ -213,7 +202,18 @@ pub async fn run(
         biased;
         () = stop.cancelled() => {}
         () = keep_capturing(&config, &log, &status, &control, &over_budget) => {}
-        () = watch::watch(&config, &status, &over_budget) => {}
+        () = watch(&config, &status, &over_budget) => {}
+    }
+}
+
+/// Never returns. `over` is told when what the source keeps for us is too much.
+async fn watch(config: &CaptureConfig, status: &Board<SourceStatus>, over: &Notify) {
+    match &config.database {
+        Database::Postgres(source) => {
+            postgres::watch::watch(&config.name, source, status, over).await;
+        }
+        // A server drops its binlog by itself.
+        Database::Mysql(_) => std::future::pending().await,
     }
 }
 
@@ -229,7 +229,14 @@ async fn keep_capturing(
     let mut streaming = Streaming::On;
     loop {
         let began = tokio::time::Instant::now();
-        let running = stream::run(config, log, status, control, streaming);
+        let running = async {
+            match &config.database {
+                Database::Postgres(source) => {
+                    postgres::run(config, source, log, status, control, streaming).await
+                }
+                Database::Mysql(source) => mysql::run(config, source, log, status, control).await,
+            }
+        };
         let result = tokio::select! {
             biased;
             () = over_budget.notified() => Err(CaptureError::OverBudget),
@@ -272,7 +279,7 @@ async fn keep_capturing(
                     s.problem = Some(problem);
                 });
                 over_budget.notified().await;
-                repair::give_up(config, log, status, control).await;
+                give_up(config, log, status, control).await;
                 continue;
             }
             Act::Repair(problem) => {
@@ -281,7 +288,7 @@ async fn keep_capturing(
                 continue;
             }
             Act::GiveUp => {
-                repair::give_up(config, log, status, control).await;
+                give_up(config, log, status, control).await;
                 continue;
             }
             Act::Leave => {
@@ -290,6 +297,24 @@ async fn keep_capturing(
             }
         }
         backoff.wait().await;
+    }
+}
+
+/// Gives up what the source keeps for us.
+async fn give_up(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    control: &CaptureControl,
+) {
+    match &config.database {
+        Database::Postgres(source) => {
+            let hole = postgres::repair::give_up(&config.name, source, log, status).await;
+            if let Some(hole) = hole {
+                repair::until_repaired(config, log, status, control, hole).await;
+            }
+        }
+        Database::Mysql(_) => {}
     }
 }
 

@@ -11,9 +11,11 @@
 //! Format 2 had the first two flags only, and format 1 the first.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use downriver_event::RowFilter;
+use downriver_event::{RowFilter, TableId};
+use downriver_log::{ChunkDone, ChunkState, LogError};
 use downriver_source::postgres::outline::Outline;
 
+use super::CaptureError;
 use super::merge::Key;
 
 const FORMAT: u8 = 4;
@@ -125,6 +127,74 @@ impl Resume {
             next: (!next.is_empty()).then_some(next),
             moved,
         })
+    }
+}
+
+/// What the log has of a table's snapshot.
+pub(crate) fn resume(
+    name: &str,
+    chunks: Option<&ChunkState>,
+) -> Result<Option<Resume>, CaptureError> {
+    let Some(chunks) = chunks else {
+        return Ok(None);
+    };
+    match Resume::decode(chunks.resume_after.clone()) {
+        Some(resume) => Ok(Some(resume)),
+        None => Err(CaptureError::Log(LogError::Unavailable(format!(
+            "the progress of the snapshot of {name} was written by a newer version"
+        )))),
+    }
+}
+
+/// The same progress of a table, with another standing.
+pub(crate) fn restated(
+    table: TableId,
+    chunks: Option<&ChunkState>,
+    resume: Resume,
+    standing: Standing,
+) -> ChunkDone {
+    ChunkDone {
+        table,
+        // A table that has had no snapshot, and none is wanted of it.
+        generation: chunks.map_or(0, |chunks| chunks.generation),
+        resume_after: Resume { standing, ..resume }.encode(),
+        rows: 0,
+        last: chunks.is_none_or(|chunks| chunks.done),
+    }
+}
+
+/// A table that is not captured any more: of a generation of it that was begun nothing comes.
+pub(crate) fn lapsed(table: TableId, generation: u64, resume: Resume) -> ChunkDone {
+    let standing = Standing::Lapsed;
+    ChunkDone {
+        table,
+        generation,
+        resume_after: Resume { standing, ..resume }.encode(),
+        rows: 0,
+        last: true,
+    }
+}
+
+/// A generation that is to be read from the start of the table, or of a part of it; every change of the table comes
+/// while it stands so in the publication.
+pub(crate) fn wanted(
+    table: TableId,
+    generation: u64,
+    standing: Standing,
+    part: Option<RowFilter>,
+) -> ChunkDone {
+    let resume = Resume {
+        requested: true,
+        standing,
+        part,
+        ..Resume::default()
+    };
+    ChunkDone {
+        table,
+        generation,
+        resume_after: resume.encode(),
+        rows: 0,
+        last: false,
     }
 }
 

@@ -46,6 +46,22 @@ impl Registry {
         self.newest.get(&table)
     }
 
+    /// The table that was called so last.
+    pub(crate) fn named(&self, namespace: &str, name: &str) -> Option<&Arc<TableSchema>> {
+        let mut newest = self.newest.values();
+        newest.find(|schema| schema.namespace == namespace && schema.name == name)
+    }
+
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<TableSchema>> {
+        self.newest.values()
+    }
+
+    /// Every version of a table's schema.
+    pub(crate) fn versions(&self, table: TableId) -> impl Iterator<Item = &Arc<TableSchema>> {
+        let all = self.all.iter();
+        all.filter_map(move |((of, _), schema)| (*of == table).then_some(schema))
+    }
+
     pub(crate) fn version(&self, table: TableId, version: u32) -> Option<Arc<TableSchema>> {
         self.all.get(&(table, version)).cloned()
     }

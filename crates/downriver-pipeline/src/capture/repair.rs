@@ -1,60 +1,29 @@
-//! What is done about a hole: a new slot, and in one append its position, the hole itself as an event, and a new
-//! generation of every table. The ordinary re-snapshot then finds the rows and, by its sweep, those deleted in the hole.
-//!
-//! The old slot is dropped first. Until the append is through, the new one therefore stands behind the log's position,
-//! or there is none: a crash at any point leaves the hole, as it is found again, or the repair.
+//! What is done about a hole: the source is taken up anew, and in one append go its position, the hole itself as an event,
+//! and a new generation of every table. The ordinary re-snapshot then finds the rows and, by its sweep, those deleted in
+//! the hole.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use downriver_event::problem::Problem;
-use downriver_event::{BlockBuilder, RowFilter, SourcePosition, TableId, pb};
-use downriver_log::{ChunkDone, Log, Moved};
-use downriver_source::SourceError;
-use downriver_source::postgres::replication::Session;
-use downriver_source::postgres::rules::uncovered;
-use downriver_source::postgres::{reach, setup, slot};
+use downriver_event::{BlockBuilder, SourcePosition, TableSchema, pb};
+use downriver_log::{Log, Moved};
 
 use super::outbox::{Outbox, Tip};
-use super::progress::{Resume, Standing};
+use super::progress::{Standing, wanted};
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Requested, needs_whole};
-use super::{CaptureConfig, CaptureError, captured, chain, problem_of, snapshot};
+use super::{CaptureConfig, CaptureError, Database, chain, mysql, postgres, problem_of, snapshot};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 
-/// Drops the slot before the server's disk is full of what is kept for it. Returns when the hole is repaired.
-pub(super) async fn give_up(
-    config: &CaptureConfig,
-    log: &Arc<dyn Log>,
-    status: &Board<SourceStatus>,
-    control: &CaptureControl,
-) {
-    let mut backoff = Backoff::new();
-    let max = config.wal_behind.max_bytes.unwrap_or_default();
-    loop {
-        match slot::give_up(&config.postgres, max).await {
-            Ok(true) => break,
-            // It has caught up meanwhile.
-            Ok(false) => return,
-            Err(error) => status.update(|s| s.problem = Some(error.problem())),
-        }
-        backoff.wait().await;
-    }
-    let position = captured(log, &config.name).ok().flatten();
-    let position = position.map_or_else(String::new, |known| format!(" after {}", known.position));
-    let reason = format!(
-        "replication slot {:?} was given up because more than {} MiB of WAL were kept for it (max_wal_behind): changes{position} are not to be had",
-        config.postgres.slot,
-        max >> 20
-    );
-    let problem = SourceError::hole("DR-1029", reason).problem();
-    tracing::error!(
-        source = config.name,
-        code = problem.code,
-        "the slot was given up"
-    );
-    until_repaired(config, log, status, control, problem).await;
+/// Where a source goes on behind a hole.
+pub(super) struct Anew {
+    pub(super) position: SourcePosition,
+    pub(super) identity: Bytes,
+    /// The tables that are captured, each with its standing there.
+    pub(super) tables: Vec<(TableSchema, Standing)>,
 }
 
 /// Stands still until the hole is repaired: when somebody asks for it, or at once.
@@ -122,16 +91,24 @@ async fn repair(
     log: &Arc<dyn Log>,
     code: &str,
 ) -> Result<Requested, CaptureError> {
-    let postgres = reach(&config.postgres).await?;
-    let mut session = Session::connect(&postgres).await?;
-    let known = captured(log, &config.name)?;
-    let repaired = setup::repair(&postgres, &mut session, known.as_ref()).await?;
-    let identity = repaired.identity.encode();
-    let start = SourcePosition::Postgres(repaired.position);
+    let anew = match &config.database {
+        Database::Postgres(source) => {
+            postgres::repair::begin_anew(&config.name, source, log).await?
+        }
+        Database::Mysql(source) => mysql::repair::begin_anew(&config.name, source, log).await?,
+    };
+    let is_known = log
+        .state(&config.name)
+        .is_some_and(|state| state.position.is_some());
+    let Anew {
+        position: start,
+        identity,
+        tables,
+    } = anew;
     let state = log
         .open(&config.name, Some(start.clone()), identity.clone())
         .await?;
-    if known.is_none() {
+    if !is_known {
         // There was a slot to take up, and it was of no use: the first snapshot is still to come.
         return Ok(Requested::new());
     }
@@ -146,22 +123,12 @@ async fn repair(
         code: code.to_owned(),
     }));
     let mut generations = HashMap::new();
-    for table in repaired.tables {
-        let id = table.schema.id;
-        let known = registry.newest(id);
-        let goes_on = known.is_some_and(|known| table.goes_on_as(known));
-        let uncovered = known.is_some_and(|known| uncovered(known, &table.schema).is_some());
-        if table.problem.is_some() && !goes_on || uncovered {
-            continue;
-        }
-        // One that is not published is read when it is.
-        let Some(outline) = table.seen.outline else {
-            continue;
-        };
+    for (schema, standing) in tables {
+        let id = schema.id;
         if let Registered::New {
             schema,
             previous_version,
-        } = registry.register(table.schema)
+        } = registry.register(schema)
         {
             builder.marker(pb::marker::Kind::SchemaChange(pb::SchemaChange {
                 schema: Some(schema.to_pb()),
@@ -173,11 +140,10 @@ async fn repair(
         let last = state.chunks.get(&id).map_or(1, |chunks| chunks.generation);
         let generation = last.max(1) + 1;
         generations.insert(id, generation);
-        let standing = Standing::Published(outline);
         outbox.chunk_done_with_open(wanted(id, generation, standing, None));
     }
     builder.commit_unplaced();
-    outbox.commit(builder.cut(), Some(start))?;
+    outbox.commit(builder.cut(), Some(start.clone()))?;
     outbox.move_source(Moved {
         identity,
         anew: true,
@@ -188,31 +154,8 @@ async fn repair(
         source = config.name,
         code,
         from = %state.position.map_or_else(String::new, |position| position.to_string()),
-        to = %repaired.position,
+        to = %start,
         "a hole is repaired by a new snapshot of every table"
     );
     Ok(generations.into_iter().collect())
-}
-
-/// A generation that is to be read from the start of the table, or of a part of it; every change of the table comes
-/// while it stands so in the publication.
-pub(super) fn wanted(
-    table: TableId,
-    generation: u64,
-    standing: Standing,
-    part: Option<RowFilter>,
-) -> ChunkDone {
-    let resume = Resume {
-        requested: true,
-        standing,
-        part,
-        ..Resume::default()
-    };
-    ChunkDone {
-        table,
-        generation,
-        resume_after: resume.encode(),
-        rows: 0,
-        last: false,
-    }
 }

@@ -8,13 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use downriver_event::block::{BLOCK_RAW_BYTES_MAX, OldImage, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, Lsn, TableId, TableSchema};
+use downriver_event::{BlockBuilder, EncodedBlock, SourcePosition, TableId, TableSchema};
 use downriver_source::SourceError;
-use downriver_source::postgres::config::PostgresConfig;
-use downriver_source::postgres::snapshot::{
-    ChunkRead, ChunkRequest, Reshaped, Seen, SnapshotSession,
-};
-use downriver_source::postgres::standby;
+use downriver_source::chunk::{ChunkRead, ChunkReader, ChunkRequest, Reshaped, Seen};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -23,8 +19,8 @@ use super::merge::Key;
 use super::progress::Resume;
 use super::shelf::Shelf;
 
-/// How often the server is looked at while old transactions keep chunks from starting.
-const OLD_TRANSACTIONS_POLL: Duration = Duration::from_millis(200);
+/// How long a move that is not visible yet is waited for.
+const MOVED_POLL: Duration = Duration::from_millis(200);
 
 /// One table's snapshot, as far as it has come.
 #[derive(Clone, Debug)]
@@ -41,7 +37,7 @@ pub(crate) struct HeldChunk {
     pub(crate) generation: u64,
     pub(crate) seen: Seen,
     /// The stream must pass this position before the chunk joins it.
-    pub(crate) high: Lsn,
+    pub(crate) high: SourcePosition,
     pub(crate) blocks: Vec<EncodedBlock>,
     /// The blocks of a table without a key, which is read whole.
     pub(crate) shelf: Option<Shelf>,
@@ -59,10 +55,10 @@ pub(crate) struct HeldChunk {
 }
 
 /// A table whose shape a worker did not find any more.
-pub(crate) struct LostShape {
+pub(crate) struct LostShape<T> {
     /// What it was to read.
     pub(crate) schema: Arc<TableSchema>,
-    pub(crate) reshaped: Reshaped,
+    pub(crate) reshaped: Reshaped<T>,
     /// The shape to go on with, once the stream has passed what was found. Dropped: nothing more of this table.
     pub(crate) answer: oneshot::Sender<Arc<TableSchema>>,
 }
@@ -70,9 +66,9 @@ pub(crate) struct LostShape {
 /// The tables that a worker has begun to read.
 pub(crate) type Begun = Arc<Mutex<HashSet<TableId>>>;
 
-pub(crate) enum FromWorker {
+pub(crate) enum FromWorker<T> {
     Chunk(Box<HeldChunk>),
-    LostShape(Box<LostShape>),
+    LostShape(Box<LostShape<T>>),
     /// The table cannot be read; the others go on.
     Failed {
         table: TableId,
@@ -81,19 +77,19 @@ pub(crate) enum FromWorker {
 }
 
 /// Starts the workers; they end when the queue is empty or the receiver is gone.
-pub(crate) fn start(
-    config: &PostgresConfig,
+pub(crate) fn start<R: ChunkReader + 'static>(
+    config: &R::Config,
     snapshot: &SnapshotConfig,
     tasks: Vec<TableTask>,
     begun: &Begun,
     spill: &Path,
-) -> (mpsc::Receiver<FromWorker>, JoinSet<()>) {
+) -> (mpsc::Receiver<FromWorker<R::Table>>, JoinSet<()>) {
     let workers = snapshot.max_workers.clamp(1, tasks.len().max(1));
     let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
     let (sender, receiver) = mpsc::channel(1);
     let mut running = JoinSet::new();
     for _ in 0..workers {
-        let worker = Worker {
+        let worker = Worker::<R> {
             config: config.clone(),
             snapshot: snapshot.clone(),
             queue: Arc::clone(&queue),
@@ -106,20 +102,20 @@ pub(crate) fn start(
     (receiver, running)
 }
 
-struct Worker {
-    config: PostgresConfig,
+struct Worker<R: ChunkReader> {
+    config: R::Config,
     snapshot: SnapshotConfig,
     queue: Arc<Mutex<VecDeque<TableTask>>>,
     begun: Begun,
     /// Where the rows of tables without a key wait.
     spill: PathBuf,
-    chunks: mpsc::Sender<FromWorker>,
+    chunks: mpsc::Sender<FromWorker<R::Table>>,
 }
 
 /// The capture wants nothing more of a table, or has ended.
 struct Gone;
 
-impl Worker {
+impl<R: ChunkReader> Worker<R> {
     async fn run(self) {
         loop {
             let next = self.queue.lock().expect("no holder panics").pop_front();
@@ -144,7 +140,7 @@ impl Worker {
     }
 
     async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
-        let mut session = SnapshotSession::connect(&self.config).await?;
+        let mut session = R::connect(&self.config).await?;
         if let Some(part) = &task.resume.part {
             task.rows_estimated = session.estimated_rows(&task.schema, part).await?;
         }
@@ -176,7 +172,7 @@ impl Worker {
     /// asked for again.
     async fn moved_rows(
         &self,
-        session: &mut SnapshotSession,
+        session: &mut R,
         task: &mut TableTask,
         mut moved: oneshot::Receiver<Vec<Key>>,
     ) -> Result<Result<(), Gone>, SourceError> {
@@ -189,7 +185,7 @@ impl Worker {
                 return Ok(Ok(()));
             }
             if keys == before {
-                tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
+                tokio::time::sleep(MOVED_POLL).await;
             }
             before.clone_from(&keys);
             let mut held = match self.read(session, task, Some(keys)).await? {
@@ -213,7 +209,7 @@ impl Worker {
     /// Reads a chunk in the table's shape of now.
     async fn read(
         &self,
-        session: &mut SnapshotSession,
+        session: &mut R,
         task: &mut TableTask,
         reread: Option<Vec<Key>>,
     ) -> Result<Result<HeldChunk, Gone>, SourceError> {
@@ -245,10 +241,10 @@ impl Worker {
 
     async fn read_in_shape(
         &self,
-        session: &mut SnapshotSession,
+        session: &mut R,
         task: &TableTask,
         reread: Option<Vec<Key>>,
-    ) -> Result<Result<HeldChunk, Reshaped>, SourceError> {
+    ) -> Result<Result<HeldChunk, Reshaped<R::Table>>, SourceError> {
         let reread_keys = reread.clone().unwrap_or_default();
         let request = ChunkRequest {
             part: task.resume.part.clone(),
@@ -321,22 +317,6 @@ impl Worker {
             tokio::time::sleep(wanted.saturating_sub(began.elapsed())).await;
         }
     }
-}
-
-/// Waits until every transaction that runs now is over, and so visible or void to every later snapshot. What a chunk sees
-/// afterwards differs from the stream only by transactions that are streamed from now on.
-pub(crate) async fn old_transactions_gone(config: &PostgresConfig) -> Result<(), SourceError> {
-    if standby::old_transactions_gone(config).await? {
-        return Ok(());
-    }
-    let session = SnapshotSession::connect(config).await?;
-    let mut old = session.running_transactions().await?;
-    while !old.is_empty() {
-        tokio::time::sleep(OLD_TRANSACTIONS_POLL).await;
-        let running = session.running_transactions().await?;
-        old.retain(|xid| running.contains(xid));
-    }
-    Ok(())
 }
 
 pub(crate) fn micros_since_epoch() -> i64 {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use downriver_cluster::{Node, NodeConfig};
-use downriver_event::{Lsn, Offset};
+use downriver_event::{Offset, SourcePosition};
 use downriver_log::Log;
 use downriver_log::store::LocalStore;
-use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
+use downriver_pipeline::capture::{
+    self, CaptureConfig, CaptureControl, Database, PostgresSource, SnapshotConfig, WalBehind,
+};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_source::postgres::catalog::Catalog;
@@ -35,7 +37,11 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
     source.publication = "downriver_shop".into();
     CaptureConfig {
         name: "shop".into(),
-        postgres: source,
+        database: Database::Postgres(PostgresSource {
+            connection: source,
+            wal_behind: WalBehind::default(),
+            heartbeat: None,
+        }),
         snapshot: SnapshotConfig {
             initial: true,
             chunk_rows: 150,
@@ -43,9 +49,15 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
             rows_per_second: 0,
         },
         repairs_holes: false,
-        wal_behind: WalBehind::default(),
-        heartbeat: None,
         spill: folder.join("spill"),
+    }
+}
+
+/// How the captured database is reached.
+pub(crate) fn connection(config: &CaptureConfig) -> &PostgresConfig {
+    match &config.database {
+        Database::Postgres(source) => &source.connection,
+        Database::Mysql(_) => unreachable!("these tests have none"),
     }
 }
 
@@ -70,8 +82,8 @@ impl Capture {
 
     /// Waits until everything committed before the call is in the log.
     pub(crate) async fn caught_up(&self, config: &CaptureConfig) -> Offset {
-        let catalog = Catalog::connect(&config.postgres).await.unwrap();
-        let position: Lsn = catalog.current_position().await.unwrap();
+        let catalog = Catalog::connect(connection(config)).await.unwrap();
+        let position = SourcePosition::Postgres(catalog.current_position().await.unwrap());
         host::until("the capture to catch up", PATIENCE, async || {
             self.control.nudge.notify_one();
             let status = self.status.get();
@@ -84,7 +96,7 @@ impl Capture {
                     table.problem
                 );
             }
-            Ok(status.passed >= position && status.state == TableState::Streaming)
+            Ok(status.has_passed(&position) && status.state == TableState::Streaming)
         })
         .await
         .unwrap();

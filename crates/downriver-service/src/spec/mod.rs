@@ -17,8 +17,8 @@ pub use mask::{MaskRule, MaskWith};
 pub use pipeline::{Mode, Pipeline, parse_bytes, parse_duration};
 pub use sink::{CatalogSpec, Iceberg, RestSpec, S3Spec, Sink};
 pub use source::{
-    CaFile, Failover, OnHole, OnMaxWalBehind, Postgres, Snapshot, SnapshotMode, SnapshotOptions,
-    Source, Tls,
+    CaFile, Failover, Mysql, OnHole, OnMaxWalBehind, Postgres, Snapshot, SnapshotMode,
+    SnapshotOptions, Source, Tls,
 };
 
 /// Reads the documents of a file, in order.

@@ -12,8 +12,8 @@ use mysql_common::proto::MySerialize as _;
 use tokio::net::TcpStream;
 
 use super::config::MysqlConfig;
-use super::key;
 use super::packet::Packets;
+use super::public_key;
 use super::refusal::{of_packet, unknown};
 use crate::error::SourceError;
 use crate::transport::{self, SslMode, Stream};
@@ -287,7 +287,7 @@ impl Login<'_> {
     }
 
     fn encrypted_by(&self, key: &[u8]) -> Result<Vec<u8>, SourceError> {
-        key::encrypt(self.password(), &self.nonce, key).map_err(|unusable| {
+        public_key::encrypt(self.password(), &self.nonce, key).map_err(|unusable| {
             SourceError::definite(
                 "DR-1067",
                 format!(

@@ -2,6 +2,7 @@
 //!
 //! Source: MySQL's error reference and `sql/rpl_binlog_sender.cc`; MariaDB's `sql/sql_repl.cc`.
 
+use mysql_async::{DriverError, Error, IoError};
 use mysql_common::constants::CapabilityFlags;
 use mysql_common::io::ParseBuf;
 use mysql_common::packets::ErrPacket;
@@ -44,11 +45,13 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         SAME_SERVER_ID => same_server_id(reason),
         // Access denied, to a database as well; a host that may not connect; an account that is locked, or whose password
         // has expired.
-        1044 | 1045 | 1130 | 1698 | 1820 | 1862 | 3118 | 4151 => SourceError::definite(
-            "DR-1001",
-            reason,
-            "set the right user and password in the source, and let the user in from this host",
-        ),
+        1044 | 1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => {
+            SourceError::definite(
+                "DR-1001",
+                reason,
+                "set the right user and password in the source, and let the user in from this host",
+            )
+        }
         // Privileges of a table, of a column, of the server, of a procedure.
         1142 | 1143 | 1227 | 1370 => SourceError::definite(
             "DR-1004",
@@ -74,8 +77,6 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         | 1158..=1161
         | 1184
         | 1203
-        | 1205
-        | 1213
         | 1226
         | 1317
         | 1927
@@ -85,8 +86,12 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         | 3168
         | 3169
         | 4031 => SourceError::transient("DR-1002", reason, COMES_BACK),
+        // Another session holds a lock, or was preferred.
+        1020 | 1205 | 1213 | 1637 => {
+            SourceError::transient("DR-1005", reason, "nothing: it is tried again by itself")
+        }
         // Databases, columns and tables are named as the catalog had them a moment ago.
-        1049 | 1054 | 1146 | 1412 => SourceError::transient(
+        1049 | 1051 | 1054 | 1109 | 1146 | 1347 | 1356 | 1412 | 1615 => SourceError::transient(
             "DR-1005",
             reason,
             "nothing, if a table was dropped or changed a moment ago: it is tried again by itself",
@@ -144,6 +149,67 @@ fn cannot_read(reason: String, message: &str) -> SourceError {
     SourceError::definite("DR-1005", reason, "see the server's message")
 }
 
+impl From<Error> for SourceError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Server(server) => refused(server.code, &server.message),
+            Error::Io(IoError::Io(io)) if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
+                no_tls(&io.to_string())
+            }
+            Error::Io(IoError::Io(io)) => Self::Connection(io),
+            Error::Io(IoError::Tls(tls)) => no_tls(&tls.to_string()),
+            Error::Driver(DriverError::ConnectionClosed) => {
+                Self::Connection(std::io::ErrorKind::ConnectionAborted.into())
+            }
+            Error::Driver(DriverError::PacketTooLarge) => Self::definite(
+                "DR-1041",
+                "a row is larger than what is read of one",
+                "exclude the table from the source, or make the row smaller",
+            ),
+            Error::Driver(
+                error @ (DriverError::UnknownAuthPlugin { .. }
+                | DriverError::MysqlOldPasswordDisabled
+                | DriverError::CleartextPluginDisabled),
+            ) => Self::definite(
+                "DR-1001",
+                format!("the user cannot log in: {error}"),
+                "let the user log in by caching_sha2_password, ed25519 or mysql_native_password",
+            ),
+            error => Self::definite(
+                "DR-1040",
+                format!("the server answered what is not its protocol: {error}"),
+                "report it",
+            ),
+        }
+    }
+}
+
+fn no_tls(reason: &str) -> SourceError {
+    SourceError::definite(
+        "DR-1006",
+        format!("TLS with the server failed: {reason}"),
+        "give the server's CA in ssl-ca, and connect by the name in its certificate",
+    )
+}
+
+/// The number of the server's error, if it is one.
+pub(super) fn errno(error: &Error) -> Option<u16> {
+    match error {
+        Error::Server(server) => Some(server.code),
+        _ => None,
+    }
+}
+
+/// The name is no table's any more. Source: `ER_BAD_DB_ERROR`, `ER_NO_SUCH_TABLE`.
+pub(super) fn is_gone(error: &Error) -> bool {
+    matches!(errno(error), Some(1049 | 1146))
+}
+
+/// `ER_LOCK_WAIT_TIMEOUT`.
+pub(super) fn waited_for_lock(error: &Error) -> bool {
+    errno(error) == Some(1205)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +229,7 @@ mod tests {
             (1045, "DR-1001", Class::Definite),
             (1698, "DR-1001", Class::Definite),
             (1227, "DR-1004", Class::Definite),
+            (4052, "DR-1060", Class::Transient),
             (1040, "DR-1002", Class::Transient),
             (1053, "DR-1002", Class::Transient),
             (1146, "DR-1005", Class::Transient),

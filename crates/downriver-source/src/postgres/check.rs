@@ -4,58 +4,10 @@ mod publication;
 mod server;
 mod tables;
 
-use downriver_event::problem::Problem;
-
 use super::catalog::Catalog;
 use super::config::PostgresConfig;
+use crate::check::Finding;
 use crate::error::SourceError;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    Error,
-    Warning,
-    Ok,
-}
-
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub severity: Severity,
-    pub subject: String,
-    pub problem: Option<Problem>,
-}
-
-impl Finding {
-    fn ok(subject: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Ok,
-            subject: subject.into(),
-            problem: None,
-        }
-    }
-
-    fn error(subject: impl Into<String>, problem: Problem) -> Self {
-        Self {
-            severity: Severity::Error,
-            subject: subject.into(),
-            problem: Some(problem),
-        }
-    }
-
-    fn warning(subject: impl Into<String>, problem: Problem) -> Self {
-        Self {
-            severity: Severity::Warning,
-            subject: subject.into(),
-            problem: Some(problem),
-        }
-    }
-
-    fn of(subject: &str, checked: Result<(), SourceError>) -> Self {
-        match checked {
-            Ok(()) => Self::ok(subject),
-            Err(error) => Self::error(subject, error.problem()),
-        }
-    }
-}
 
 /// Looks at the database; changes nothing. A table that cannot be captured is a warning: the others can.
 pub async fn check(config: &PostgresConfig) -> Vec<Finding> {

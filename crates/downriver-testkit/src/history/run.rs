@@ -127,7 +127,7 @@ impl Player {
         self.daemon.wait(CATCH_UP).await?;
         let lake = Lake::builtin(&self.daemon)?;
         let compared = readers::compare(&self.postgres, &lake, &tables).await?;
-        let rows = compared.iter().map(|table| table.postgres.rows);
+        let rows = compared.iter().map(|table| table.source.rows);
         self.played.rows_compared += rows.sum::<u64>();
         let different: Vec<_> = compared.iter().filter(|table| !table.equal).collect();
         ensure!(

@@ -99,12 +99,12 @@ fn write_sources(text: &mut String, sources: &[(String, SourceStatus)]) {
     });
     let passed = "Everything committed up to here is in the log.";
     write(("downriver_source_passed_lsn", "gauge", passed), |s| {
-        Some(s.passed.0 as f64)
+        Some(s.passed.as_ref()?.lsn()?.0 as f64)
     });
     let acknowledged = "The source may forget what lies before.";
     let name = "downriver_source_acknowledged_lsn";
     write((name, "gauge", acknowledged), |s| {
-        Some(s.acknowledged.0 as f64)
+        Some(s.acknowledged.as_ref()?.lsn()?.0 as f64)
     });
     let retained = "Bytes of WAL that the database keeps for the slot.";
     let name = "downriver_source_slot_retained_bytes";

@@ -1,8 +1,8 @@
 //! A capture's or a pipeline's status as the admin service shows it.
 
 use downriver_api::admin::v1 as pb;
-use downriver_event::Offset;
 use downriver_event::problem::Problem;
+use downriver_event::{Offset, SourcePosition};
 use downriver_log::StreamState;
 use downriver_pipeline::{SnapshotProgress, SourceStatus, TableState};
 use downriver_service::problem::to_pb;
@@ -36,8 +36,8 @@ pub(super) fn source_status(
         state: status.state.name().to_owned(),
         problem: status.problem.as_ref().map(to_pb),
         tables: tables.collect(),
-        position: status.passed.to_string(),
-        acknowledged_position: status.acknowledged.to_string(),
+        position: shown_position(status.passed.as_ref()),
+        acknowledged_position: shown_position(status.acknowledged.as_ref()),
         next_offset: stream.map_or(0, |stream| stream.next.0),
         events: status.events,
         slot: status.slot.as_ref().map(slot),
@@ -67,6 +67,10 @@ pub(super) fn pipeline_status(view: &PipelineView, next: Offset) -> pb::Status {
         events: status.events,
         ..pb::Status::default()
     }
+}
+
+fn shown_position(position: Option<&SourcePosition>) -> String {
+    position.map_or_else(String::new, SourcePosition::to_string)
 }
 
 /// A table does not go on while what it belongs to does not.

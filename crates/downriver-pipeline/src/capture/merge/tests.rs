@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use downriver_event::block::OldImage;
-use downriver_event::{Column, Cover, LogicalType, ReplicaIdentity};
+use downriver_event::{Column, Cover, LogicalType, Lsn, ReplicaIdentity};
 use downriver_source::postgres::snapshot::PgSnapshot;
 
 use super::*;
@@ -76,6 +76,10 @@ fn streamed(transactions: &[(u32, &[Step])]) -> RecentChanges {
         recent.observe(&block, |_, _| Some(Arc::clone(&schema)));
     }
     recent
+}
+
+fn up_to(lsn: u64) -> Seen {
+    Seen::UpTo(SourcePosition::Postgres(Lsn(lsn)))
 }
 
 /// Everything below `xid` has ended, and nothing else.
@@ -176,8 +180,8 @@ fn a_truncate_of_another_table_takes_nothing_away() {
 #[test]
 fn a_truncate_that_ends_behind_what_a_standby_had_replayed_counts_as_not_seen() {
     let transactions: &[(u32, &[Step])] = &[(5, &[Truncate(7), Insert(1)])];
-    let before = streamed(transactions).newer_than(TableId(7), &Seen::UpTo(Lsn(499)));
+    let before = streamed(transactions).newer_than(TableId(7), &up_to(499));
     assert!(left_of_chunk(&before).is_empty());
-    let behind = streamed(transactions).newer_than(TableId(7), &Seen::UpTo(Lsn(500)));
+    let behind = streamed(transactions).newer_than(TableId(7), &up_to(500));
     assert_eq!(left_of_chunk(&behind), WHOLE);
 }

@@ -2,7 +2,7 @@
 
 use downriver_event::problem::Problem;
 
-use super::Finding;
+use crate::check::Finding;
 use crate::error::SourceError;
 use crate::postgres::catalog::Catalog;
 use crate::postgres::config::PostgresConfig;

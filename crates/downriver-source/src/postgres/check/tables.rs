@@ -3,8 +3,8 @@
 use downriver_event::problem::Problem;
 use downriver_event::{LogicalType, pattern};
 
-use super::Finding;
 use super::publication::Published;
+use crate::check::Finding;
 use crate::error::SourceError;
 use crate::postgres::catalog::{Catalog, SourceTable};
 use crate::postgres::config::PostgresConfig;

@@ -4,23 +4,29 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use downriver_api::admin::v1 as pb;
+use downriver_event::TableSchema;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
-use downriver_pipeline::capture::{self, CaptureConfig, CaptureControl, SnapshotConfig, WalBehind};
+use downriver_pipeline::capture::{
+    self, CaptureConfig, CaptureControl, Database, MysqlSource, PostgresSource, SnapshotConfig,
+    WalBehind,
+};
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
-use downriver_service::spec::{OnHole, OnMaxWalBehind, SnapshotMode, Source, Spec};
+use downriver_service::spec::{OnMaxWalBehind, SnapshotMode, Source, Spec};
 use downriver_service::{Finding, StoredSpec, TableName};
-use downriver_source::postgres::catalog::Catalog;
-use downriver_source::postgres::check::{Severity, check};
+use downriver_source::check::Severity;
+use downriver_source::mysql::config::MysqlConfig;
+use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::setup;
+use downriver_source::{SourceError, mysql, postgres};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::status::source_status;
 use super::replicated::stream_id_key;
-use super::source_config::postgres_config;
+use super::source_config::{Connection, connection, mysql_config, postgres_config};
 use super::{NodeEngine, locked, unavailable};
 
 pub(super) struct RunningCapture {
@@ -120,19 +126,14 @@ impl NodeEngine {
         let options = source.snapshot();
         Ok(CaptureConfig {
             name: name.to_owned(),
-            postgres: postgres_config(name, &source)?,
+            database: database(name, &source)?,
             snapshot: SnapshotConfig {
                 initial: options.mode == SnapshotMode::Initial,
                 chunk_rows: options.chunk_rows,
                 max_workers: options.max_workers,
                 rows_per_second: options.rows_per_second,
             },
-            repairs_holes: source.postgres.on_hole == Some(OnHole::Resnapshot),
-            wal_behind: WalBehind {
-                max_bytes: source.wal_behind_max(),
-                drop_slot: source.postgres.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
-            },
-            heartbeat: source.heartbeat(),
+            repairs_holes: source.repairs_holes(),
             spill: self.data.join("spill").join(name),
         })
     }
@@ -166,10 +167,8 @@ impl NodeEngine {
         name: &str,
         dry_run: bool,
     ) -> Result<Vec<String>, Problem> {
-        let config = postgres_config(name, &self.source_spec(name)?)?;
-        let mut dropped = setup::owned(&config)
-            .await
-            .map_err(|error| error.problem())?;
+        let connection = connection(name, &self.source_spec(name)?)?;
+        let mut dropped = owned(&connection).await.map_err(|error| error.problem())?;
         dropped.push(format!("log of source {name}"));
         if dry_run {
             return Ok(dropped);
@@ -186,7 +185,10 @@ impl NodeEngine {
             }
         }
         // One of these failing is no reason to leave the others.
-        let on_database = setup::drop_owned(&config).await;
+        let on_database = match &connection {
+            Connection::Postgres(config) => setup::drop_owned(config).await,
+            Connection::Mysql(_) => Ok(()),
+        };
         let forgotten = self.node.put_record(&stream_id_key(name), None).await;
         let log = self.node.drop_stream(name).await;
         on_database.map_err(|error| error.problem())?;
@@ -196,9 +198,34 @@ impl NodeEngine {
     }
 }
 
+fn database(name: &str, source: &Source) -> Result<Database, Problem> {
+    Ok(match source {
+        Source::Postgres(spec) => Database::Postgres(PostgresSource {
+            connection: postgres_config(name, spec)?,
+            wal_behind: WalBehind {
+                max_bytes: spec.wal_behind_max(),
+                drop_slot: spec.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
+            },
+            heartbeat: spec.heartbeat(),
+        }),
+        Source::Mysql(spec) => Database::Mysql(MysqlSource {
+            connection: mysql_config(spec)?,
+        }),
+    })
+}
+
+/// What a source has on its database, and is dropped with it.
+async fn owned(connection: &Connection) -> Result<Vec<String>, SourceError> {
+    match connection {
+        Connection::Postgres(config) => setup::owned(config).await,
+        // A binlog is read without leaving anything at the server.
+        Connection::Mysql(_) => Ok(Vec::new()),
+    }
+}
+
 pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
-    let config = match postgres_config(name, source) {
-        Ok(config) => config,
+    let connection = match connection(name, source) {
+        Ok(connection) => connection,
         Err(problem) => {
             return vec![Finding {
                 severity: "error",
@@ -207,7 +234,11 @@ pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
             }];
         }
     };
-    let findings = check(&config).await.into_iter().map(|finding| Finding {
+    let findings = match &connection {
+        Connection::Postgres(config) => postgres::check::check(config).await,
+        Connection::Mysql(config) => mysql::check::check(config).await,
+    };
+    let findings = findings.into_iter().map(|finding| Finding {
         severity: match finding.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",
@@ -221,17 +252,29 @@ pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
 
 /// The tables that a source would capture, as the database has them now.
 pub(super) async fn list_tables(name: &str, source: &Source) -> Result<Vec<TableName>, Problem> {
-    let config = postgres_config(name, source)?;
-    let listed = async {
-        let catalog = Catalog::connect(&config).await?;
-        catalog.list_tables(&config).await
+    let tables = match connection(name, source)? {
+        Connection::Postgres(config) => postgres_tables(&config).await,
+        Connection::Mysql(config) => mysql_tables(&config).await,
     };
-    let tables = listed.await.map_err(|error| error.problem())?;
-    let captured = tables.into_iter().filter(|table| table.problem.is_none());
-    Ok(captured
-        .map(|table| TableName {
-            schema: table.schema.namespace,
-            table: table.schema.name,
+    let tables = tables.map_err(|error| error.problem())?.into_iter();
+    Ok(tables
+        .map(|schema| TableName {
+            schema: schema.namespace,
+            table: schema.name,
         })
         .collect())
+}
+
+async fn postgres_tables(config: &PostgresConfig) -> Result<Vec<TableSchema>, SourceError> {
+    let catalog = postgres::catalog::Catalog::connect(config).await?;
+    let tables = catalog.list_tables(config).await?.into_iter();
+    let captured = tables.filter(|table| table.problem.is_none());
+    Ok(captured.map(|table| table.schema).collect())
+}
+
+async fn mysql_tables(config: &MysqlConfig) -> Result<Vec<TableSchema>, SourceError> {
+    let mut catalog = mysql::catalog::Catalog::connect(config).await?;
+    let tables = catalog.tables(config).await?.into_iter();
+    let captured = tables.filter(|table| table.problem.is_none());
+    Ok(captured.map(|table| table.schema).collect())
 }

@@ -11,10 +11,11 @@ use downriver_log::Log as _;
 use downriver_pipeline::capture::{NotRequested, Wanted, needs_whole};
 use downriver_service::TableName;
 use downriver_source::SourceError;
+use downriver_source::chunk::ChunkReader as _;
 use downriver_source::postgres::reach;
 use downriver_source::postgres::snapshot::SnapshotSession;
 
-use super::source_config::postgres_config;
+use super::source_config::{Connection, connection, not_built};
 use super::{NodeEngine, locked};
 
 /// How long a capture may take to take a request in: an append, after a transaction that is open.
@@ -112,7 +113,9 @@ impl NodeEngine {
         tables: Vec<TableId>,
         part: &WrittenFilter,
     ) -> Result<Vec<Wanted>, Problem> {
-        let config = postgres_config(source, &self.source_spec(source)?)?;
+        let Connection::Postgres(config) = connection(source, &self.source_spec(source)?)? else {
+            return Err(not_built("reading a part of a table again"));
+        };
         let state = self.node.state(source);
         let schemas = tables
             .into_iter()

@@ -1,16 +1,60 @@
 //! A source's specification as the sessions with its database take it, its secrets resolved.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
 use downriver_event::problem::Problem;
-use downriver_service::spec::{Failover, MaskWith, Source};
+use downriver_service::spec::{Failover, MaskWith, Mysql, Postgres, Source};
+use downriver_source::mysql::config::MysqlConfig;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::rules::{ColumnRules, HashKey, Mask};
 
 /// Shorter keys of hashes can be found by trying.
 const HASH_KEY_BYTES_MIN: usize = 16;
 
+/// How the database of a source is reached.
+pub(super) enum Connection {
+    Postgres(PostgresConfig),
+    Mysql(MysqlConfig),
+}
+
 /// The connection that a source's specification describes, its secret resolved.
-pub(super) fn postgres_config(name: &str, source: &Source) -> Result<PostgresConfig, Problem> {
-    let spec = &source.postgres;
+pub(super) fn connection(name: &str, source: &Source) -> Result<Connection, Problem> {
+    Ok(match source {
+        Source::Postgres(spec) => Connection::Postgres(postgres_config(name, spec)?),
+        Source::Mysql(spec) => Connection::Mysql(mysql_config(spec)?),
+    })
+}
+
+/// What is not built for sources of MySQL and MariaDB.
+pub(super) fn not_built(what: &str) -> Problem {
+    Problem::new(
+        "DR-2051",
+        format!("{what} is not built for sources of MySQL and MariaDB yet"),
+        "see docs/mysql.md for what is",
+    )
+}
+
+pub(super) fn mysql_config(spec: &Mysql) -> Result<MysqlConfig, Problem> {
+    let mut config = MysqlConfig::from_url(&spec.url)
+        .map_err(|error| Problem::new("DR-2005", error.0, "correct mysql.url"))?;
+    if let Some(secret) = &spec.password {
+        config.password = Some(secret.resolve()?);
+    }
+    if let Some(tls) = &spec.tls {
+        config.tls.ca_file = Some(tls.ca.file.clone());
+    }
+    config.tables.clone_from(&spec.tables);
+    config.server_id = spec.server_id.unwrap_or_else(random_server_id);
+    Ok(config)
+}
+
+/// Numbers that people give servers are small ones.
+fn random_server_id() -> u32 {
+    let random = RandomState::new().build_hasher().finish();
+    (1 << 31) | (random & 0x7fff_ffff) as u32
+}
+
+pub(super) fn postgres_config(name: &str, spec: &Postgres) -> Result<PostgresConfig, Problem> {
     let mut config = PostgresConfig::from_url(&spec.url)
         .map_err(|error| Problem::new("DR-2005", error.0, "correct postgres.url"))?;
     if let Some(secret) = &spec.password {

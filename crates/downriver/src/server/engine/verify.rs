@@ -15,7 +15,7 @@ use downriver_service::spec::Pipeline;
 use tokio::sync::mpsc;
 
 use super::lakes::open_warehouse;
-use super::source_config::postgres_config;
+use super::source_config::{Connection, connection, not_built};
 use super::{NodeEngine, locked};
 
 /// Reports that wait for a slow client.
@@ -91,13 +91,16 @@ impl NodeEngine {
 
     fn verify_config(&self, pipeline: &Pipeline, folder: PathBuf) -> Result<VerifyConfig, Problem> {
         let source = self.source_spec(&pipeline.source)?;
+        let Connection::Postgres(postgres) = connection(&pipeline.source, &source)? else {
+            return Err(not_built("verify"));
+        };
         let lake = self.lake(&pipeline.sink).ok_or_else(|| {
             let reason = format!("sink {:?} is not open", pipeline.sink);
             Problem::new("DR-2073", reason, "see downriver status; verify when it is")
         })?;
         Ok(VerifyConfig {
             source: pipeline.source.clone(),
-            postgres: postgres_config(&pipeline.source, &source)?,
+            postgres,
             catalog: lake.catalog,
             warehouse: open_warehouse(lake.store, &folder.join("spool"))?,
             folder: folder.join("digests"),

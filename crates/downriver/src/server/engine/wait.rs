@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, Offset, TableId};
+use downriver_event::{Offset, SourcePosition, TableId};
 use downriver_log::Log as _;
 use downriver_pipeline::status::Known;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
 use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, SnapshotMode, Source};
-use downriver_source::SourceError;
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::publication::Seen;
+use downriver_source::{SourceError, mysql};
 use tokio::time::Instant;
 
-use super::source_config::postgres_config;
+use super::source_config::{Connection, connection};
 use super::{NodeEngine, locked};
 
 /// How often capture and delivery are looked at, and asked to hurry.
@@ -38,7 +38,7 @@ impl NodeEngine {
         self.seen(name, &pipeline, None)?;
         let asked = tokio::time::timeout_at(deadline, asked(&pipeline.source, &source));
         let Asked {
-            catalog,
+            database,
             position,
             mut tables,
         } = asked.await.unwrap_or_else(|_| {
@@ -56,7 +56,7 @@ impl NodeEngine {
             // What is gone again will never be known, nor what has changed again. A database that does not answer
             // now is asked again.
             if !tables.is_empty()
-                && let Ok(now) = standings(&catalog).await
+                && let Ok(now) = database.standings().await
             {
                 tables.retain(|table, _| {
                     let now = now.get(table);
@@ -65,7 +65,7 @@ impl NodeEngine {
             }
             if until.is_none()
                 && tables.is_empty()
-                && capture.as_ref().is_some_and(|c| c.passed >= position)
+                && capture.as_ref().is_some_and(|c| c.has_passed(&position))
                 && self.snapshots_are_logged(&pipeline, &source, capture.as_ref())
             {
                 let next = self.node.state(&pipeline.source).map(|state| state.next);
@@ -85,7 +85,7 @@ impl NodeEngine {
                 return Err(behind(
                     name,
                     timeout,
-                    position,
+                    &position,
                     until,
                     capture.as_ref(),
                     &status,
@@ -213,37 +213,65 @@ impl NodeEngine {
     }
 }
 
+/// A session with a source's database.
+enum Session {
+    Postgres(Catalog),
+    Mysql(mysql::catalog::Catalog),
+}
+
 /// What a database says when the wait begins.
 struct Asked {
-    catalog: Catalog,
-    position: Lsn,
+    database: Session,
+    position: SourcePosition,
     /// The tables that are to be captured, as they stand in the publication.
     tables: Known,
 }
 
 async fn asked(name: &str, source: &Source) -> Result<Asked, Problem> {
-    let config = postgres_config(name, source)?;
+    let connection = connection(name, source)?;
     let asked = async {
-        let catalog = Catalog::connect(&config).await?;
+        let mut database = match &connection {
+            Connection::Postgres(config) => Session::Postgres(Catalog::connect(config).await?),
+            Connection::Mysql(config) => {
+                Session::Mysql(mysql::catalog::Catalog::connect(config).await?)
+            }
+        };
         Ok::<_, SourceError>(Asked {
-            tables: standings(&catalog).await?,
-            position: catalog.current_position().await?,
-            catalog,
+            tables: database.standings().await?,
+            position: database.position().await?,
+            database,
         })
     };
     asked.await.map_err(|error| error.problem())
+}
+
+impl Session {
+    async fn position(&mut self) -> Result<SourcePosition, SourceError> {
+        match self {
+            Self::Postgres(catalog) => {
+                Ok(SourcePosition::Postgres(catalog.current_position().await?))
+            }
+            Self::Mysql(catalog) => catalog.position().await,
+        }
+    }
+
+    /// How tables stand in the publication. In a binlog they come and change at positions of their own.
+    async fn standings(&self) -> Result<Known, SourceError> {
+        match self {
+            Self::Postgres(catalog) => {
+                let standings = catalog.standings().await?.into_iter();
+                let known = standings.map(|standing| (standing.table, standing.seen));
+                Ok(known.collect())
+            }
+            Self::Mysql(_) => Ok(Known::new()),
+        }
+    }
 }
 
 /// Whether a capture has decided what becomes of a table that is seen so.
 fn is_known(known: Option<&Known>, table: TableId, seen: &Seen) -> bool {
     let known = known.and_then(|known| known.get(&table));
     known.is_some_and(|known| known == seen || known.goes_on_as(seen))
-}
-
-async fn standings(catalog: &Catalog) -> Result<Known, SourceError> {
-    let standings = catalog.standings().await?.into_iter();
-    let known = standings.map(|standing| (standing.table, standing.seen));
-    Ok(known.collect())
 }
 
 fn stopped(state: TableState, problem: Option<&Problem>) -> Result<(), Problem> {
@@ -272,7 +300,7 @@ fn timed_out(timeout: Duration, reason: String, fix: &str) -> Problem {
 fn behind(
     name: &str,
     timeout: Duration,
-    position: Lsn,
+    position: &SourcePosition,
     until: Option<Offset>,
     capture: Option<&SourceStatus>,
     status: &PipelineStatus,
@@ -282,9 +310,10 @@ fn behind(
             "pipeline {name:?} has delivered up to offset {} of {until}",
             status.delivered
         ),
-        (None, Some(capture)) if capture.passed < position => {
-            format!("the source's log is at {} of {position}", capture.passed)
-        }
+        (None, Some(capture)) if !capture.has_passed(position) => match &capture.passed {
+            Some(passed) => format!("the source's log is at {passed} of {position}"),
+            None => format!("the source's log has not begun to come to {position}"),
+        },
         (None, Some(_)) => "a snapshot is being taken".into(),
         (None, None) => "the source's capture has not begun".into(),
     };

@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Cursor, Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::CaptureError;
+use super::super::{CaptureError, clear};
 
 /// What all transactions in progress together may hold in memory; beyond it the largest goes to its file.
 const MEMORY_BYTES_MAX: usize = 8 << 20;
@@ -50,14 +50,7 @@ impl Spool {
     /// Takes the capture's spill folder and removes what is in it: files of a killed process, or segments of an append
     /// of an older epoch, which the log refuses.
     pub(super) fn open(folder: &Path) -> Result<Self, CaptureError> {
-        let open = || -> io::Result<()> {
-            fs::create_dir_all(folder)?;
-            for entry in fs::read_dir(folder)? {
-                fs::remove_file(entry?.path())?;
-            }
-            Ok(())
-        };
-        open().map_err(|source| failed(folder, source))?;
+        clear(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
             open: HashMap::new(),

@@ -7,14 +7,34 @@ use downriver_log::ChunkDone;
 
 use super::super::CaptureError;
 use super::super::progress::Resume;
-use super::super::snapshot::{self, FromWorker, HeldChunk};
-use super::Run;
+use super::super::snapshot::{self, FromWorker, HeldChunk, LostShape};
+use super::{HELD_CHUNKS_MAX, Intake};
 use crate::status::TableState;
 
-impl Run<'_> {
+impl Intake<'_> {
+    /// Whether a chunk more may wait.
+    pub(in super::super) fn has_room(&self) -> bool {
+        self.held.len() < HELD_CHUNKS_MAX
+    }
+
+    /// Whether chunks wait for the stream.
+    pub(in super::super) fn holds_chunks(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether chunks may join the stream now.
+    pub(in super::super) fn takes_chunks(&self) -> bool {
+        !self.builder.in_transaction() && !self.outbox.is_full() && self.joining.is_none()
+    }
+
     /// Puts the start of a table's generation into the log, before every change that counts for it: at its end a
     /// sink deletes what was neither seen nor changed since.
-    pub(super) fn start_snapshot(&mut self, table: TableId, generation: u64, resume: &Resume) {
+    pub(in super::super) fn start_snapshot(
+        &mut self,
+        table: TableId,
+        generation: u64,
+        resume: &Resume,
+    ) {
         self.builder
             .begin("snapshot".into(), snapshot::micros_since_epoch());
         let table_id = table.0;
@@ -40,10 +60,14 @@ impl Run<'_> {
         });
     }
 
-    pub(super) fn take_from_worker(&mut self, from_worker: FromWorker) -> Result<(), CaptureError> {
+    /// Takes what a worker read; a shape that it lost is the caller's to find.
+    pub(in super::super) fn take_from_worker<T>(
+        &mut self,
+        from_worker: FromWorker<T>,
+    ) -> Result<Option<LostShape<T>>, CaptureError> {
         match from_worker {
             FromWorker::Chunk(chunk) => self.held.push(*chunk),
-            FromWorker::LostShape(lost) => self.lost_shapes.push(*lost),
+            FromWorker::LostShape(lost) => return Ok(Some(*lost)),
             FromWorker::Failed { table, error } if error.is_transient() => {
                 tracing::warn!(
                     source = self.config.name,
@@ -67,31 +91,25 @@ impl Run<'_> {
                 });
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Nothing more is read of a table.
-    pub(super) fn forget_snapshot(&mut self, table: TableId) {
+    pub(in super::super) fn forget_snapshot(&mut self, table: TableId) {
         self.recent.forget(table);
         self.set_aside.forget(table);
         self.snapshots.remove(&table);
         self.snapshots_ended();
     }
 
-    /// Lets the chunks that the stream has passed join it, and tells workers the shapes that it has come to.
-    pub(super) async fn release_chunks(&mut self) -> Result<(), CaptureError> {
-        if self.builder.in_transaction() || self.outbox.is_full() || self.joining.is_some() {
+    /// Lets the chunks that the stream has passed join it.
+    pub(in super::super) fn release_chunks(&mut self) -> Result<(), CaptureError> {
+        if !self.takes_chunks() {
             return Ok(());
-        }
-        let lost = self
-            .lost_shapes
-            .extract_if(.., |lost| lost.reshaped.high <= self.received);
-        for lost in lost.collect::<Vec<_>>() {
-            self.find_shape(lost).await?;
         }
         let (passed, held) = std::mem::take(&mut self.held)
             .into_iter()
-            .partition(|chunk| chunk.high <= self.received);
+            .partition(|chunk| self.received.covers(&chunk.high));
         self.held = held;
         let passed: Vec<HeldChunk> = passed;
         if passed.is_empty() {
@@ -124,7 +142,7 @@ impl Run<'_> {
         })
     }
 
-    pub(super) fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
+    fn release(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
         let table = chunk.schema.id;
         let newest = self.registry.newest(table).map(|schema| schema.version);
         if newest != Some(chunk.schema.version) {
@@ -209,7 +227,7 @@ impl Run<'_> {
         rows.unwrap_or_default()
     }
 
-    pub(super) fn end_table(
+    fn end_table(
         &mut self,
         table: TableId,
         generation: u64,
@@ -236,7 +254,7 @@ impl Run<'_> {
         self.flush()
     }
 
-    pub(super) fn snapshots_ended(&self) {
+    fn snapshots_ended(&self) {
         if self.snapshots.is_empty() {
             tracing::info!(source = self.config.name, "snapshot complete");
             self.status.update(|s| s.state = TableState::Streaming);

@@ -1,20 +1,13 @@
 //! What the server sends becomes rows and markers of the open block.
 
 use downriver_decode::postgres::decoder::{Committed, DecodeError, Decoded};
-use downriver_event::block::BLOCK_RAW_BYTES_MAX;
-use downriver_event::{SourcePosition, TableId, pb};
+use downriver_event::{Lsn, SourcePosition, TableId, pb};
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::{Message, ReplicationStream};
 
 use super::super::CaptureError;
 use super::Run;
 
-/// A block of whole transactions is cut when it has passed this many raw bytes.
-const BLOCK_RAW_BYTES: usize = 1 << 20;
-/// An open transaction is cut into blocks of this many raw bytes; the largest row comes on top.
-const OPEN_BLOCK_RAW_BYTES: usize = BLOCK_RAW_BYTES_MAX - (512 << 10);
-/// Bytes of rows between two looks at the size of the open block.
-const BYTES_PER_SIZE_CHECK: usize = 16 << 10;
 /// A streamed transaction is decoded in parts of this many bytes, so that everything else goes on meanwhile.
 const REPLAY_BYTES: usize = 1 << 20;
 
@@ -31,7 +24,7 @@ impl Run<'_> {
         &mut self,
         stream: &mut ReplicationStream,
     ) -> Result<(), CaptureError> {
-        if !self.join()? || !self.replay().await? {
+        if !self.intake.join()? || !self.replay().await? {
             return Ok(());
         }
         while let Some(message) = stream.pop()? {
@@ -42,7 +35,7 @@ impl Run<'_> {
                 } => {
                     self.is_asked |= reply_requested;
                     if !self.decoder.in_transaction() {
-                        self.received = self.received.max(wal_end);
+                        self.receive(wal_end);
                     }
                     continue;
                 }
@@ -50,18 +43,18 @@ impl Run<'_> {
             };
             match self
                 .decoder
-                .decode(payload, &mut self.builder)
+                .decode(payload, &mut self.intake.builder)
                 .map_err(undecodable)?
             {
-                Decoded::Row => self.row(payload.len())?,
+                Decoded::Row => self.intake.rows(payload.len())?,
                 Decoded::Lacking { relation } => {
                     self.lacking(TableId(relation))?;
-                    self.row(payload.len())?;
+                    self.intake.rows(payload.len())?;
                 }
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Commit(committed) => {
                     self.commit(committed)?;
-                    if self.outbox.is_full() {
+                    if self.intake.outbox.is_full() {
                         break;
                     }
                 }
@@ -73,43 +66,42 @@ impl Run<'_> {
                     if !self.replay().await? {
                         return Ok(());
                     }
-                    if self.outbox.is_full() {
+                    if self.intake.outbox.is_full() {
                         break;
                     }
                 }
                 _ => {}
             }
         }
-        let wanted = !stream.has_backlog() || self.builder.raw_bytes() >= BLOCK_RAW_BYTES;
-        if wanted && !self.builder.in_transaction() {
-            self.flush()?;
+        match stream.has_backlog() {
+            true => self.intake.flush_if_large(),
+            false => self.intake.flush_between(),
         }
-        Ok(())
     }
 
     /// Decodes some more of the streamed transaction whose commit came, as it does the messages of any other.
     /// Whether none is left.
-    pub(super) async fn replay(&mut self) -> Result<bool, CaptureError> {
+    async fn replay(&mut self) -> Result<bool, CaptureError> {
         let Some(mut spooled) = self.replay.take() else {
             return Ok(true);
         };
         let mut bytes = 0;
         while bytes < REPLAY_BYTES {
             let Some((described, message)) = spooled.next()? else {
-                let committed = self.decoder.commit_streamed(&mut self.builder);
+                let committed = self.decoder.commit_streamed(&mut self.intake.builder);
                 self.commit(committed)?;
                 return Ok(true);
             };
             bytes += message.len();
             match self
                 .decoder
-                .replay(message, described, &mut self.builder)
+                .replay(message, described, &mut self.intake.builder)
                 .map_err(undecodable)?
             {
-                Decoded::Row => self.row(message.len())?,
+                Decoded::Row => self.intake.rows(message.len())?,
                 Decoded::Lacking { relation } => {
                     self.lacking(TableId(relation))?;
-                    self.row(message.len())?;
+                    self.intake.rows(message.len())?;
                 }
                 Decoded::Relation(relation) => self.relation(&relation).await?,
                 Decoded::Message(message) => self.message(message)?,
@@ -123,52 +115,37 @@ impl Run<'_> {
 
     /// What a row lacks is read again: by the snapshot that runs, or by one that begins before the row's transaction.
     fn lacking(&self, table: TableId) -> Result<(), CaptureError> {
-        if self.snapshots.contains_key(&table) {
+        if self.intake.snapshots.contains_key(&table) {
             return Ok(());
         }
-        let name = self.registry.newest(table);
+        let name = self.intake.registry.newest(table);
         let name = name.map(|schema| schema.qualified_name());
         Err(CaptureError::Lacking(table, name.unwrap_or_default()))
     }
 
-    pub(super) fn row(&mut self, bytes: usize) -> Result<(), CaptureError> {
-        self.unmeasured_bytes += bytes;
-        if self.unmeasured_bytes < BYTES_PER_SIZE_CHECK {
-            return Ok(());
+    /// Every commit that ends here or before was decoded.
+    fn receive(&mut self, position: Lsn) {
+        let position = SourcePosition::Postgres(position);
+        if position.covers(&self.intake.received) {
+            self.intake.received = position;
         }
-        self.unmeasured_bytes = 0;
-        if self.builder.raw_bytes() >= OPEN_BLOCK_RAW_BYTES {
-            self.cut_open()?;
-        }
-        Ok(())
     }
 
-    pub(super) fn commit(
-        &mut self,
-        Committed { end_lsn, events }: Committed,
-    ) -> Result<(), CaptureError> {
-        self.received = self.received.max(end_lsn);
+    fn commit(&mut self, Committed { end_lsn, events }: Committed) -> Result<(), CaptureError> {
+        self.receive(end_lsn);
         // What a transaction without events asks for is stored with its end: else it would come, and ask, for ever.
-        if events > 0 || self.outbox.has_open_progress() {
-            self.committed = Some(SourcePosition::Postgres(end_lsn));
+        if events > 0 || self.intake.outbox.has_open_progress() {
+            self.intake.committed = Some(SourcePosition::Postgres(end_lsn));
         }
-        if events > 0 {
-            self.status_events(events);
-        }
-        self.flush_if_large()
+        self.intake.count_events(events);
+        self.intake.flush_if_large()
     }
 
     /// A message that belongs to no transaction becomes one of its own, that moves no position.
-    pub(super) fn message(&mut self, message: pb::LogicalMessage) -> Result<(), CaptureError> {
-        self.event("message", pb::marker::Kind::Message(message));
-        self.flush_if_large()
-    }
-
-    pub(super) fn flush_if_large(&mut self) -> Result<(), CaptureError> {
-        if !self.builder.in_transaction() && self.builder.raw_bytes() >= BLOCK_RAW_BYTES {
-            self.flush()?;
-        }
-        Ok(())
+    fn message(&mut self, message: pb::LogicalMessage) -> Result<(), CaptureError> {
+        self.intake
+            .event("message", pb::marker::Kind::Message(message));
+        self.intake.flush_if_large()
     }
 }
 

@@ -17,8 +17,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, SourcePosition, TableId, TableSchema};
-use downriver_log::{ChunkDone, ChunkState, LogError, StreamState};
+use downriver_event::{Lsn, TableId, TableSchema};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::{Catalog, SourceTable};
 use downriver_source::postgres::config::PostgresConfig;
@@ -27,8 +26,7 @@ use downriver_source::postgres::publication::{Seen, Standing as Stands, not_publ
 use tokio::sync::mpsc;
 
 use super::super::CaptureError;
-use super::super::progress::{Resume, Standing};
-use super::super::snapshot::old_transactions_gone;
+use super::super::progress::{Resume, Standing, restated};
 use super::Run;
 use crate::status::Known;
 
@@ -125,51 +123,6 @@ impl Fate {
     }
 }
 
-/// What the log has of a table's snapshot.
-pub(super) fn resume(
-    name: &str,
-    chunks: Option<&ChunkState>,
-) -> Result<Option<Resume>, CaptureError> {
-    let Some(chunks) = chunks else {
-        return Ok(None);
-    };
-    match Resume::decode(chunks.resume_after.clone()) {
-        Some(resume) => Ok(Some(resume)),
-        None => Err(CaptureError::Log(LogError::Unavailable(format!(
-            "the progress of the snapshot of {name} was written by a newer version"
-        )))),
-    }
-}
-
-/// The same progress of a table, with another standing.
-pub(super) fn restated(
-    table: TableId,
-    chunks: Option<&ChunkState>,
-    resume: Resume,
-    standing: Standing,
-) -> ChunkDone {
-    ChunkDone {
-        table,
-        // A table that has had no snapshot, and none is wanted of it.
-        generation: chunks.map_or(0, |chunks| chunks.generation),
-        resume_after: Resume { standing, ..resume }.encode(),
-        rows: 0,
-        last: chunks.is_none_or(|chunks| chunks.done),
-    }
-}
-
-/// A table that is not captured any more: of a generation of it that was begun nothing comes.
-pub(super) fn lapsed(table: TableId, generation: u64, resume: Resume) -> ChunkDone {
-    let standing = Standing::Lapsed;
-    ChunkDone {
-        table,
-        generation,
-        resume_after: Resume { standing, ..resume }.encode(),
-        rows: 0,
-        last: true,
-    }
-}
-
 /// Tables that are to be read again.
 #[derive(Default)]
 pub(super) struct Drift {
@@ -212,27 +165,7 @@ pub(super) fn rewritten_unread(table: &TableSchema) -> Problem {
     )
 }
 
-/// Where the server is when everything is over that runs now.
-pub(super) async fn settle(config: PostgresConfig) -> Result<Lsn, SourceError> {
-    old_transactions_gone(&config).await?;
-    Catalog::connect(&config).await?.current_position().await
-}
-
 impl Run<'_> {
-    /// Notes of tables that are not captured now that they will have missed changes when they are again.
-    pub(super) fn lapse(&mut self, state: &StreamState) {
-        for (table, chunks) in state.chunks.iter() {
-            if self.captured.get(table) == Some(&true) {
-                continue;
-            }
-            let resume = Resume::decode(chunks.resume_after.clone());
-            if let Some(resume) = resume.filter(|resume| resume.standing != Standing::Lapsed) {
-                let lapsed = lapsed(*table, chunks.generation, resume);
-                self.outbox.chunk_done(lapsed);
-            }
-        }
-    }
-
     /// A table's outline is another one, or the table cannot be captured and was seen otherwise than before.
     pub(super) fn looked(&mut self, news: News) -> Result<(), CaptureError> {
         let News {
@@ -240,33 +173,34 @@ impl Run<'_> {
             seen,
             is_rewritten,
         } = news;
-        if self.captured.get(&table) == Some(&true)
+        if self.intake.captured.get(&table) == Some(&true)
             && let Some(outline) = seen.outline.clone()
         {
             let standing = Standing::Published(outline);
-            self.standings.insert(table, standing.clone());
+            self.intake.standings.insert(table, standing.clone());
             if is_rewritten {
                 return self.rewritten(table, seen);
             }
             self.restate(table, standing);
         }
-        self.status.update(|s| {
+        self.intake.status.update(|s| {
             s.known.insert(table, seen);
         });
         Ok(())
     }
 
     fn rewritten(&mut self, table: TableId, seen: Seen) -> Result<(), CaptureError> {
-        if self.config.snapshot.initial || self.snapshots.contains_key(&table) {
+        if self.intake.config.snapshot.initial || self.intake.snapshots.contains_key(&table) {
             // Whoever waits for what was seen waits for the start that follows.
-            self.read_again(table);
-            return self.flush_between();
+            self.intake.read_again(table);
+            return self.intake.flush_between();
         }
-        if let Some(newest) = self.registry.newest(table) {
+        if let Some(newest) = self.intake.registry.newest(table) {
             let problem = rewritten_unread(newest);
-            self.table_status(table, |status| status.problem = Some(problem));
+            self.intake
+                .table_status(table, |status| status.problem = Some(problem));
         }
-        self.status.update(|s| {
+        self.intake.status.update(|s| {
             s.known.insert(table, seen);
         });
         Ok(())
@@ -274,33 +208,35 @@ impl Run<'_> {
 
     /// Stores how a table stands now. Where its progress is on its way into the log that is left to the next start.
     fn restate(&mut self, table: TableId, standing: Standing) {
-        if let Some(progress) = self.snapshots.get_mut(&table) {
+        if let Some(progress) = self.intake.snapshots.get_mut(&table) {
             progress.resume.standing = standing;
             return;
         }
-        let state = self.log.state(&self.config.name);
+        let state = self.intake.log.state(&self.intake.config.name);
         let chunks = state.as_ref().and_then(|state| state.chunks.get(&table));
         if let Some(chunks) = chunks.filter(|chunks| chunks.done)
-            && !self.reread.waits_for(table)
+            && !self.intake.reread.waits_for(table)
             && let Some(resume) = Resume::decode(chunks.resume_after.clone())
         {
             let restated = restated(table, Some(chunks), resume, standing);
-            self.outbox.chunk_done(restated);
+            self.intake.outbox.chunk_done(restated);
         }
     }
 
     /// Wants the tables' next generation once the stream brings nothing more from before.
     pub(super) fn read_drifted(&mut self) -> Result<(), CaptureError> {
-        if self.builder.in_transaction() || self.drift.high.is_none_or(|high| self.received < high)
-        {
+        let is_passed = |high: Lsn| self.intake.received.lsn().is_some_and(|at| at >= high);
+        if self.intake.builder.in_transaction() || !self.drift.high.is_some_and(is_passed) {
             return Ok(());
         }
         for (table, outline) in std::mem::take(&mut self.drift).tables {
-            self.standings.insert(table, Standing::Published(outline));
-            self.read_again(table);
+            self.intake
+                .standings
+                .insert(table, Standing::Published(outline));
+            self.intake.read_again(table);
         }
         // What came until here is not to come again after the generation's start.
-        self.committed = Some(SourcePosition::Postgres(self.received));
-        self.flush()
+        self.intake.committed = Some(self.intake.received.clone());
+        self.intake.flush()
     }
 }

@@ -18,14 +18,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::block::{Block, OldImage, RowGroup, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, Lsn, Presence, TableId, TableSchema, pb};
+use downriver_event::{
+    BlockBuilder, EncodedBlock, Presence, SourcePosition, TableId, TableSchema, pb,
+};
 use downriver_log::ChunkDone;
 
 use super::super::CaptureError;
 use super::super::merge::end_of;
 use super::super::shelf::{Shelf, Shelved};
 use super::super::snapshot::{self, HeldChunk};
-use super::Run;
+use super::Intake;
 
 /// Bytes that are put into the log between two looks at what else there is.
 const PART_BYTES: usize = 4 << 20;
@@ -39,7 +41,7 @@ pub(super) struct SetAside(HashMap<TableId, Aside>);
 pub(super) struct Aside {
     shelf: Shelf,
     /// Where the commits of transactions end that began in an earlier block.
-    ends: HashMap<u32, Lsn>,
+    ends: HashMap<String, SourcePosition>,
 }
 
 impl SetAside {
@@ -62,14 +64,14 @@ impl SetAside {
     pub(super) fn observe(&mut self, encoded: &EncodedBlock, block: &Block) -> std::io::Result<()> {
         let transactions = block.transactions.iter();
         let began_before = transactions.filter(|transaction| transaction.events_before > 0);
-        let ends: Vec<(u32, Lsn)> = began_before
-            .filter_map(|transaction| Some((transaction.id.parse().ok()?, end_of(transaction)?)))
+        let ends: Vec<(String, SourcePosition)> = began_before
+            .filter_map(|transaction| Some((transaction.id.clone(), end_of(transaction)?)))
             .collect();
         for (table, aside) in &mut self.0 {
             if block.groups.iter().any(|group| group.table == *table) || truncates(block, *table) {
                 aside.shelf.push(encoded)?;
             }
-            aside.ends.extend(ends.iter().copied());
+            aside.ends.extend(ends.iter().cloned());
         }
         Ok(())
     }
@@ -87,12 +89,17 @@ pub(super) struct Joining {
     rows: Shelved,
     changes: Shelved,
     /// Where the commits of changes end that are in several blocks.
-    ends: HashMap<u32, Lsn>,
+    ends: HashMap<String, SourcePosition>,
     /// Events that are in the log for the second time.
     again: u64,
 }
 
-impl Run<'_> {
+impl Intake<'_> {
+    /// Whether a table joins the log, and nothing else does meanwhile.
+    pub(in super::super) fn is_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
     /// Puts the start of a table that was read whole into the log; the rest follows in parts. Until it is all there
     /// nothing else may be handed to the outbox.
     pub(super) fn begin_joining(&mut self, mut chunk: HeldChunk) -> Result<(), CaptureError> {
@@ -120,7 +127,7 @@ impl Run<'_> {
     }
 
     /// Puts some more of a table that joins into the log. Whether none does any more.
-    pub(super) fn join(&mut self) -> Result<bool, CaptureError> {
+    pub(in super::super) fn join(&mut self) -> Result<bool, CaptureError> {
         let Some(mut joining) = self.joining.take() else {
             return Ok(true);
         };
@@ -141,9 +148,9 @@ impl Run<'_> {
             let block = Block::decode(&block.frame).expect("it was encoded here");
             let HeldChunk { schema, seen, .. } = &joining.chunk;
             let unseen = unseen(&block, schema, |transaction| {
-                let xid = transaction.id.parse().unwrap_or_default();
-                let end = end_of(transaction).or_else(|| joining.ends.get(&xid).copied());
-                seen.has(xid, end)
+                let end = end_of(transaction);
+                let end = end.as_ref().or_else(|| joining.ends.get(&transaction.id));
+                seen.has(&transaction.id, end)
             });
             let unseen =
                 unseen.map_err(|OtherShape| CaptureError::SchemaMoved(schema.qualified_name()))?;
@@ -201,7 +208,7 @@ impl Run<'_> {
         Ok(self.outbox.push_open(block)?)
     }
 
-    pub(super) fn shelf_failed(&self, source: std::io::Error) -> CaptureError {
+    pub(in super::super) fn shelf_failed(&self, source: std::io::Error) -> CaptureError {
         CaptureError::Spill {
             folder: self.config.spill.clone(),
             source,

@@ -20,8 +20,8 @@ impl Run<'_> {
         today: TableSchema,
     ) -> Result<(Arc<TableSchema>, bool), Problem> {
         // What the stream brings decides when a known table's columns change.
-        let rules = &self.config.postgres.columns;
-        let known = self.registry.newest(today.id);
+        let rules = &self.postgres.columns;
+        let known = self.intake.registry.newest(today.id);
         let is_known = known.is_some();
         let schema = match known {
             Some(known)
@@ -37,14 +37,14 @@ impl Run<'_> {
             })?,
             None => today,
         };
-        let registered = self.registry.register(schema);
-        self.announce(&registered);
+        let registered = self.intake.registry.register(schema);
+        self.intake.announce(&registered);
         Ok((Arc::clone(registered.schema()), is_known))
     }
 
     /// Gives a known table's enums the labels of today: its rows are read with them before the stream says anything.
     pub(super) fn relabel(&mut self, today: &TableSchema) {
-        let Some(known) = self.registry.newest(today.id) else {
+        let Some(known) = self.intake.registry.newest(today.id) else {
             return;
         };
         let mut relabelled = (**known).clone();
@@ -57,8 +57,8 @@ impl Run<'_> {
             }
         }
         if relabelled.columns != known.columns {
-            let registered = self.registry.register(relabelled);
-            self.announce(&registered);
+            let registered = self.intake.registry.register(relabelled);
+            self.intake.announce(&registered);
         }
     }
 
@@ -69,7 +69,7 @@ impl Run<'_> {
         relation: &Relation,
     ) -> Result<Relation, CaptureError> {
         let mut relation = relation.clone();
-        let Some(known) = self.registry.newest(TableId(relation.id)) else {
+        let Some(known) = self.intake.registry.newest(TableId(relation.id)) else {
             return Ok(relation);
         };
         if (&known.namespace, &known.name) != (&relation.namespace, &relation.name) {
@@ -78,13 +78,6 @@ impl Run<'_> {
             (relation.namespace, relation.name) = today.unwrap_or_else(last);
         }
         Ok(relation)
-    }
-
-    /// A table that is not selected any more. What is missed of it from here on only a snapshot brings, if it comes
-    /// back: the start that follows stores that it lapsed.
-    pub(super) fn leave(&mut self, table: TableId) {
-        self.read_again(table);
-        self.captured.insert(table, false);
     }
 }
 

@@ -1,0 +1,366 @@
+//! What a statement in the binlog does to tables: which it makes, drops or renames, and whether the rows that a table has
+//! are others after it. Nothing fails here: of a statement that is not understood, and changes a table, it is said that
+//! the table's rows may be others.
+//!
+//! Source: MySQL's and MariaDB's manuals, "SQL Statements" and "Comment Syntax".
+
+mod words;
+
+use words::{Word, Words};
+
+/// A table as statements name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub database: String,
+    pub table: String,
+}
+
+/// What a statement did, in its order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Or it was there already, where the statement allows that.
+    Created(Named),
+    /// Another table has the name now.
+    Replaced(Named),
+    Dropped(Named),
+    DatabaseDropped(String),
+    Renamed {
+        from: Named,
+        to: Named,
+    },
+    Truncated(Named),
+    Altered {
+        table: Named,
+        changes: Vec<Change>,
+    },
+}
+
+impl Effect {
+    /// The same with other names for its tables.
+    #[must_use]
+    pub fn called(self, name: impl Fn(Named) -> Named) -> Self {
+        match self {
+            Self::Created(table) => Self::Created(name(table)),
+            Self::Replaced(table) => Self::Replaced(name(table)),
+            Self::Dropped(table) => Self::Dropped(name(table)),
+            Self::DatabaseDropped(database) => {
+                let table = String::new();
+                Self::DatabaseDropped(name(Named { database, table }).database)
+            }
+            Self::Renamed { from, to } => Self::Renamed {
+                from: name(from),
+                to: name(to),
+            },
+            Self::Truncated(table) => Self::Truncated(name(table)),
+            Self::Altered { table, changes } => Self::Altered {
+                table: name(table),
+                changes,
+            },
+        }
+    }
+}
+
+/// What became of a table's columns and rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A column has another name; its values are as they were.
+    ColumnRenamed { from: String, to: String },
+    /// A column may have another type, and its values with it.
+    Retyped(String),
+    /// Rows may be others than they were: some are gone, or have values that no event tells.
+    Rows,
+}
+
+/// The effects of a statement; `database` is the one that was current.
+#[must_use]
+pub fn effects(database: &str, text: &str) -> Vec<Effect> {
+    let mut words = Words::of(text);
+    let mut effects = Vec::new();
+    if words.take("CREATE") {
+        let replaces = words.take_all(&["OR", "REPLACE"]);
+        if words.take("TABLE") {
+            words.take_all(&["IF", "NOT", "EXISTS"]);
+            effects.extend(named(&mut words, database).map(|table| match replaces {
+                true => Effect::Replaced(table),
+                false => Effect::Created(table),
+            }));
+        }
+    } else if words.take("DROP") {
+        if words.take("TABLE") || words.take("TABLES") {
+            words.take_all(&["IF", "EXISTS"]);
+            while let Some(table) = named(&mut words, database) {
+                effects.push(Effect::Dropped(table));
+                if !words.take(",") {
+                    break;
+                }
+            }
+        } else if words.take("DATABASE") || words.take("SCHEMA") {
+            words.take_all(&["IF", "EXISTS"]);
+            effects.extend(words.name().map(Effect::DatabaseDropped));
+        }
+    } else if words.take("RENAME") {
+        if words.take("TABLE") || words.take("TABLES") {
+            words.take_all(&["IF", "EXISTS"]);
+            while let Some(from) = named(&mut words, database) {
+                waits(&mut words);
+                if !words.take("TO") {
+                    break;
+                }
+                let Some(to) = named(&mut words, database) else {
+                    break;
+                };
+                effects.push(Effect::Renamed { from, to });
+                if !words.take(",") {
+                    break;
+                }
+            }
+        }
+    } else if words.take("TRUNCATE") {
+        words.take("TABLE");
+        effects.extend(named(&mut words, database).map(Effect::Truncated));
+    } else if words.take("ALTER") {
+        for word in ["ONLINE", "OFFLINE", "IGNORE"] {
+            words.take(word);
+        }
+        if words.take("TABLE") {
+            words.take_all(&["IF", "EXISTS"]);
+            altered(&mut words, database, &mut effects);
+        }
+    }
+    effects
+}
+
+/// MariaDB's limits of waiting for a table.
+fn waits(words: &mut Words) {
+    if words.take("WAIT") {
+        words.next();
+    } else {
+        words.take("NOWAIT");
+    }
+}
+
+fn named(words: &mut Words, database: &str) -> Option<Named> {
+    let first = words.name()?;
+    if !words.take(".") {
+        return Some(Named {
+            database: database.to_owned(),
+            table: first,
+        });
+    }
+    Some(Named {
+        database: first,
+        table: words.name()?,
+    })
+}
+
+fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
+    let Some(table) = named(words, database) else {
+        return;
+    };
+    waits(words);
+    let mut changes = Vec::new();
+    let mut renamed = None;
+    for mut words in words.parts() {
+        let mut change = |change| {
+            if !changes.contains(&change) {
+                changes.push(change);
+            }
+        };
+        match operation(&mut words) {
+            Operation::Nothing => {}
+            Operation::Rows => change(Change::Rows),
+            Operation::Retyped { from, to } => {
+                change(Change::Retyped(to.clone()));
+                if from != to {
+                    change(Change::ColumnRenamed { from, to });
+                }
+            }
+            Operation::ColumnRenamed { from, to } => change(Change::ColumnRenamed { from, to }),
+            Operation::Renamed => renamed = named(&mut words, &table.database),
+        }
+    }
+    effects.push(Effect::Altered {
+        table: table.clone(),
+        changes,
+    });
+    effects.extend(renamed.map(|to| Effect::Renamed { from: table, to }));
+}
+
+enum Operation {
+    /// To values and rows.
+    Nothing,
+    Rows,
+    Retyped {
+        from: String,
+        to: String,
+    },
+    ColumnRenamed {
+        from: String,
+        to: String,
+    },
+    /// To the name that follows.
+    Renamed,
+}
+
+/// One of the operations of an `ALTER TABLE`.
+fn operation(words: &mut Words) -> Operation {
+    let Some(first) = words.keyword() else {
+        return Operation::Rows;
+    };
+    match first.as_str() {
+        "ADD" => added(words),
+        "DROP" => dropped(words),
+        "CHANGE" | "MODIFY" => {
+            words.take("COLUMN");
+            words.take_all(&["IF", "EXISTS"]);
+            let Some(from) = words.name() else {
+                return Operation::Rows;
+            };
+            let to = match first == "CHANGE" {
+                true => words.name(),
+                false => Some(from.clone()),
+            };
+            match to {
+                // Values that are computed anew, or the key's.
+                Some(_) if words.has_any(&["AS", "GENERATED", "PRIMARY", "AUTO_INCREMENT"]) => {
+                    Operation::Rows
+                }
+                Some(to) => Operation::Retyped { from, to },
+                None => Operation::Rows,
+            }
+        }
+        "RENAME" => renamed(words),
+        // Defaults and visibility.
+        "ALTER" => Operation::Nothing,
+        "ALGORITHM"
+        | "AUTO_INCREMENT"
+        | "AVG_ROW_LENGTH"
+        | "CHARACTER"
+        | "CHARSET"
+        | "CHECKSUM"
+        | "COLLATE"
+        | "COMMENT"
+        | "COMPRESSION"
+        | "CONNECTION"
+        | "DATA"
+        | "DEFAULT"
+        | "DELAY_KEY_WRITE"
+        | "DISABLE"
+        | "ENABLE"
+        | "ENCRYPTED"
+        | "ENCRYPTION"
+        | "ENCRYPTION_KEY_ID"
+        | "FORCE"
+        | "INDEX"
+        | "INSERT_METHOD"
+        | "KEY_BLOCK_SIZE"
+        | "LOCK"
+        | "MAX_ROWS"
+        | "MIN_ROWS"
+        | "NOWAIT"
+        | "ORDER"
+        | "PACK_KEYS"
+        | "PAGE_CHECKSUM"
+        | "PAGE_COMPRESSED"
+        | "PAGE_COMPRESSION_LEVEL"
+        | "PASSWORD"
+        | "ROW_FORMAT"
+        | "SECONDARY_LOAD"
+        | "SECONDARY_UNLOAD"
+        | "SECONDARY_ENGINE"
+        | "STATS_AUTO_RECALC"
+        | "STATS_PERSISTENT"
+        | "STATS_SAMPLE_PAGES"
+        | "TRANSACTIONAL"
+        | "WAIT"
+        | "WITH"
+        | "WITHOUT" => Operation::Nothing,
+        // Rows go to other places of the same table.
+        "PARTITION" | "REMOVE" | "REORGANIZE" | "COALESCE" | "REBUILD" | "ANALYZE" | "CHECK"
+        | "OPTIMIZE" => Operation::Nothing,
+        // Engines have other types' precisions, and some keep no rows.
+        _ => Operation::Rows,
+    }
+}
+
+const OF_INDEXES: [&str; 8] = [
+    "INDEX", "KEY", "UNIQUE", "FULLTEXT", "SPATIAL", "FOREIGN", "CHECK", "VECTOR",
+];
+
+fn added(words: &mut Words) -> Operation {
+    if words.take("PARTITION") {
+        return Operation::Nothing;
+    }
+    if words.take("CONSTRAINT") {
+        if !words.is_any(&["PRIMARY", "UNIQUE", "FOREIGN", "CHECK"]) {
+            words.name();
+        }
+        return match words.is_any(&["PRIMARY"]) {
+            true => Operation::Rows,
+            false => Operation::Nothing,
+        };
+    }
+    if words.is_any(&OF_INDEXES) {
+        return Operation::Nothing;
+    }
+    if words.is_any(&["PRIMARY", "SYSTEM", "PERIOD"]) {
+        return Operation::Rows;
+    }
+    words.take("COLUMN");
+    // What a column is filled with, of several in parentheses also.
+    let nothing = words.fills_with_null();
+    match nothing {
+        true => Operation::Nothing,
+        false => Operation::Rows,
+    }
+}
+
+fn dropped(words: &mut Words) -> Operation {
+    if words.is_any(&["PRIMARY", "PARTITION", "SYSTEM", "PERIOD"]) {
+        return Operation::Rows;
+    }
+    Operation::Nothing
+}
+
+fn renamed(words: &mut Words) -> Operation {
+    if words.is_any(&["INDEX", "KEY"]) {
+        return Operation::Nothing;
+    }
+    if words.take("COLUMN") {
+        words.take_all(&["IF", "EXISTS"]);
+        let from = words.name();
+        words.take("TO");
+        return match (from, words.name()) {
+            (Some(from), Some(to)) => Operation::ColumnRenamed { from, to },
+            _ => Operation::Rows,
+        };
+    }
+    for word in ["TO", "AS", "="] {
+        if words.take(word) {
+            break;
+        }
+    }
+    Operation::Renamed
+}
+
+impl Words {
+    /// Whether a column that is added with the definition that follows is NULL in the rows that are there.
+    fn fills_with_null(&self) -> bool {
+        let rest = self.rest();
+        let is = |at: usize, keyword: &str| rest.get(at).is_some_and(|word| word.is(keyword));
+        for at in 0..rest.len() {
+            let not_null = is(at, "NOT") && is(at + 1, "NULL");
+            let default = is(at, "DEFAULT") && !is(at + 1, "NULL");
+            let computed = ["AS", "GENERATED", "AUTO_INCREMENT", "PRIMARY", "SERIAL"];
+            // A NULL of a TIMESTAMP column has to be asked for on older servers.
+            let of_now = is(at, "TIMESTAMP") && !rest.iter().any(|word| word.is("NULL"));
+            if not_null || default || of_now || computed.iter().any(|keyword| is(at, keyword)) {
+                return false;
+            }
+        }
+        rest.iter().any(|word| matches!(word, Word::Plain(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! Where a source goes on behind a hole.
+
+use std::sync::Arc;
+
+use downriver_log::Log;
+use downriver_source::mysql::setup;
+
+use super::super::CaptureError;
+use super::super::progress::Standing;
+use super::super::registry::Registry;
+use super::super::repair::Anew;
+use super::numbers::numbered;
+use super::{MysqlSource, captured};
+
+/// Where the server is now, and the tables as they are there.
+pub(in super::super) async fn begin_anew(
+    name: &str,
+    source: &MysqlSource,
+    log: &Arc<dyn Log>,
+) -> Result<Anew, CaptureError> {
+    let known = captured(log, name)?;
+    let prepared = setup::begin_anew(&source.connection, known.as_ref()).await?;
+    let state = log.state(name);
+    let mut registry = state.map_or_else(Registry::default, |state| Registry::new(&state));
+    let tables = prepared.tables.into_iter();
+    let tables = tables.filter(|table| table.problem.is_none());
+    let tables = tables.map(|table| {
+        let schema = numbered(&registry, table.schema);
+        let registered = registry.register(schema);
+        (registered.schema().as_ref().clone(), Standing::Unknown)
+    });
+    Ok(Anew {
+        position: prepared.position.clone(),
+        identity: prepared.identity.encode(),
+        tables: tables.collect(),
+    })
+}

@@ -1,0 +1,192 @@
+//! What statements in the binlog do to the captured tables.
+
+use downriver_decode::mysql::ddl::{Change, Effect, Named, effects};
+use downriver_decode::mysql::decoder::Statement;
+use downriver_event::{TableId, TableSchema, pb};
+
+use super::super::CaptureError;
+use super::Run;
+use super::numbers::is_same_name;
+
+impl Run<'_> {
+    /// Takes a statement's effects, and ends it unless rows of its own follow.
+    pub(super) async fn statement(&mut self, statement: &Statement) -> Result<(), CaptureError> {
+        let mut effects = effects(&statement.database, &statement.text);
+        if self.folds_names {
+            let fold = |effect: Effect| effect.called(in_lower_case);
+            effects = effects.into_iter().map(fold).collect();
+        }
+        let has_rows = self.decoder.in_transaction() && self.intake.builder.in_transaction();
+        if !has_rows && !effects.is_empty() {
+            self.decoder.open_statement(&mut self.intake.builder);
+        }
+        for effect in effects {
+            self.effect(effect).await?;
+        }
+        if !has_rows {
+            let committed = self.decoder.end_statement(&mut self.intake.builder);
+            self.commit(&committed)?;
+        }
+        Ok(())
+    }
+
+    async fn effect(&mut self, effect: Effect) -> Result<(), CaptureError> {
+        match effect {
+            Effect::Created(table) => self.created(&table).await,
+            Effect::Replaced(table) => match self.captured(&table) {
+                Some(id) => {
+                    self.intake.read_again(id);
+                    Ok(())
+                }
+                None => self.created(&table).await,
+            },
+            Effect::Dropped(table) => {
+                if let Some(id) = self.captured(&table) {
+                    self.intake.leave(id);
+                }
+                Ok(())
+            }
+            Effect::DatabaseDropped(database) => {
+                let tables = self.intake.registry.tables();
+                let dropped = tables.filter(|table| table.namespace == database);
+                for id in dropped.map(|table| table.id).collect::<Vec<_>>() {
+                    self.intake.leave(id);
+                }
+                Ok(())
+            }
+            Effect::Renamed { from, to } => self.renamed(&from, &to).await,
+            Effect::Truncated(table) => {
+                if let Some(id) = self.captured(&table) {
+                    let truncate = pb::Truncate {
+                        table_ids: vec![id.0],
+                        cascade: false,
+                        restart_identity: true,
+                    };
+                    self.intake
+                        .event("truncate", pb::marker::Kind::Truncate(truncate));
+                }
+                Ok(())
+            }
+            Effect::Altered { table, changes } => self.altered(&table, changes).await,
+        }
+    }
+
+    /// The number of a table that is captured now.
+    fn captured(&self, table: &Named) -> Option<TableId> {
+        let known = self.intake.registry.named(&table.database, &table.table)?;
+        (self.intake.captured.get(&known.id) == Some(&true)).then_some(known.id)
+    }
+
+    /// A table that was not there, or was not captured: starting again takes it in.
+    async fn created(&mut self, table: &Named) -> Result<(), CaptureError> {
+        let Named {
+            database,
+            table: name,
+        } = table;
+        let is_known = self.captured(table).is_some()
+            || self.refused.contains(&(database.clone(), name.clone()));
+        if is_known || !self.connection.captures(database, name) {
+            return Ok(());
+        }
+        self.unknown(database, name).await
+    }
+
+    async fn renamed(&mut self, from: &Named, to: &Named) -> Result<(), CaptureError> {
+        let is_selected = self.connection.captures(&to.database, &to.table);
+        let Some(id) = self.captured(from) else {
+            // What is called so now was not captured under its old name.
+            return match is_selected {
+                true => self.unknown(&to.database, &to.table).await,
+                false => Ok(()),
+            };
+        };
+        if !is_selected {
+            self.intake.leave(id);
+            return Ok(());
+        }
+        self.reshaped(id, |schema| TableSchema {
+            namespace: to.database.clone(),
+            name: to.table.clone(),
+            ..schema
+        });
+        if self.intake.config.snapshot.initial {
+            self.intake.read_again(id);
+        }
+        Ok(())
+    }
+
+    async fn altered(&mut self, table: &Named, changes: Vec<Change>) -> Result<(), CaptureError> {
+        let Some(id) = self.captured(table) else {
+            // It may be one that can be captured now.
+            let key = (table.database.clone(), table.table.clone());
+            if self.refused.remove(&key)
+                && let Some(now) = self.catalog.table(&key.0, &key.1).await?
+                && now.problem.is_none()
+            {
+                return Err(CaptureError::Mended(now.schema.qualified_name()));
+            }
+            return Ok(());
+        };
+        let mut is_other = false;
+        for change in changes {
+            match change {
+                Change::ColumnRenamed { from, to } => {
+                    self.reshaped(id, |mut schema| {
+                        let mut columns = schema.columns.iter_mut();
+                        if let Some(column) = columns.find(|c| is_same_name(&c.name, &from)) {
+                            column.name.clone_from(&to);
+                        }
+                        schema
+                    });
+                }
+                Change::Retyped(column) => {
+                    is_other |= self.is_retyped(id, table, &column).await?;
+                }
+                Change::Rows => is_other = true,
+            }
+        }
+        if is_other && self.intake.config.snapshot.initial {
+            self.intake.read_again(id);
+        }
+        Ok(())
+    }
+
+    /// Whether the catalog has another type for a column than its rows have so far.
+    async fn is_retyped(
+        &mut self,
+        id: TableId,
+        table: &Named,
+        column: &str,
+    ) -> Result<bool, CaptureError> {
+        let now = self.catalog.table(&table.database, &table.table).await?;
+        let of = |schema: &TableSchema| {
+            let mut columns = schema.columns.iter();
+            let column = columns.find(|c| is_same_name(&c.name, column))?;
+            Some((column.source_type.clone(), column.nullable))
+        };
+        let now = now.and_then(|now| of(&now.schema));
+        let before = self.intake.registry.newest(id).and_then(|known| of(known));
+        Ok(match (before, now) {
+            (Some((before, was_nullable)), Some((now, is_nullable))) => {
+                before != now || was_nullable && !is_nullable
+            }
+            _ => true,
+        })
+    }
+
+    /// Gives a table another shape, before any row of it.
+    fn reshaped(&mut self, id: TableId, change: impl FnOnce(TableSchema) -> TableSchema) {
+        if let Some(known) = self.intake.registry.newest(id) {
+            let schema = change((**known).clone());
+            let registered = self.intake.registry.register(schema);
+            self.intake.announce(&registered);
+        }
+    }
+}
+
+fn in_lower_case(named: Named) -> Named {
+    Named {
+        database: named.database.to_lowercase(),
+        table: named.table.to_lowercase(),
+    }
+}

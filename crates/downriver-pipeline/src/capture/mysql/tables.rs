@@ -1,0 +1,249 @@
+//! Which tables are captured, in which shape, and which are to be read again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use downriver_decode::mysql::shape::{Shape, Unshaped, describe};
+use downriver_decode::mysql::table_map::TableMap;
+use downriver_event::problem::Problem;
+use downriver_event::{Column, Cover, ReplicaIdentity, TableId, TableSchema};
+use downriver_log::StreamState;
+use downriver_source::mysql::catalog::SourceTable;
+use downriver_source::mysql::unshaped;
+
+use super::super::CaptureError;
+use super::super::intake::{in_state, refused};
+use super::super::outgrown::outgrown;
+use super::super::progress::{self, Resume, Standing};
+use super::super::snapshot::{LostShape, TableTask};
+use super::Run;
+use super::numbers::numbered;
+use crate::status::{SnapshotProgress, TableState, TableStatus};
+
+impl Run<'_> {
+    /// Registers the captured tables and returns those whose snapshot is not done.
+    pub(super) fn take_tables(
+        &mut self,
+        tables: Vec<SourceTable>,
+        state: &StreamState,
+    ) -> Result<Vec<TableTask>, CaptureError> {
+        let mut tasks = Vec::new();
+        let mut statuses = BTreeMap::new();
+        for table in tables {
+            let name = table.schema.qualified_name();
+            let status = self.take_table(table, state, &mut tasks)?;
+            statuses.insert(name, status);
+        }
+        self.intake.lapse(state);
+        let snapshotting = !tasks.is_empty();
+        self.intake.status.update(|s| {
+            s.state = match snapshotting {
+                true => TableState::Snapshotting,
+                false => TableState::Streaming,
+            };
+            s.problem = None;
+            s.in_hole = false;
+            s.tables = statuses;
+        });
+        self.intake.flush()?;
+        Ok(tasks)
+    }
+
+    fn take_table(
+        &mut self,
+        table: SourceTable,
+        state: &StreamState,
+        tasks: &mut Vec<TableTask>,
+    ) -> Result<TableStatus, CaptureError> {
+        let SourceTable {
+            schema: today,
+            estimated_rows,
+            problem,
+        } = table;
+        let known = self.intake.registry.named(&today.namespace, &today.name);
+        let known = known.cloned();
+        let spoiled = known
+            .as_ref()
+            .and_then(|known| self.intake.control.why_refused(known.id));
+        if let Some(problem) = spoiled.or(problem) {
+            if let Some(known) = &known {
+                self.intake.captured.insert(known.id, false);
+            }
+            self.refused.insert((today.namespace, today.name));
+            return Ok(refused(problem));
+        }
+        // The binlog says when a known table's shape changes.
+        let schema = known.unwrap_or_else(|| {
+            let schema = numbered(&self.intake.registry, today);
+            let registered = self.intake.registry.register(schema);
+            self.intake.announce(&registered);
+            Arc::clone(registered.schema())
+        });
+        let id = schema.id;
+        self.intake.captured.insert(id, true);
+        let chunks = state.chunks.get(&id);
+        let resume = progress::resume(&schema.qualified_name(), chunks)?;
+        let has_lapsed = resume
+            .as_ref()
+            .is_some_and(|resume| resume.standing == Standing::Lapsed);
+        self.intake.standings.insert(id, Standing::Unknown);
+        let initial = self.intake.config.snapshot.initial;
+        let begun = chunks.filter(|chunks| chunks.generation > 0);
+        let is_reading =
+            begun.is_some_and(|chunks| !chunks.done && (initial || chunks.generation > 1));
+        let is_wanted = begun.map_or(initial, |_| has_lapsed || is_reading);
+        let mut resume = resume.unwrap_or_default();
+        resume.standing = Standing::Unknown;
+        if !is_wanted {
+            if has_lapsed {
+                let restated = progress::restated(id, chunks, resume, Standing::Unknown);
+                self.intake.outbox.chunk_done(restated);
+            }
+            return Ok(in_state(TableState::Streaming, None));
+        }
+        let taken_up = begun.filter(|_| !has_lapsed);
+        if taken_up.is_none() {
+            resume = Resume::default();
+        }
+        let before = begun.map_or(0, |chunks| chunks.generation);
+        let generation = before + u64::from(taken_up.is_none());
+        let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
+        tasks.push(self.intake.read(schema, generation, resume, starts)?);
+        Ok(TableStatus {
+            snapshot: Some(SnapshotProgress {
+                rows_done: taken_up.map_or(0, |chunks| chunks.rows),
+                rows_estimated: estimated_rows,
+                ..SnapshotProgress::default()
+            }),
+            ..in_state(TableState::Snapshotting, None)
+        })
+    }
+
+    /// How the rows that a table map announces are read; `None`: they are not.
+    pub(super) async fn table(&mut self, map: &TableMap) -> Result<Option<Shape>, CaptureError> {
+        let (database, name) = (&map.database, &map.table);
+        if !self.connection.captures(database, name) {
+            return Ok(None);
+        }
+        if self.refused.contains(&(database.clone(), name.clone())) {
+            return Ok(None);
+        }
+        let known = self.intake.registry.named(database, name).cloned();
+        let Some(before) = known.filter(|known| self.intake.captured.contains_key(&known.id))
+        else {
+            return self.unknown(database, name).await.map(|()| None);
+        };
+        if self.intake.captured.get(&before.id) == Some(&false) {
+            return Ok(None);
+        }
+        let described = describe(map, |collation| self.charsets.get(&collation).cloned());
+        let described = match described {
+            Ok(described) => described,
+            Err(why) => {
+                self.refuse(&before, &why)?;
+                return Ok(None);
+            }
+        };
+        let places = (1..).zip(&described);
+        let columns = places.map(|(id, column)| Column {
+            id,
+            name: column.name.clone(),
+            ty: column.ty.clone(),
+            nullable: column.nullable,
+            source_type: column.source_type.clone(),
+            cover: Cover::None,
+        });
+        let key = map.key.iter().flatten();
+        let key: Vec<u32> = key.filter_map(|at| u32::try_from(at + 1).ok()).collect();
+        let schema = TableSchema {
+            id: TableId(0),
+            version: 0,
+            namespace: database.clone(),
+            name: name.clone(),
+            columns: columns.collect(),
+            identity: match key.is_empty() {
+                true => ReplicaIdentity::Full,
+                false => ReplicaIdentity::Default,
+            },
+            key,
+            withheld: Vec::new(),
+        };
+        let schema = self.reshape(&before, schema);
+        let plans = described.into_iter().map(|column| column.plan).collect();
+        Ok(Some(Shape::new(schema, plans)))
+    }
+
+    /// The shape of a table's rows from here on. Where old rows may have other values they are read again.
+    fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
+        let now = numbered(&self.intake.registry, now);
+        let registered = self.intake.registry.register(now);
+        self.intake.announce(&registered);
+        let schema = Arc::clone(registered.schema());
+        if self.intake.config.snapshot.initial && outgrown(before, &schema, false) {
+            self.intake.read_again(schema.id);
+        }
+        schema
+    }
+
+    /// A table of which nothing is known. If it is there, starting again takes it in, with what is passed over here.
+    pub(super) async fn unknown(&mut self, database: &str, name: &str) -> Result<(), CaptureError> {
+        match self.catalog.table(database, name).await? {
+            Some(_) => Err(CaptureError::NewTable(format!("{database}.{name}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse(&mut self, table: &TableSchema, why: &Unshaped) -> Result<(), CaptureError> {
+        let problem: Problem = unshaped(&table.qualified_name(), why);
+        self.refused
+            .insert((table.namespace.clone(), table.name.clone()));
+        self.intake.refuse(table.id, problem);
+        Ok(())
+    }
+
+    /// Lets the chunks that the stream has passed join it, and tells workers the shapes that it has come to.
+    pub(super) fn release_chunks(&mut self) -> Result<(), CaptureError> {
+        if self.decoder.in_transaction() || !self.intake.takes_chunks() {
+            return Ok(());
+        }
+        let received = self.intake.received.clone();
+        let lost = self
+            .lost_shapes
+            .extract_if(.., |lost| received.covers(&lost.reshaped.high));
+        for lost in lost.collect::<Vec<_>>() {
+            self.find_shape(lost)?;
+        }
+        self.intake.release_chunks()
+    }
+
+    /// Answers a worker that did not find the shape which it was to read. The stream has passed what it found; it may
+    /// have said nothing of it, as a shape is told with the next row only.
+    fn find_shape(&mut self, lost: LostShape<SourceTable>) -> Result<(), CaptureError> {
+        let table = lost.schema.id;
+        let newest = self.intake.registry.newest(table).cloned();
+        let told = newest
+            .as_ref()
+            .is_some_and(|newest| newest.version != lost.schema.version);
+        match lost.reshaped.now {
+            _ if told => {}
+            Some(now) if now.problem.is_none() => {
+                self.reshape(&lost.schema, now.schema);
+                self.flush()?;
+            }
+            // It is refused when the capture starts again.
+            Some(now) => return Err(CaptureError::SchemaMoved(now.schema.qualified_name())),
+            None => {
+                self.intake.leave(table);
+                self.flush()?;
+                self.intake.forget_snapshot(table);
+            }
+        }
+        // A table that is to be read again, or not at all, is nothing for this worker any more.
+        if self.intake.snapshots.contains_key(&table)
+            && let Some(newest) = self.intake.registry.newest(table)
+        {
+            let _ = lost.answer.send(Arc::clone(newest));
+        }
+        Ok(())
+    }
+}

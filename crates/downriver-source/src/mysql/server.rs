@@ -1,0 +1,272 @@
+//! What kind of server it is, how it writes its binlog, and where it stands.
+
+use std::collections::HashMap;
+
+use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition};
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Row};
+
+use super::refusal::errno;
+use super::sql::{literal, number, text, variables};
+use crate::error::SourceError;
+
+/// Bytes in front of a file's first event.
+const FILE_START: u64 = 4;
+/// `ER_PARSE_ERROR`: the server does not know the statement.
+const PARSE_ERROR: u16 = 1064;
+
+/// Told by what the server knows, never by its version's text, which forks and services write as they like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    Mysql,
+    Mariadb,
+}
+
+/// Facts of a server. What has `None` the server does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub flavor: Flavor,
+    /// For messages only.
+    pub version: String,
+    /// Of MySQL.
+    pub server_uuid: Option<String>,
+    pub server_id: u64,
+    pub log_bin: bool,
+    /// `ROW`, `MIXED` or `STATEMENT`.
+    pub binlog_format: String,
+    /// `FULL`, `MINIMAL` or `NOBLOB`; of MariaDB also `FULL_NODUP`.
+    pub binlog_row_image: String,
+    /// `FULL` or `MINIMAL`; of MariaDB also `NO_LOG`.
+    pub binlog_row_metadata: Option<String>,
+    /// Of MySQL: `ON`, `ON_PERMISSIVE`, `OFF_PERMISSIVE` or `OFF`.
+    pub gtid_mode: Option<String>,
+    /// Whether what it gets from another server is in its own binlog.
+    pub logs_replica_updates: bool,
+    /// 0: names that differ in case are two; 1: stored in lower case; 2: stored as given, and compared in lower case.
+    pub lower_case_table_names: u8,
+    /// Of MySQL: `PARTIAL_JSON` or nothing.
+    pub binlog_row_value_options: Option<String>,
+    /// Of MySQL.
+    pub binlog_transaction_compression: Option<bool>,
+    /// Of MariaDB.
+    pub log_bin_compress: Option<bool>,
+    /// After so many seconds the server drops a file of its binlog; `None`: not by age.
+    pub binlog_expires_s: Option<u64>,
+    /// The name that its version has for the statement that tells where the binlog ends.
+    status: &'static str,
+}
+
+const VARIABLES: [&str; 20] = [
+    "gtid_domain_id",
+    "version",
+    "server_uuid",
+    "server_id",
+    "log_bin",
+    "binlog_format",
+    "binlog_row_image",
+    "binlog_row_metadata",
+    "gtid_mode",
+    "log_slave_updates",
+    "log_replica_updates",
+    "lower_case_table_names",
+    "binlog_row_value_options",
+    "binlog_transaction_compression",
+    "log_bin_compress",
+    "binlog_expire_logs_seconds",
+    "binlog_expire_logs_auto_purge",
+    "expire_logs_days",
+    "gtid_executed",
+    "gtid_binlog_pos",
+];
+
+impl Server {
+    /// # Errors
+    /// A query failed.
+    pub async fn look(session: &mut Conn) -> Result<Self, SourceError> {
+        let found = variables(session, "global", &VARIABLES).await?;
+        let get = |name: &str| found.get(name).cloned();
+        let is_on = |name: &str| get(name).map(|value| value == "ON" || value == "1");
+        let flavor = match get("gtid_domain_id") {
+            Some(_) => Flavor::Mariadb,
+            None => Flavor::Mysql,
+        };
+        let log_bin = is_on("log_bin").unwrap_or_default();
+        let logs_replica_updates = is_on("log_replica_updates").or(is_on("log_slave_updates"));
+        let number = |name: &str| get(name).and_then(|value| value.parse().ok());
+        let row_value_options = get("binlog_row_value_options");
+        Ok(Self {
+            flavor,
+            version: get("version").unwrap_or_default(),
+            server_uuid: get("server_uuid").filter(|_| flavor == Flavor::Mysql),
+            server_id: number("server_id").unwrap_or_default(),
+            log_bin,
+            binlog_format: get("binlog_format").unwrap_or_else(|| "ROW".into()),
+            binlog_row_image: get("binlog_row_image").unwrap_or_else(|| "FULL".into()),
+            binlog_row_metadata: get("binlog_row_metadata"),
+            gtid_mode: get("gtid_mode"),
+            logs_replica_updates: logs_replica_updates.unwrap_or_default(),
+            lower_case_table_names: number("lower_case_table_names")
+                .and_then(|value| u8::try_from(value).ok())
+                .unwrap_or_default(),
+            binlog_row_value_options: row_value_options.filter(|options| !options.is_empty()),
+            binlog_transaction_compression: is_on("binlog_transaction_compression"),
+            log_bin_compress: is_on("log_bin_compress"),
+            binlog_expires_s: expires_s(&found),
+            status: status_statement(session, flavor).await?,
+        })
+    }
+
+    /// Whether every transaction of it has an identifier of MySQL's.
+    #[must_use]
+    pub fn has_gtids(&self) -> bool {
+        self.flavor == Flavor::Mysql && self.gtid_mode.as_deref() == Some("ON")
+    }
+
+    /// Whether changes are logged with all that was and is in a row.
+    #[must_use]
+    pub fn logs_whole_rows(&self) -> bool {
+        self.binlog_row_image.eq_ignore_ascii_case("FULL")
+    }
+
+    /// Whether two names are one table's or database's.
+    #[must_use]
+    pub fn is_same_name(&self, one: &str, other: &str) -> bool {
+        match self.lower_case_table_names {
+            0 => one == other,
+            _ => one.to_lowercase() == other.to_lowercase(),
+        }
+    }
+
+    /// Where the server is now: everything that was committed before the call lies before it.
+    ///
+    /// # Errors
+    /// The server writes no binlog, or the query failed.
+    pub async fn position(&self, session: &mut Conn) -> Result<SourcePosition, SourceError> {
+        Ok(match self.flavor {
+            Flavor::Mysql => {
+                let gtids = self.executed(session).await?;
+                let place = self.place(session).await?;
+                SourcePosition::Mysql { gtids, place }
+            }
+            Flavor::Mariadb => {
+                let gtids = domains(session, "@@global.gtid_binlog_pos").await?;
+                let place = self.place(session).await?;
+                SourcePosition::Mariadb { gtids, place }
+            }
+        })
+    }
+
+    /// Everything up to here is not in the binlog any more: its place is where the oldest file begins.
+    ///
+    /// # Errors
+    /// The server writes no binlog, or the query failed.
+    pub async fn purged(&self, session: &mut Conn) -> Result<SourcePosition, SourceError> {
+        let oldest: Option<Row> = session.query_first("show binary logs").await?;
+        let file = oldest.and_then(|row| text(&row, 0)).ok_or_else(no_binlog)?;
+        let place = BinlogPlace {
+            file,
+            position: FILE_START,
+        };
+        Ok(match self.flavor {
+            Flavor::Mysql => SourcePosition::Mysql {
+                gtids: match self.has_gtids() {
+                    true => gtids(session, "@@global.gtid_purged").await?,
+                    false => GtidSet::default(),
+                },
+                place,
+            },
+            Flavor::Mariadb => {
+                let at = format!("binlog_gtid_pos({}, {FILE_START})", literal(&place.file));
+                let gtids = domains(session, &at).await?;
+                SourcePosition::Mariadb { gtids, place }
+            }
+        })
+    }
+
+    /// The identifiers of what has become visible. Empty where not all have one.
+    ///
+    /// A transaction's identifier is added after its engine has committed it, also while transactions are logged in
+    /// groups: whoever begins to read after it was seen here sees the transaction. Source: `MYSQL_BIN_LOG::finish_commit`
+    /// in MySQL's `sql/binlog.cc`.
+    pub(super) async fn executed(&self, session: &mut Conn) -> Result<GtidSet, SourceError> {
+        match self.has_gtids() {
+            true => gtids(session, "@@global.gtid_executed").await,
+            false => Ok(GtidSet::default()),
+        }
+    }
+
+    /// Where the binlog ends.
+    pub(super) async fn place(&self, session: &mut Conn) -> Result<BinlogPlace, SourceError> {
+        let row: Option<Row> = session.query_first(self.status).await?;
+        let place = row.and_then(|row| {
+            Some(BinlogPlace {
+                file: text(&row, 0)?,
+                position: number(&row, 1)?,
+            })
+        });
+        place.ok_or_else(no_binlog)
+    }
+}
+
+pub(super) fn no_binlog() -> SourceError {
+    SourceError::definite(
+        "DR-1070",
+        "the server writes no binlog",
+        "set log_bin (and log_replica_updates, if it is a replica) in the server's configuration and restart it",
+    )
+}
+
+/// Newer versions of MySQL know no other name, and older ones and MariaDB not this one.
+async fn status_statement(session: &mut Conn, flavor: Flavor) -> Result<&'static str, SourceError> {
+    const NEW: &str = "show binary log status";
+    const OLD: &str = "show master status";
+    if flavor == Flavor::Mariadb {
+        return Ok(OLD);
+    }
+    match session.query_drop(NEW).await {
+        Ok(()) => Ok(NEW),
+        Err(error) if errno(&error) == Some(PARSE_ERROR) => Ok(OLD),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn expires_s(found: &HashMap<String, String>) -> Option<u64> {
+    let number = |name: &str| found.get(name)?.parse::<f64>().ok();
+    if found
+        .get("binlog_expire_logs_auto_purge")
+        .is_some_and(|purges| purges == "OFF")
+    {
+        return None;
+    }
+    // Days may have a fraction in MariaDB; of both the larger unit is the one that was set.
+    let days = number("expire_logs_days").unwrap_or_default() * 86_400.0;
+    let seconds = number("binlog_expire_logs_seconds").unwrap_or_default();
+    let expires = if seconds > 0.0 { seconds } else { days };
+    (expires > 0.0).then_some(expires as u64)
+}
+
+async fn one(session: &mut Conn, expression: &str) -> Result<String, SourceError> {
+    let row: Option<Row> = session.query_first(format!("select {expression}")).await?;
+    Ok(row.and_then(|row| text(&row, 0)).unwrap_or_default())
+}
+
+async fn gtids(session: &mut Conn, expression: &str) -> Result<GtidSet, SourceError> {
+    let told = one(session, expression).await?;
+    told.parse().map_err(|_| unreadable(expression, &told))
+}
+
+pub(super) async fn domains(
+    session: &mut Conn,
+    expression: &str,
+) -> Result<DomainGtids, SourceError> {
+    let told = one(session, expression).await?;
+    told.parse().map_err(|_| unreadable(expression, &told))
+}
+
+fn unreadable(expression: &str, told: &str) -> SourceError {
+    SourceError::definite(
+        "DR-1040",
+        format!("the server says that {expression} is {told:?}, which is not understood"),
+        "report it",
+    )
+}
