@@ -25,8 +25,11 @@ const ERROR: u8 = 0xff;
 /// Answers of `caching_sha2_password`: the server knows the password's hash, or needs the password.
 const IS_KNOWN: &[u8] = &[MORE, 3];
 const IS_NEEDED: &[u8] = &[MORE, 4];
-/// What `caching_sha2_password` is asked for its key with.
+/// What `caching_sha2_password` is asked for its key with, and what `sha256_password`.
 const KEY_REQUEST: &[u8] = &[2];
+const SHA256_KEY_REQUEST: &[u8] = &[1];
+/// Of MySQL: it always needs the password. A user that does not exist is met with it, too.
+const SHA256_PASSWORD: &[u8] = b"sha256_password";
 /// Packets that a server may answer with until it is content: a user of MariaDB's may have several kinds of password.
 const ANSWERS_MAX: usize = 16;
 /// What a kind of password is mixed with, in bytes; MariaDB's ed25519 takes more.
@@ -101,7 +104,8 @@ fn greeting(packet: &[u8]) -> Result<Greeting, SourceError> {
     let cut = || unknown("a greeting that ends too early");
     let version_end = packet.iter().position(|byte| *byte == 0).ok_or_else(cut)?;
     // The library takes the length for a signed number.
-    if !(packet.get(version_end + 1 + UP_TO_NONCE_LEN)).is_some_and(|len| *len < 0x80) {
+    let nonce_len = packet.get(version_end + 1 + UP_TO_NONCE_LEN);
+    if nonce_len.is_none_or(|len| *len >= 0x80) {
         return Err(cut());
     }
     let hello: HandshakePacket<'_> = ParseBuf(packet).parse(()).map_err(|_| cut())?;
@@ -196,12 +200,26 @@ impl Login<'_> {
             AuthPlugin::MysqlNativePassword
             | AuthPlugin::CachingSha2Password
             | AuthPlugin::Ed25519 => {
-                let password = self.config.password.as_deref();
-                let proof = self.plugin.gen_data(password, &self.nonce);
+                let proof = self.plugin.gen_data(Some(self.password()), &self.nonce);
                 Ok(proof.as_deref().unwrap_or_default().to_vec())
             }
-            _ => Err(self.unsupported()),
+            _ if !self.is_sha256() => Err(self.unsupported()),
+            _ if self.is_encrypted || self.password().is_empty() => Ok(self.plain()),
+            _ => Ok(SHA256_KEY_REQUEST.to_vec()),
         }
+    }
+
+    fn is_sha256(&self) -> bool {
+        self.plugin.as_bytes() == SHA256_PASSWORD
+    }
+
+    fn password(&self) -> &str {
+        self.config.password.as_deref().unwrap_or_default()
+    }
+
+    /// The password in the clear, and its end marked.
+    fn plain(&self) -> Vec<u8> {
+        self.password().bytes().chain([0]).collect()
     }
 
     fn unsupported(&self) -> SourceError {
@@ -225,6 +243,10 @@ impl Login<'_> {
                 [SWITCH, request @ ..] => self.switch(request).await?,
                 IS_KNOWN => {}
                 IS_NEEDED => self.tell_password().await?,
+                [MORE, key @ ..] if self.is_sha256() => {
+                    let told = self.encrypted_by(key)?;
+                    self.packets.write(&told).await?;
+                }
                 _ => return Err(unknown("an answer to a login")),
             }
         }
@@ -248,21 +270,24 @@ impl Login<'_> {
         self.packets.write(&proof).await
     }
 
-    /// Where the server has no hash of it yet. In the clear, and its end marked, where the connection is encrypted.
+    /// Where the server has no hash of it yet. In the clear only where the connection is encrypted.
     async fn tell_password(&mut self) -> Result<(), SourceError> {
-        let password = self.config.password.as_deref().unwrap_or_default();
         if self.is_encrypted {
-            let told: Vec<u8> = password.bytes().chain([0]).collect();
+            let told = self.plain();
             return self.packets.write(&told).await;
         }
         self.packets.write(KEY_REQUEST).await?;
         let answer = self.packets.read().await?;
-        let key = match &answer[..] {
-            [MORE, key @ ..] => key,
+        let told = match &answer[..] {
+            [MORE, key @ ..] => self.encrypted_by(key)?,
             [ERROR, ..] => return Err(of_packet(&answer)),
             _ => return Err(unknown("an answer to a request for its key")),
         };
-        let told = public_key::encrypt(password, &self.nonce, key).map_err(|unusable| {
+        self.packets.write(&told).await
+    }
+
+    fn encrypted_by(&self, key: &[u8]) -> Result<Vec<u8>, SourceError> {
+        public_key::encrypt(self.password(), &self.nonce, key).map_err(|unusable| {
             SourceError::definite(
                 "DR-1067",
                 format!(
@@ -271,8 +296,7 @@ impl Login<'_> {
                 ),
                 "use ssl-mode=REQUIRED, or give the server an RSA key of 2048 bits or more",
             )
-        })?;
-        self.packets.write(&told).await
+        })
     }
 }
 
@@ -315,6 +339,54 @@ mod tests {
             assert!(!maria.offered.contains(CapabilityFlags::CLIENT_SSL));
             assert_eq!(maria.plugin, AuthPlugin::MysqlNativePassword);
         }
+    }
+
+    /// What a server hears that answers a login so.
+    async fn answered(answer: &[u8]) -> (Result<(), SourceError>, Vec<u8>) {
+        let (mine, theirs) = tokio::io::duplex(1 << 10);
+        let config = MysqlConfig {
+            password: Some("secret".into()),
+            ..MysqlConfig::from_url("mysql://cdc@db").unwrap()
+        };
+        let mut login = Login {
+            packets: Packets::new(Box::new(mine)),
+            config: &config,
+            plugin: AuthPlugin::MysqlNativePassword,
+            nonce: vec![7; NONCE_BYTES],
+            is_encrypted: false,
+        };
+        let mut theirs = Packets::new(theirs);
+        theirs.write(answer).await.unwrap();
+        let serving = async {
+            let heard = theirs.read().await.map(|heard| heard.to_vec());
+            theirs.write(&[OK, 0, 0, 2, 0, 0, 0]).await.unwrap();
+            heard.unwrap_or_default()
+        };
+        let refused = matches!(answer, [SWITCH, b'd' | b'm', ..] | [SWITCH]);
+        if refused || answer[0] == ERROR {
+            return (login.authenticate().await, Vec::new());
+        }
+        tokio::join!(login.authenticate(), serving)
+    }
+
+    #[tokio::test]
+    async fn another_kind_of_password_is_switched_to_or_named() {
+        for (plugin, bytes) in [("caching_sha2_password", 32), ("client_ed25519", 64)] {
+            let nonce = [0; ED25519_NONCE_BYTES + 1];
+            let request = [&[SWITCH], plugin.as_bytes(), &[0], &nonce].concat();
+            let (result, heard) = answered(&request).await;
+            result.unwrap();
+            assert_eq!(heard.len(), bytes, "{plugin}");
+        }
+        let (result, heard) = answered(&[&[SWITCH], SHA256_PASSWORD, &[0; 22]].concat()).await;
+        result.unwrap();
+        assert_eq!(heard, SHA256_KEY_REQUEST);
+        for request in [&b"\xfedialog\0"[..], b"\xfemysql_clear_password\0", b"\xfe"] {
+            let refused = answered(request).await.0.unwrap_err();
+            assert_eq!(refused.problem().code, "DR-1067");
+        }
+        let denied = answered(b"\xff\x15\x04#28000no").await.0.unwrap_err();
+        assert_eq!(denied.problem().code, "DR-1001");
     }
 
     #[test]

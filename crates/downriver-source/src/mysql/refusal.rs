@@ -11,6 +11,8 @@ use crate::error::SourceError;
 
 /// What goes wrong while the binlog is read has one number, and its kind in words.
 const CANNOT_READ_BINLOG: u16 = 1236;
+/// MariaDB's number for what MySQL says in words.
+const SAME_SERVER_ID: u16 = 4052;
 const COMES_BACK: &str = "make the database reachable; capture goes on by itself";
 
 /// The server sent what nobody would understand.
@@ -40,6 +42,7 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
     let reason = format!("the database refused ({number}): {message}");
     match number {
         CANNOT_READ_BINLOG => cannot_read(reason, message),
+SAME_SERVER_ID => same_server_id(reason),
         // Access denied; a host that may not connect; an account that is locked, or whose password
         // has expired.
         1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => {
@@ -97,15 +100,19 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
     }
 }
 
+fn same_server_id(reason: String) -> SourceError {
+    SourceError::transient(
+        "DR-1060",
+        reason,
+        "give this source a server_id that no replica of the server and no other source has; capture goes on by itself",
+    )
+}
+
 fn cannot_read(reason: String, message: &str) -> SourceError {
     let message = message.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
     if says(&["with the same server_uuid/server_id"]) {
-        return SourceError::transient(
-            "DR-1060",
-            reason,
-            "give this source a server_id that no replica of the server and no other source has; capture goes on by itself",
-        );
+        return same_server_id(reason);
     }
     if says(&[
         "purged required binary logs",
@@ -222,6 +229,7 @@ mod tests {
             (1045, "DR-1001", Class::Definite),
             (1698, "DR-1001", Class::Definite),
             (1227, "DR-1004", Class::Definite),
+            (4052, "DR-1060", Class::Transient),
             (1040, "DR-1002", Class::Transient),
             (1053, "DR-1002", Class::Transient),
             (1146, "DR-1005", Class::Transient),

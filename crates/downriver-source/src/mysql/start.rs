@@ -236,8 +236,8 @@ mod tests {
         assert_eq!(command(&mysql("A:1-5:7-8", 1 << 40), false), expected);
     }
 
-    /// Source: MySQL's `sql/rpl_gtid_set.cc`, `Gtid_set::encode`: the number of sources in bits 8 to 55 between two bytes
-    /// of 1, and each source followed by its tag, its length in the variable form that doubles it.
+    /// Source: MySQL's `sql/rpl_gtid_set.cc`, `Gtid_set::encode`: the number of sources from the second byte on, 1 in the
+    /// eighth, and behind each source its tag, with a length in the form that doubles it.
     #[test]
     fn a_set_with_tags_has_a_form_of_its_own() {
         let asked = command(&mysql("A:1:night:2", 4), false);
