@@ -93,7 +93,11 @@ impl Cut {
         }
     }
 
-    async fn read(&mut self, schema: &TableSchema, row: &mut RowSink<'_>) -> Result<(), SourceError> {
+    async fn read(
+        &mut self,
+        schema: &TableSchema,
+        row: &mut RowSink<'_>,
+    ) -> Result<(), SourceError> {
         match self {
             Self::Postgres(cut) => {
                 let row = &mut |read: &BinaryRow<'_>| row(read);

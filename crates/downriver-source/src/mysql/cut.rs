@@ -34,7 +34,11 @@ impl DatabaseCut {
         let position = match catalog.server().flavor {
             Flavor::Mariadb => {
                 let place = view_at_place(&mut catalog.session).await?;
-                let at = format!("binlog_gtid_pos({}, {})", literal(&place.file), place.position);
+                let at = format!(
+                    "binlog_gtid_pos({}, {})",
+                    literal(&place.file),
+                    place.position
+                );
                 let gtids = domains(&mut catalog.session, &at).await?;
                 SourcePosition::Mariadb { gtids, place }
             }

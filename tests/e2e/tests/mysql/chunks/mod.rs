@@ -1,8 +1,8 @@
 //! Tables of real servers, read by SQL: what the catalog and the chunks say is what the binlog says.
 
 mod binlog;
-mod chunks;
 mod points;
+mod read;
 mod shapes;
 
 use std::collections::BTreeSet;
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use chunks::{all_rows, config, request, rows_of};
 use downriver_event::block::ColumnBuilder;
 use downriver_event::{LogicalType, ReplicaIdentity, TableSchema, pb, view};
 use downriver_source::chunk::{ChunkReader as _, ChunkRequest};
@@ -20,6 +19,7 @@ use downriver_source::mysql::snapshot::SnapshotSession;
 use downriver_source::mysql::sql;
 use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
+use read::{all_rows, config, request, rows_of};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

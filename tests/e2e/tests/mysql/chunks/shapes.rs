@@ -12,7 +12,7 @@ use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
 use mysql_async::prelude::Queryable as _;
 
-use crate::chunks::{Read, all_rows, chunk, config, request};
+use super::read::{Read, all_rows, chunk, config, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_another_shape_is_not_read() -> Result<()> {

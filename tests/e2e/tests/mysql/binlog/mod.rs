@@ -1,6 +1,6 @@
 //! The binlogs of real servers, decoded: what comes out is what the server itself shows.
 
-mod read;
+pub(crate) mod read;
 
 use std::collections::BTreeMap;
 

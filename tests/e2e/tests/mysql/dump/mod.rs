@@ -1,11 +1,10 @@
 //! The binlog's stream of real servers: what is in the files comes, from wherever it is asked for, or the reason is named.
 
 mod login;
-#[path = "../binlog/read.rs"]
-mod read;
 
 use std::time::Duration;
 
+use super::binlog::read;
 use anyhow::{Context as _, Result, bail, ensure};
 use downriver_decode::mysql::decoder::Reached;
 use downriver_decode::mysql::event::Kind;

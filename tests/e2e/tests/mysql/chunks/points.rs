@@ -14,8 +14,8 @@ use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
 use mysql_async::prelude::Queryable as _;
 
-use crate::chunks::{chunk, config, request, rows_of};
-use crate::{binlog, file};
+use super::read::{chunk, config, request, rows_of};
+use super::{binlog, file};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -108,8 +108,8 @@ async fn logged_and_not_visible(product: Product, hold: &Hold) -> Result<()> {
             ensure!(error.to_string().contains("DR-1075"), "{error}");
         }
         Err(error) => return Err(error),
-        Ok(crate::chunks::Read::Reshaped(_)) => bail!("reshaped"),
-        Ok(crate::chunks::Read::Rows(rows, chunk)) => {
+        Ok(super::read::Read::Reshaped(_)) => bail!("reshaped"),
+        Ok(super::read::Read::Rows(rows, chunk)) => {
             ensure!(
                 product.is_mariadb() || has_gtids,
                 "it was read without a lock"
@@ -178,8 +178,8 @@ async fn reads_among_writes(product: Product, settings: &[&str], is_exact: bool)
     let mut reads = Vec::new();
     while !writers.iter().all(tokio::task::JoinHandle::is_finished) {
         match chunk(&mut session, &schema, request(None, 10)).await {
-            Ok(crate::chunks::Read::Rows(rows, chunk)) => reads.push((rows, chunk)),
-            Ok(crate::chunks::Read::Reshaped(_)) => bail!("reshaped"),
+            Ok(super::read::Read::Rows(rows, chunk)) => reads.push((rows, chunk)),
+            Ok(super::read::Read::Reshaped(_)) => bail!("reshaped"),
             Err(error) if error.to_string().contains("DR-1075") => {}
             Err(error) => return Err(error),
         }
