@@ -101,7 +101,10 @@ fn greeting(packet: &[u8]) -> Result<Greeting, SourceError> {
     let cut = || unknown("a greeting that ends too early");
     let version_end = packet.iter().position(|byte| *byte == 0).ok_or_else(cut)?;
     // The library takes the length for a signed number.
-    if !(packet.get(version_end + 1 + UP_TO_NONCE_LEN)).is_some_and(|len| *len < 0x80) {
+    if packet
+        .get(version_end + 1 + UP_TO_NONCE_LEN)
+        .is_none_or(|len| *len >= 0x80)
+    {
         return Err(cut());
     }
     let hello: HandshakePacket<'_> = ParseBuf(packet).parse(()).map_err(|_| cut())?;

@@ -95,7 +95,7 @@ YQIDAQAB
 
     #[test]
     fn a_password_is_encrypted_otherwise_each_time() {
-        let encrypted = |password| encrypt(password, &[7; 20], PEM.as_bytes());
+        let encrypted = |password: &str| encrypt(password, &[7; 20], PEM.as_bytes());
         let (one, two) = (encrypted("secret"), encrypted("secret"));
         assert_eq!(one.as_ref().map(Vec::len), Ok(256));
         assert_ne!(one, two);

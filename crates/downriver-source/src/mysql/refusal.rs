@@ -42,13 +42,11 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         CANNOT_READ_BINLOG => cannot_read(reason, message),
         // Access denied; a host that may not connect; an account that is locked, or whose password
         // has expired.
-        1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => {
-            SourceError::definite(
-                "DR-1001",
-                reason,
-                "set the right user and password in the source, and let the user in from this host",
-            )
-        }
+        1045 | 1130 | 1524 | 1698 | 1820 | 1862 | 3118 | 3955 | 4151 => SourceError::definite(
+            "DR-1001",
+            reason,
+            "set the right user and password in the source, and let the user in from this host",
+        ),
         // Privileges of a database, of a table, of a column, of the server, of a procedure.
         1044 | 1142 | 1143 | 1227 | 1370 => SourceError::definite(
             "DR-1004",
