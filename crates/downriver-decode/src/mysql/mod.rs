@@ -12,6 +12,8 @@ pub mod shape;
 pub mod table_map;
 pub mod value;
 
+use std::fmt;
+
 pub use charset::Charset;
 use downriver_event::block::ColumnBuilder;
 use downriver_event::pb;
@@ -23,6 +25,26 @@ use prost::Message as _;
 pub enum Flavor {
     Mysql,
     Mariadb,
+}
+
+impl Flavor {
+    /// As it is stored.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mysql => "mysql",
+            Self::Mariadb => "mariadb",
+        }
+    }
+}
+
+impl fmt::Display for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mysql => "MySQL",
+            Self::Mariadb => "MariaDB",
+        })
+    }
 }
 
 /// Bytes that are not what a binlog has.

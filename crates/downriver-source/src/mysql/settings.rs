@@ -1,7 +1,5 @@
 //! Whether a server writes a binlog that can be captured, and what is visible of it.
 
-use std::fmt;
-
 use downriver_event::SourcePosition;
 use downriver_event::problem::Problem;
 use mysql_async::Conn;
@@ -11,24 +9,6 @@ use super::server::{Flavor, Server, domains, no_binlog};
 use super::snapshot::view_at_place;
 use super::sql::literal;
 use crate::error::SourceError;
-
-impl Flavor {
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Mysql => "mysql",
-            Self::Mariadb => "mariadb",
-        }
-    }
-}
-
-impl fmt::Display for Flavor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Mysql => "MySQL",
-            Self::Mariadb => "MariaDB",
-        })
-    }
-}
 
 impl Server {
     /// What is to be set otherwise before its binlog can be captured.

@@ -23,7 +23,6 @@ pub(crate) struct Table {
 
 /// A new row of a table.
 pub(crate) struct Change {
-    pub(crate) table: String,
     pub(crate) transaction: String,
     pub(crate) position: SourcePosition,
     pub(crate) after: Option<pb::Row>,
@@ -117,7 +116,6 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
         rows.extend(event.after.clone());
         let position = event.position.as_ref().and_then(SourcePosition::from_pb);
         changes.push(Change {
-            table: schema.name.clone(),
             transaction: event.transaction_id,
             position: position.context("a position")?,
             after: event.after,
