@@ -505,7 +505,7 @@ mod tests {
         column.push_bytes(&square.encode_to_vec());
         let column = column.read().unwrap();
         let cells: Vec<Cell<'_>> = (0..3).map(|at| Some((&column, at))).collect();
-        let to = DataType::List(Arc::new(arrow_schema::Field::new(
+        let to = DataType::List(Arc::new(Field::new(
             "element",
             DataType::Int32,
             true,

@@ -63,7 +63,7 @@ pub enum Connection {
 
 /// The database at one position.
 enum Cut {
-    Postgres(postgres::cut::DatabaseCut),
+    Postgres(Box<postgres::cut::DatabaseCut>),
     Mysql(Box<mysql::cut::DatabaseCut>),
 }
 
@@ -71,7 +71,7 @@ impl Cut {
     async fn take(connection: &Connection) -> Result<Self, SourceError> {
         Ok(match connection {
             Connection::Postgres(config) => {
-                Self::Postgres(postgres::cut::DatabaseCut::take(config).await?)
+                Self::Postgres(Box::new(postgres::cut::DatabaseCut::take(config).await?))
             }
             Connection::Mysql(config) => {
                 Self::Mysql(Box::new(mysql::cut::DatabaseCut::take(config).await?))

@@ -63,7 +63,7 @@ pub struct SnapshotConfig {
 /// Whose changes are captured.
 #[derive(Clone, Debug)]
 pub enum Database {
-    Postgres(PostgresSource),
+    Postgres(Box<PostgresSource>),
     Mysql(MysqlSource),
 }
 

@@ -37,11 +37,11 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
     source.publication = "downriver_shop".into();
     CaptureConfig {
         name: "shop".into(),
-        database: Database::Postgres(PostgresSource {
+        database: Database::Postgres(Box::new(PostgresSource {
             connection: source,
             wal_behind: WalBehind::default(),
             heartbeat: None,
-        }),
+        })),
         snapshot: SnapshotConfig {
             initial: true,
             chunk_rows: 150,

@@ -200,14 +200,14 @@ impl NodeEngine {
 
 fn database(name: &str, source: &Source) -> Result<Database, Problem> {
     Ok(match source {
-        Source::Postgres(spec) => Database::Postgres(PostgresSource {
+        Source::Postgres(spec) => Database::Postgres(Box::new(PostgresSource {
             connection: postgres_config(name, spec)?,
             wal_behind: WalBehind {
                 max_bytes: spec.wal_behind_max(),
                 drop_slot: spec.on_max_wal_behind == Some(OnMaxWalBehind::DropSlot),
             },
             heartbeat: spec.heartbeat(),
-        }),
+        })),
         Source::Mysql(spec) => Database::Mysql(MysqlSource {
             connection: mysql_config(spec)?,
         }),
