@@ -13,6 +13,7 @@ pub mod fixture;
 pub mod history;
 pub mod host;
 pub mod mysql;
+pub mod mysql_history;
 pub mod oracle;
 pub mod port;
 pub mod postgres;

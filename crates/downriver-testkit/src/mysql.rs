@@ -145,6 +145,11 @@ impl Mysql {
         Ok(())
     }
 
+    /// After it was killed.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.run().await
+    }
+
     fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.root.join("usr").join(name));
         command

@@ -128,8 +128,8 @@ pub async fn ensure_equal(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> 
     ensure_all_equal(&compare(postgres, lake, tables).await?)
 }
 
-/// The same of tables of `shop` in MySQL or MariaDB.
-pub async fn ensure_equal_mysql(mysql: &Mysql, lake: &Lake, tables: &[&str]) -> Result<()> {
+/// The same of tables of `shop` in MySQL or MariaDB. The number of rows.
+pub async fn ensure_equal_mysql(mysql: &Mysql, lake: &Lake, tables: &[&str]) -> Result<u64> {
     let mut rows = serde_json::Map::new();
     let names: Vec<String> = tables.iter().map(|table| format!("shop.{table}")).collect();
     for (table, name) in tables.iter().zip(&names) {
@@ -138,7 +138,9 @@ pub async fn ensure_equal_mysql(mysql: &Mysql, lake: &Lake, tables: &[&str]) -> 
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), Value::Object(rows).to_string())?;
     let request = json!({ "rows": file.path(), "tables": names });
-    ensure_all_equal(&compare_as(request, lake).await?)
+    let compared = compare_as(request, lake).await?;
+    ensure_all_equal(&compared)?;
+    Ok(compared.iter().map(|table| table.source.rows).sum())
 }
 
 fn ensure_all_equal(compared: &[Comparison]) -> Result<()> {

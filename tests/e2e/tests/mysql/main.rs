@@ -4,4 +4,5 @@
 mod binlog;
 mod chunks;
 mod dump;
+mod history;
 mod mirror;

@@ -53,7 +53,7 @@ impl Shop {
         self.daemon.apply(&(source + &sink + &pipeline)).await
     }
 
-    async fn ensure_equal(&self, tables: &[&str]) -> Result<()> {
+    async fn ensure_equal(&self, tables: &[&str]) -> Result<u64> {
         self.daemon.wait(CATCH_UP).await?;
         let lake = Lake::builtin(&self.daemon)?;
         readers::ensure_equal_mysql(&self.mysql, &lake, tables).await

@@ -3,6 +3,7 @@
 use downriver_decode::mysql::ddl::{Change, Effect, Named, effects};
 use downriver_decode::mysql::decoder::Statement;
 use downriver_event::{TableId, TableSchema, pb};
+use downriver_source::mysql::catalog::SourceTable;
 
 use super::super::CaptureError;
 use super::Run;
@@ -127,6 +128,12 @@ impl Run<'_> {
             }
             return Ok(());
         };
+        // What cannot be captured any more no row says.
+        let now = self.catalog.table(&table.database, &table.table).await?;
+        if let Some(problem) = now.as_ref().and_then(|now| now.problem.clone()) {
+            self.refuse(id, problem);
+            return Ok(());
+        }
         let mut is_other = false;
         for change in changes {
             match change {
@@ -140,7 +147,7 @@ impl Run<'_> {
                     });
                 }
                 Change::Retyped(column) => {
-                    is_other |= self.is_retyped(id, table, &column).await?;
+                    is_other |= self.is_retyped(id, now.as_ref(), &column);
                 }
                 Change::Rows => is_other = true,
             }
@@ -152,13 +159,7 @@ impl Run<'_> {
     }
 
     /// Whether the catalog has another type for a column than its rows have so far.
-    async fn is_retyped(
-        &mut self,
-        id: TableId,
-        table: &Named,
-        column: &str,
-    ) -> Result<bool, CaptureError> {
-        let now = self.catalog.table(&table.database, &table.table).await?;
+    fn is_retyped(&self, id: TableId, now: Option<&SourceTable>, column: &str) -> bool {
         let of = |schema: &TableSchema| {
             let mut columns = schema.columns.iter();
             let column = columns.find(|c| is_same_name(&c.name, column))?;
@@ -166,12 +167,12 @@ impl Run<'_> {
         };
         let now = now.and_then(|now| of(&now.schema));
         let before = self.intake.registry.newest(id).and_then(|known| of(known));
-        Ok(match (before, now) {
+        match (before, now) {
             (Some((before, was_nullable)), Some((now, is_nullable))) => {
                 before != now || was_nullable && !is_nullable
             }
             _ => true,
-        })
+        }
     }
 
     /// Gives a table another shape, before any row of it.

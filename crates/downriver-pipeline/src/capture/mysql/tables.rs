@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use downriver_decode::mysql::shape::{Shape, Unshaped, describe};
+use downriver_decode::mysql::shape::{Shape, describe};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::problem::Problem;
 use downriver_event::{Column, Cover, ReplicaIdentity, TableId, TableSchema};
@@ -140,7 +140,7 @@ impl Run<'_> {
         let described = match described {
             Ok(described) => described,
             Err(why) => {
-                self.refuse(&before, &why)?;
+                self.refuse(before.id, unshaped(&before.qualified_name(), &why));
                 return Ok(None);
             }
         };
@@ -193,12 +193,13 @@ impl Run<'_> {
         }
     }
 
-    fn refuse(&mut self, table: &TableSchema, why: &Unshaped) -> Result<(), CaptureError> {
-        let problem: Problem = unshaped(&table.qualified_name(), why);
-        self.refused
-            .insert((table.namespace.clone(), table.name.clone()));
-        self.intake.refuse(table.id, problem);
-        Ok(())
+    /// Captures no more of a table, until a change of it lets it be captured again.
+    pub(super) fn refuse(&mut self, table: TableId, problem: Problem) {
+        if let Some(known) = self.intake.registry.newest(table) {
+            let key = (known.namespace.clone(), known.name.clone());
+            self.refused.insert(key);
+        }
+        self.intake.refuse(table, problem);
     }
 
     /// Lets the chunks that the stream has passed join it, and tells workers the shapes that it has come to.
