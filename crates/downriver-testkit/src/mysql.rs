@@ -246,7 +246,7 @@ impl Mysql {
     pub async fn create_capture_user(&self) -> Result<()> {
         self.execute(&format!(
             "create user cdc@'%' identified by '{CDC_PASSWORD}';
-             grant select, replication slave, replication client on *.* to cdc@'%'"
+             grant select, replication slave, replication client, lock tables on *.* to cdc@'%'"
         ))
         .await
     }

@@ -46,10 +46,14 @@ impl Registry {
         self.newest.get(&table)
     }
 
-    /// The table that was called so last.
-    pub(crate) fn named(&self, namespace: &str, name: &str) -> Option<&Arc<TableSchema>> {
-        let mut newest = self.newest.values();
-        newest.find(|schema| schema.namespace == namespace && schema.name == name)
+    /// The tables that were called so last: one that has the name, and those that were dropped with it.
+    pub(crate) fn named<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<TableSchema>> {
+        let newest = self.newest.values();
+        newest.filter(move |schema| schema.namespace == namespace && schema.name == name)
     }
 
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<TableSchema>> {

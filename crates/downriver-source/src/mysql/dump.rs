@@ -27,7 +27,7 @@ use crate::wire::Wire;
 /// The largest event that is accepted: no server has one that is larger than its largest max_allowed_packet.
 const EVENT_BYTES_MAX: usize = 1 << 30;
 /// A connection on which nothing comes for so long is dead: the server would have said that it is there.
-const SILENCE_MAX: Duration = HEARTBEAT_EVERY.saturating_mul(3);
+const SILENCE_MAX: Duration = HEARTBEAT_EVERY.saturating_mul(30);
 /// As long as the server looks for the place to begin it may say nothing: it reads through a file.
 const SEEK_MAX: Duration = Duration::from_secs(600);
 const EVENT: u8 = 0x00;

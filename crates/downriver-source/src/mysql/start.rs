@@ -13,8 +13,8 @@ use mysql_common::proto::MySerialize as _;
 
 use crate::error::SourceError;
 
-/// How often the server says that it is there while it has nothing to send.
-pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
+/// How often the server says where it is while it has nothing to send: of what it passes over only this tells.
+pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// How long the server waits for us to take what it sends while capture stands still. Then it cuts the connection: what had
 /// come until then is still read, the end is an error that goes away, and the stream begins again at the position.
 const SERVER_WAITS_FOR: Duration = Duration::from_secs(3600);

@@ -1,16 +1,35 @@
 //! Which numbers tables and columns have: the server gives them none that last, so they are counted here.
 //!
-//! A table has the number of the one that had its name last; a table that is made again under the name of a dropped one
-//! goes on with its number, as another version and with another generation of its rows. A column has the number that the
-//! column of its name has in the version before, or the next one that the table never had.
+//! A table that is made again under the name of a dropped one goes on with its number, as another version and with another
+//! generation of its rows. A column has the number that the column of its name has in the version before, or the next one
+//! that the table never had.
+
+use std::sync::Arc;
 
 use downriver_event::{Column, TableId, TableSchema};
 
 use super::super::registry::Registry;
 
+/// The one of the tables that were called so last that has the name, or may take it up again: one of which changes come
+/// (`comes`) before any that was left.
+pub(super) fn named(
+    registry: &Registry,
+    namespace: &str,
+    name: &str,
+    comes: impl Fn(TableId) -> bool,
+) -> Option<Arc<TableSchema>> {
+    let named = registry.named(namespace, name);
+    named
+        .max_by_key(|schema| (comes(schema.id), schema.id))
+        .cloned()
+}
+
 /// The schema with the numbers that its table and columns have; its own are places only.
-pub(super) fn numbered(registry: &Registry, schema: TableSchema) -> TableSchema {
-    let before = registry.named(&schema.namespace, &schema.name);
+pub(super) fn numbered(
+    registry: &Registry,
+    before: Option<&TableSchema>,
+    schema: TableSchema,
+) -> TableSchema {
     let id = before.map_or_else(|| next_table(registry), |before| before.id);
     let mut last = registry
         .versions(id)
@@ -98,7 +117,8 @@ mod tests {
     fn numbers_go_with_names_and_never_come_again() {
         let mut registry = Registry::default();
         let mut take = |schema| {
-            let schema = numbered(&registry, schema);
+            let before = named(&registry, &schema.namespace, &schema.name, |_| true);
+            let schema = numbered(&registry, before.as_deref(), schema);
             registry.register(schema).schema().as_ref().clone()
         };
         assert_eq!(take(table("a", &["x", "y"], &[2])).id, TableId(1));

@@ -9,7 +9,8 @@ use super::super::CaptureError;
 use super::super::progress::Standing;
 use super::super::registry::Registry;
 use super::super::repair::Anew;
-use super::numbers::numbered;
+use super::numbers::{named, numbered};
+use super::tables::comes;
 use super::{MysqlSource, captured};
 
 /// Where the server is now, and the tables as they are there.
@@ -21,11 +22,17 @@ pub(in super::super) async fn begin_anew(
     let known = captured(log, name)?;
     let prepared = setup::begin_anew(&source.connection, known.as_ref()).await?;
     let state = log.state(name);
-    let mut registry = state.map_or_else(Registry::default, |state| Registry::new(&state));
+    let mut registry = state
+        .as_ref()
+        .map_or_else(Registry::default, |state| Registry::new(state));
     let tables = prepared.tables.into_iter();
     let tables = tables.filter(|table| table.problem.is_none());
     let tables = tables.map(|table| {
-        let schema = numbered(&registry, table.schema);
+        let (namespace, name) = (&table.schema.namespace, &table.schema.name);
+        let before = named(&registry, namespace, name, |id| {
+            state.as_ref().is_some_and(|state| comes(state, id))
+        });
+        let schema = numbered(&registry, before.as_deref(), table.schema);
         let registered = registry.register(schema);
         (registered.schema().as_ref().clone(), Standing::Unknown)
     });

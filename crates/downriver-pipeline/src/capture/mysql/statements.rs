@@ -21,9 +21,13 @@ impl Run<'_> {
         if !has_rows && !effects.is_empty() {
             self.decoder.open_statement(&mut self.intake.builder);
         }
-        for effect in effects {
+        let (renames, others): (Vec<_>, Vec<_>) = effects
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::Renamed { .. }));
+        for effect in others {
             self.effect(effect).await?;
         }
+        self.renamed(&in_all(renames)).await?;
         if !has_rows {
             let committed = self.decoder.end_statement(&mut self.intake.builder);
             self.commit(&committed)?;
@@ -55,7 +59,8 @@ impl Run<'_> {
                 }
                 Ok(())
             }
-            Effect::Renamed { from, to } => self.renamed(&from, &to).await,
+            // All of a statement's at once.
+            Effect::Renamed { .. } => Ok(()),
             Effect::Truncated(table) => {
                 if let Some(id) = self.captured(&table) {
                     let truncate = pb::Truncate {
@@ -74,11 +79,12 @@ impl Run<'_> {
 
     /// The number of a table that is captured now.
     fn captured(&self, table: &Named) -> Option<TableId> {
-        let known = self.intake.registry.named(&table.database, &table.table)?;
+        let known = self.known(&table.database, &table.table)?;
         (self.intake.captured.get(&known.id) == Some(&true)).then_some(known.id)
     }
 
-    /// A table that was not there, or was not captured: starting again takes it in.
+    /// A table that was not there, or was not captured. One that had its name before goes on with its number; another
+    /// is taken in when the capture starts again.
     async fn created(&mut self, table: &Named) -> Result<(), CaptureError> {
         let Named {
             database,
@@ -89,29 +95,36 @@ impl Run<'_> {
         if is_known || !self.connection.captures(database, name) {
             return Ok(());
         }
-        self.unknown(database, name).await
+        let Some(known) = self.known(database, name) else {
+            return self.unknown(database, name).await;
+        };
+        self.intake.captured.insert(known.id, true);
+        self.intake.read_again(known.id);
+        Ok(())
     }
 
-    async fn renamed(&mut self, from: &Named, to: &Named) -> Result<(), CaptureError> {
-        let is_selected = self.connection.captures(&to.database, &to.table);
-        let Some(id) = self.captured(from) else {
-            // What is called so now was not captured under its old name.
-            return match is_selected {
-                true => self.unknown(&to.database, &to.table).await,
-                false => Ok(()),
-            };
-        };
-        if !is_selected {
-            self.intake.leave(id);
-            return Ok(());
-        }
-        self.reshaped(id, |schema| TableSchema {
-            namespace: to.database.clone(),
-            name: to.table.clone(),
-            ..schema
-        });
-        if self.intake.config.snapshot.initial {
-            self.intake.read_again(id);
+    async fn renamed(&mut self, renames: &[(Named, Named)]) -> Result<(), CaptureError> {
+        let renames = renames.iter();
+        let renames = renames.map(|(from, to)| (self.captured(from), to));
+        for (captured, to) in renames.collect::<Vec<_>>() {
+            let is_selected = self.connection.captures(&to.database, &to.table);
+            match captured {
+                Some(id) if is_selected => {
+                    self.reshaped(id, |schema| TableSchema {
+                        namespace: to.database.clone(),
+                        name: to.table.clone(),
+                        ..schema
+                    });
+                    if self.intake.config.snapshot.initial {
+                        self.intake.read_again(id);
+                    }
+                }
+                Some(id) => {
+                    self.intake.leave(id);
+                }
+                // What is called so now was not captured under its old name.
+                None => self.created(to).await?,
+            }
         }
         Ok(())
     }
@@ -185,9 +198,49 @@ impl Run<'_> {
     }
 }
 
+/// What a statement's renames, one after another, come to: tables may take each other's names by way of a third.
+fn in_all(renames: Vec<Effect>) -> Vec<(Named, Named)> {
+    let mut all: Vec<(Named, Named)> = Vec::new();
+    for rename in renames {
+        let Effect::Renamed { from, to } = rename else {
+            continue;
+        };
+        match all.iter_mut().find(|(_, now)| *now == from) {
+            Some((_, now)) => *now = to,
+            None => all.push((from, to)),
+        }
+    }
+    all.retain(|(from, to)| from != to);
+    all
+}
+
 fn in_lower_case(named: Named) -> Named {
     Named {
         database: named.database.to_lowercase(),
         table: named.table.to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_that_take_each_others_names_are_called_so_at_once() {
+        let renames = |text: &str| {
+            let found = in_all(effects("d", text)).into_iter();
+            let names = found.map(|(from, to)| format!("{}>{}", from.table, to.table));
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            renames("rename table a to tmp, b to a, tmp to b"),
+            "a>b b>a"
+        );
+        assert_eq!(
+            renames("rename table t to _t_del, _t_gho to t"),
+            "t>_t_del _t_gho>t"
+        );
+        assert_eq!(renames("rename table a to b, b to a"), "");
+        assert_eq!(renames("alter table a rename b"), "a>b");
     }
 }

@@ -17,7 +17,7 @@ use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
-use super::numbers::numbered;
+use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
 impl Run<'_> {
@@ -60,8 +60,10 @@ impl Run<'_> {
             estimated_rows,
             problem,
         } = table;
-        let known = self.intake.registry.named(&today.namespace, &today.name);
-        let known = known.cloned();
+        let registry = &self.intake.registry;
+        let known = named(registry, &today.namespace, &today.name, |id| {
+            comes(state, id)
+        });
         let spoiled = known
             .as_ref()
             .and_then(|known| self.intake.control.why_refused(known.id));
@@ -74,7 +76,7 @@ impl Run<'_> {
         }
         // The binlog says when a known table's shape changes.
         let schema = known.unwrap_or_else(|| {
-            let schema = numbered(&self.intake.registry, today);
+            let schema = numbered(&self.intake.registry, None, today);
             let registered = self.intake.registry.register(schema);
             self.intake.announce(&registered);
             Arc::clone(registered.schema())
@@ -128,7 +130,7 @@ impl Run<'_> {
         if self.refused.contains(&(database.clone(), name.clone())) {
             return Ok(None);
         }
-        let known = self.intake.registry.named(database, name).cloned();
+        let known = self.known(database, name);
         let Some(before) = known.filter(|known| self.intake.captured.contains_key(&known.id))
         else {
             return self.unknown(database, name).await.map(|()| None);
@@ -175,7 +177,7 @@ impl Run<'_> {
 
     /// The shape of a table's rows from here on. Where old rows may have other values they are read again.
     fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
-        let now = numbered(&self.intake.registry, now);
+        let now = numbered(&self.intake.registry, Some(before), now);
         let registered = self.intake.registry.register(now);
         self.intake.announce(&registered);
         let schema = Arc::clone(registered.schema());
@@ -183,6 +185,13 @@ impl Run<'_> {
             self.intake.read_again(schema.id);
         }
         schema
+    }
+
+    /// The table that has a name now, or had it last.
+    pub(super) fn known(&self, database: &str, name: &str) -> Option<Arc<TableSchema>> {
+        let intake = &self.intake;
+        let comes = |id| intake.captured.get(&id) == Some(&true);
+        named(&intake.registry, database, name, comes)
     }
 
     /// A table of which nothing is known. If it is there, starting again takes it in, with what is passed over here.
@@ -247,4 +256,11 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the log has every change of a table.
+pub(super) fn comes(state: &StreamState, table: TableId) -> bool {
+    let chunks = state.chunks.get(&table);
+    let resume = chunks.and_then(|chunks| Resume::decode(chunks.resume_after.clone()));
+    resume.is_some_and(|resume| resume.standing != Standing::Lapsed)
 }
