@@ -1,10 +1,13 @@
-//! Seeded histories of real servers, many of them: the long form of the end-to-end test `history`.
+//! Seeded histories of real servers, many of them: the long form of the end-to-end tests `history`.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use downriver_testkit::history::{Played, Player, Style};
+use downriver_testkit::history::{self, Played};
+use downriver_testkit::mysql::Product;
+use downriver_testkit::mysql_history;
 use downriver_testkit::postgres::Version;
 
 use crate::basis::Basis;
@@ -14,10 +17,12 @@ const PAGE: Page = Page("docs/campaigns.md");
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A major version and how many rounds are played on it; may be repeated.
-    #[arg(long = "version", value_name = "MAJOR=ROUNDS", value_parser = parse_version,
-          default_values = ["18=200", "17=40", "16=40", "15=40", "14=40", "13=40"])]
-    versions: Vec<(u32, u32)>,
+    /// A server and how many rounds are played on it: a major version of PostgreSQL, mysql9, mariadb10 or mariadb11; may be
+    /// repeated.
+    #[arg(long = "server", value_name = "SERVER=ROUNDS", value_parser = parse_server,
+          default_values = ["18=200", "17=40", "16=40", "15=40", "14=40", "13=40",
+                            "mysql9=200", "mariadb10=40", "mariadb11=40"])]
+    servers: Vec<(Server, u32)>,
     /// The first history's seed; each one after it has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -29,17 +34,84 @@ pub(crate) struct Arguments {
     update_docs: bool,
 }
 
-fn parse_version(text: &str) -> Result<(u32, u32), String> {
+fn parse_server(text: &str) -> Result<(Server, u32), String> {
     let parts = text.split_once('=');
-    let parsed =
-        parts.and_then(|(major, rounds)| Some((major.parse().ok()?, rounds.parse().ok()?)));
-    parsed.ok_or_else(|| "write MAJOR=ROUNDS, 18=200 say".to_owned())
+    let parsed = parts.and_then(|(server, rounds)| {
+        let server = match server {
+            "mysql9" => Server::Mysql(Product::Mysql9),
+            "mariadb10" => Server::Mysql(Product::Mariadb10),
+            "mariadb11" => Server::Mysql(Product::Mariadb11),
+            major => Server::Postgres(major.parse().ok()?),
+        };
+        Some((server, rounds.parse().ok()?))
+    });
+    parsed.ok_or_else(|| "write SERVER=ROUNDS, 18=200 or mysql9=200 say".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    /// A major version.
+    Postgres(u32),
+    Mysql(Product),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(major) => write!(f, "PostgreSQL {major}"),
+            Self::Mysql(Product::Mysql9) => f.write_str("MySQL 9"),
+            Self::Mysql(Product::Mariadb10) => f.write_str("MariaDB 10"),
+            Self::Mysql(Product::Mariadb11) => f.write_str("MariaDB 11"),
+        }
+    }
+}
+
+enum Player {
+    Postgres(Box<history::Player>),
+    Mysql(Box<mysql_history::Player>),
+}
+
+impl Player {
+    async fn start(server: Server, seed: u64) -> Result<Self> {
+        Ok(match server {
+            Server::Postgres(major) => {
+                let version = Version::Major(major);
+                let style = history::Style { seed, version };
+                Self::Postgres(Box::new(history::Player::start(style).await?))
+            }
+            Server::Mysql(product) => {
+                let style = mysql_history::Style { seed, product };
+                Self::Mysql(Box::new(mysql_history::Player::start(style).await?))
+            }
+        })
+    }
+
+    async fn round(&mut self) -> Result<()> {
+        match self {
+            Self::Postgres(player) => player.round().await,
+            Self::Mysql(player) => player.round().await,
+        }
+    }
+
+    fn played(&self) -> Played {
+        match self {
+            Self::Postgres(player) => player.played(),
+            Self::Mysql(player) => player.played(),
+        }
+    }
+
+    fn keep(self) -> PathBuf {
+        match self {
+            Self::Postgres(player) => player.keep(),
+            Self::Mysql(player) => player.keep(),
+        }
+    }
 }
 
 /// A history that is to be played.
 #[derive(Clone, Copy)]
 struct Planned {
-    major: u32,
+    server: Server,
     seed: u64,
     rounds: u32,
 }
@@ -80,13 +152,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 fn plan(arguments: &Arguments) -> Vec<Planned> {
     let mut seeds = arguments.seed..;
     let mut planned = Vec::new();
-    for (major, rounds) in &arguments.versions {
+    for (server, rounds) in &arguments.servers {
         let mut left = *rounds;
         while left > 0 {
             let rounds = left.min(arguments.rounds);
             left -= rounds;
             planned.push(Planned {
-                major: *major,
+                server: *server,
                 seed: seeds.next().expect("seeds have no end"),
                 rounds,
             });
@@ -103,18 +175,14 @@ async fn play_all(arguments: &Arguments) -> Result<Vec<Outcome>> {
     let (mut done, mut passed_over) = (0, 0);
     for planned in plan {
         let Planned {
-            major,
+            server,
             seed,
             rounds,
         } = planned;
         let start = Instant::now();
-        let style = Style {
-            seed,
-            version: Version::Major(major),
-        };
-        let mut player = Player::start(style)
+        let mut player = Player::start(server, seed)
             .await
-            .with_context(|| format!("start seed {seed} on PostgreSQL {major}"))?;
+            .with_context(|| format!("start seed {seed} on {server}"))?;
         let mut failure = None;
         for round in 1..=rounds {
             if let Err(error) = player.round().await {
@@ -125,7 +193,7 @@ async fn play_all(arguments: &Arguments) -> Result<Vec<Outcome>> {
             done += 1;
             let each = began.elapsed() / done;
             println!(
-                "{done} of {total} rounds; PostgreSQL {major}, seed {seed}: round {round}; {:.1} s each, {} min left",
+                "{done} of {total} rounds; {server}, seed {seed}: round {round}; {:.1} s each, {} min left",
                 each.as_secs_f64(),
                 (each * (total - done - passed_over)).as_secs() / 60
             );
@@ -149,21 +217,21 @@ async fn play_all(arguments: &Arguments) -> Result<Vec<Outcome>> {
 
 fn markdown(basis: &Basis, outcomes: &[Outcome]) -> String {
     let mut text = format!("{}; {}.\n\n", basis.commit(), basis.machine());
-    text += "| PostgreSQL | seeds | rounds equal | statements | changes of shape | kills | cuts | re-snapshots | rows compared | min | failed |\n";
+    text += "| server | seeds | rounds equal | statements | changes of shape | kills | cuts | re-snapshots | rows compared | min | failed |\n";
     text += "|---|---|---|---|---|---|---|---|---|---|---|\n";
-    let mut majors: Vec<u32> = outcomes.iter().map(|o| o.planned.major).collect();
-    majors.dedup();
-    for major in majors {
+    let mut servers: Vec<Server> = outcomes.iter().map(|o| o.planned.server).collect();
+    servers.dedup();
+    for server in servers {
         let of: Vec<_> = outcomes
             .iter()
-            .filter(|o| o.planned.major == major)
+            .filter(|o| o.planned.server == server)
             .collect();
         let played: Played = of.iter().map(|outcome| outcome.played).sum();
         let seeds = of.iter().map(|outcome| outcome.planned.seed);
         let took: Duration = of.iter().map(|outcome| outcome.took).sum();
         let _infallible = writeln!(
             text,
-            "| {major} | {}–{} | {} of {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {server} | {}–{} | {} of {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             seeds.clone().min().unwrap_or_default(),
             seeds.max().unwrap_or_default(),
             played.rounds,
@@ -183,8 +251,8 @@ fn markdown(basis: &Basis, outcomes: &[Outcome]) -> String {
     for outcome in outcomes {
         if let Some(failure) = &outcome.failure {
             let line = failure.lines().next().unwrap_or_default();
-            let (major, seed) = (outcome.planned.major, outcome.planned.seed);
-            let _infallible = writeln!(text, "\nSeed {seed} on {major} failed: {line}");
+            let (server, seed) = (outcome.planned.server, outcome.planned.seed);
+            let _infallible = writeln!(text, "\nSeed {seed} on {server} failed: {line}");
         }
     }
     text

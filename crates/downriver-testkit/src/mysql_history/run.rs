@@ -16,7 +16,7 @@ use crate::readers::{self, Lake};
 use crate::resources;
 
 /// How long the slowest machine may take to catch up with a round.
-const CATCH_UP: Duration = Duration::from_secs(40);
+const CATCH_UP: Duration = Duration::from_secs(90);
 /// Rounds between two comparisons by the daemon itself.
 const VERIFY_EVERY: u32 = 5;
 

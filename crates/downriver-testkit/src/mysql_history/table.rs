@@ -185,9 +185,8 @@ impl Table {
             6..12 if !self.columns.is_empty() => {
                 let at = random.random_range(0..self.columns.len());
                 let column = &self.columns[at];
-                let value = KINDS[column.kind].1.replace('i', "#");
-                // The expression is of `i`, and functions have the letter too: the row's number stands in a subquery.
-                let value = value.replace('#', "i");
+                // It is of `i`: a number of a subquery's here.
+                let value = KINDS[column.kind].1;
                 let shift = random.random_range(0..900);
                 format!(
                     "update `{name}` join (select n as was, n + {shift} as i from (select distinct n from `{name}`) d) s on was = `{name}`.n set `{}` = {value} where {}",
@@ -247,7 +246,11 @@ impl Table {
                         column.nullable = false;
                         " not null"
                     }
-                    1 if may_default && !value.contains('\'') && !ty.contains("bit") => {
+                    1 if may_default
+                        && !value.contains('\'')
+                        && !ty.starts_with("bit")
+                        && !ty.starts_with("set") =>
+                    {
                         " default 1"
                     }
                     _ => "",

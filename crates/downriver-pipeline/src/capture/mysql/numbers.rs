@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn numbers_go_with_names_and_never_come_again() {
         let mut registry = Registry::default();
-        let mut take = |schema| {
+        let mut take = |schema: TableSchema| {
             let before = named(&registry, &schema.namespace, &schema.name, |_| true);
             let schema = numbered(&registry, before.as_deref(), schema);
             registry.register(schema).schema().as_ref().clone()

@@ -46,6 +46,9 @@ impl Run<'_> {
                 None => self.created(&table).await,
             },
             Effect::Dropped(table) => {
+                // One that is made under its name is another one.
+                self.refused
+                    .remove(&(table.database.clone(), table.table.clone()));
                 if let Some(id) = self.captured(&table) {
                     self.intake.leave(id);
                 }
@@ -133,7 +136,7 @@ impl Run<'_> {
         let Some(id) = self.captured(table) else {
             // It may be one that can be captured now.
             let key = (table.database.clone(), table.table.clone());
-            if self.refused.remove(&key)
+            if self.refused.contains(&key)
                 && let Some(now) = self.catalog.table(&key.0, &key.1).await?
                 && now.problem.is_none()
             {
