@@ -505,11 +505,7 @@ mod tests {
         column.push_bytes(&square.encode_to_vec());
         let column = column.read().unwrap();
         let cells: Vec<Cell<'_>> = (0..3).map(|at| Some((&column, at))).collect();
-        let to = DataType::List(Arc::new(Field::new(
-            "element",
-            DataType::Int32,
-            true,
-        )));
+        let to = DataType::List(Arc::new(Field::new("element", DataType::Int32, true)));
         let lists = array(&to, &ty, &cells[..2]).unwrap();
         assert_eq!(lists.as_list::<i32>().value_length(0), 2);
         assert_eq!(lists.as_list::<i32>().value_length(1), 0);
