@@ -714,3 +714,51 @@ pub(super) fn decimal(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(packed: &[u8], precision: usize, scale: usize) -> Result<String, ValueError> {
+        let (mut row, mut out) = (Cursor::new(packed), Vec::new());
+        decimal(&mut row, precision, scale, &mut out)?;
+        assert!(row.is_empty(), "{packed:x?} is read whole");
+        Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    #[test]
+    fn a_decimal_has_the_digits_that_the_server_shows() {
+        // The first two are the example of `decimal2bin` in the server's source.
+        for (packed, precision, scale, text) in [
+            (
+                &b"\x81\x0d\xfb\x38\xd2\x04\xd2"[..],
+                14,
+                4,
+                "1234567890.1234",
+            ),
+            (b"\x7e\xf2\x04\xc7\x2d\xfb\x2d", 14, 4, "-1234567890.1234"),
+            (b"\x80\0\0\0\0\0", 12, 2, "0.00"),
+            (b"\x80\0\0\0\x07\x05", 12, 2, "7.05"),
+            (b"\x81\0\0\0\0\x63", 12, 2, "1000000000.99"),
+            (b"\xb4", 2, 0, "52"),
+            (b"\x4b", 2, 0, "-52"),
+            (b"\x85", 1, 1, "0.5"),
+            (b"\x7a", 1, 1, "-0.5"),
+            (b"\x80\0\0\x01", 9, 0, "1"),
+            (b"\x80\0\0\0\0\0\0\x09\x01", 20, 2, "9.01"),
+        ] {
+            let shown = shown(packed, precision, scale);
+            assert_eq!(shown.as_deref(), Ok(text));
+        }
+    }
+
+    #[test]
+    fn what_is_no_decimal_is_refused() {
+        let invalid = Err(ValueError::Invalid("decimal"));
+        // A group of two digits has at most 99.
+        assert_eq!(shown(b"\xe4", 2, 0), invalid);
+        assert_eq!(shown(b"", 0, 0), invalid);
+        assert_eq!(shown(b"\x80", 1, 2), invalid);
+        assert_eq!(shown(b"\x80", 12, 2), Err(ValueError::Cut));
+    }
+}
