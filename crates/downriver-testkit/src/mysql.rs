@@ -131,6 +131,20 @@ impl Mysql {
         self.port.number()
     }
 
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// One of the server's own clients (`mysqlbinlog`), which connects as its administrator.
+    pub fn client_program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.root.join("usr/bin").join(name));
+        command
+            .args(["--no-defaults", "--protocol=tcp", "--host=127.0.0.1"])
+            .arg(format!("--port={}", self.port.number()))
+            .arg("--user=root");
+        command
+    }
+
     /// Where its files are; MySQL's self-made certificates among them.
     pub fn data_folder(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -229,13 +243,19 @@ impl Mysql {
             .with_context(|| statements.chars().take(200).collect::<String>())
     }
 
-    /// The newest file of the server's binlog, with its first four bytes.
-    pub fn newest_binlog(&self) -> Result<Vec<u8>> {
+    /// The files of the server's binlog, the oldest first.
+    pub fn binlogs(&self) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = fs::read_dir(self.data_folder())?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| is_binlog(path))
             .collect();
         files.sort();
+        Ok(files)
+    }
+
+    /// The newest file of the server's binlog, with its first four bytes.
+    pub fn newest_binlog(&self) -> Result<Vec<u8>> {
+        let files = self.binlogs()?;
         let newest = files.last().context("there is no binlog")?;
         Ok(fs::read(newest)?)
     }

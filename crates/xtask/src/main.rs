@@ -18,7 +18,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Drains backlogs of a real PostgreSQL, beside its own clients; see docs/benchmarks.md.
+    /// Drains backlogs of a real PostgreSQL and MySQL, beside their own clients; see docs/benchmarks.md.
     Bench(bench::Arguments),
     /// Plays seeded histories of schema and row changes against real servers; see docs/campaigns.md.
     Campaign(campaign::Arguments),

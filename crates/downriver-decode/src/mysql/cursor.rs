@@ -35,34 +35,52 @@ impl<'a> Cursor<'a> {
         self.array().map(|[byte]| byte)
     }
 
+    #[inline]
     pub(super) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
+    #[inline]
     pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// An unsigned number of `len` bytes, at most eight.
+    /// An unsigned number of `len` bytes, at most eight. The usual lengths are read without a copy of unknown length.
     #[inline]
     pub(super) fn uint(&mut self, len: usize) -> Option<u64> {
-        let mut bytes = [0; 8];
-        bytes.get_mut(..len)?.copy_from_slice(self.take(len)?);
-        Some(u64::from_le_bytes(bytes))
+        match len {
+            1 => self.u8().map(u64::from),
+            2 => self.u16().map(u64::from),
+            4 => self.u32().map(u64::from),
+            8 => self.u64(),
+            _ => {
+                let mut bytes = [0; 8];
+                bytes.get_mut(..len)?.copy_from_slice(self.take(len)?);
+                Some(u64::from_le_bytes(bytes))
+            }
+        }
     }
 
     /// An unsigned number of `len` bytes, at most eight, with the highest first.
     #[inline]
     pub(super) fn uint_be(&mut self, len: usize) -> Option<u64> {
-        let mut bytes = [0; 8];
-        bytes
-            .get_mut(8_usize.checked_sub(len)?..)?
-            .copy_from_slice(self.take(len)?);
-        Some(u64::from_be_bytes(bytes))
+        match len {
+            1 => self.u8().map(u64::from),
+            4 => self.array().map(u32::from_be_bytes).map(u64::from),
+            8 => self.array().map(u64::from_be_bytes),
+            _ => {
+                let mut bytes = [0; 8];
+                bytes
+                    .get_mut(8_usize.checked_sub(len)?..)?
+                    .copy_from_slice(self.take(len)?);
+                Some(u64::from_be_bytes(bytes))
+            }
+        }
     }
 
     /// A length-encoded number. Source: MySQL internals manual, "Protocol::LengthEncodedInteger".

@@ -649,51 +649,116 @@ pub(super) fn decimal(
     out: &mut Vec<u8>,
 ) -> Result<(), ValueError> {
     const BYTES: [usize; 10] = [0, 1, 1, 2, 2, 3, 3, 4, 4, 4];
+    const POWERS: [u64; 10] = [
+        1,
+        10,
+        100,
+        1_000,
+        10_000,
+        100_000,
+        1_000_000,
+        10_000_000,
+        100_000_000,
+        1_000_000_000,
+    ];
+    const DECIMAL_BYTES_MAX: usize = 40;
     const INVALID: ValueError = ValueError::Invalid("decimal");
     let whole = precision.checked_sub(scale).ok_or(INVALID)?;
     let bytes = whole / 9 * 4 + BYTES[whole % 9] + scale / 9 * 4 + BYTES[scale % 9];
-    let mut buffer = [0; 40];
-    let buffer = buffer.get_mut(..bytes).filter(|buffer| !buffer.is_empty());
-    let buffer = buffer.ok_or(INVALID)?;
-    buffer.copy_from_slice(row.take(bytes).ok_or(ValueError::Cut)?);
-    let is_negative = buffer[0] & 0x80 == 0;
-    buffer[0] ^= 0x80;
+    if !(1..=DECIMAL_BYTES_MAX).contains(&bytes) {
+        return Err(INVALID);
+    }
+    let packed = row.take(bytes).ok_or(ValueError::Cut)?;
+    let is_negative = packed[0] & 0x80 == 0;
+    let mut inverted = 0;
     if is_negative {
-        buffer.iter_mut().for_each(|byte| *byte = !*byte);
+        inverted = u64::MAX;
         out.push(b'-');
     }
-    let mut digits = Cursor::new(buffer);
-    let mut group = |count: usize, out: &mut Vec<u8>| {
-        let number = digits.uint_be(BYTES[count]).ok_or(INVALID)?;
-        if number >= 10_u64.pow(u32::try_from(count).expect("at most nine")) {
-            return Err(INVALID);
+    let mut digits = Cursor::new(packed);
+    let mut is_first = true;
+    let mut group = |count: usize| {
+        let bytes = BYTES[count];
+        let packed = digits.uint_be(bytes).ok_or(INVALID)?;
+        let sign = match std::mem::take(&mut is_first) {
+            true => 0x80 << (8 * (bytes - 1)),
+            false => 0,
+        };
+        let number = (packed ^ sign ^ inverted) & !(u64::MAX << (8 * bytes));
+        match number < POWERS[count] {
+            true => Ok(number),
+            false => Err(INVALID),
         }
-        push_number(number, count, out);
-        Ok(())
     };
-    let from = out.len();
-    if !whole.is_multiple_of(9) {
-        group(whole % 9, out)?;
+    // No zeros stand in front, unless there is nothing else.
+    let mut is_begun = false;
+    let partial = [whole % 9].into_iter().filter(|count| *count > 0);
+    for count in partial.chain(std::iter::repeat_n(9, whole / 9)) {
+        let number = group(count)?;
+        if is_begun || number > 0 {
+            push_number(number, if is_begun { count } else { 1 }, out);
+            is_begun = true;
+        }
     }
-    for _ in 0..whole / 9 {
-        group(9, out)?;
-    }
-    let zeros = out[from..]
-        .iter()
-        .take_while(|digit| **digit == b'0')
-        .count();
-    out.drain(from..from + zeros);
-    if out.len() == from {
+    if !is_begun {
         out.push(b'0');
     }
     if scale > 0 {
         out.push(b'.');
         for _ in 0..scale / 9 {
-            group(9, out)?;
+            push_number(group(9)?, 9, out);
         }
         if !scale.is_multiple_of(9) {
-            group(scale % 9, out)?;
+            push_number(group(scale % 9)?, scale % 9, out);
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(packed: &[u8], precision: usize, scale: usize) -> Result<String, ValueError> {
+        let (mut row, mut out) = (Cursor::new(packed), Vec::new());
+        decimal(&mut row, precision, scale, &mut out)?;
+        assert!(row.is_empty(), "{packed:x?} is read whole");
+        Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    #[test]
+    fn a_decimal_has_the_digits_that_the_server_shows() {
+        // The first two are the example of `decimal2bin` in the server's source.
+        for (packed, precision, scale, text) in [
+            (
+                &b"\x81\x0d\xfb\x38\xd2\x04\xd2"[..],
+                14,
+                4,
+                "1234567890.1234",
+            ),
+            (b"\x7e\xf2\x04\xc7\x2d\xfb\x2d", 14, 4, "-1234567890.1234"),
+            (b"\x80\0\0\0\0\0", 12, 2, "0.00"),
+            (b"\x80\0\0\0\x07\x05", 12, 2, "7.05"),
+            (b"\x81\0\0\0\0\x63", 12, 2, "1000000000.99"),
+            (b"\xb4", 2, 0, "52"),
+            (b"\x4b", 2, 0, "-52"),
+            (b"\x85", 1, 1, "0.5"),
+            (b"\x7a", 1, 1, "-0.5"),
+            (b"\x80\0\0\x01", 9, 0, "1"),
+            (b"\x80\0\0\0\0\0\0\x09\x01", 20, 2, "9.01"),
+        ] {
+            let shown = shown(packed, precision, scale);
+            assert_eq!(shown.as_deref(), Ok(text));
+        }
+    }
+
+    #[test]
+    fn what_is_no_decimal_is_refused() {
+        let invalid = Err(ValueError::Invalid("decimal"));
+        // A group of two digits has at most 99.
+        assert_eq!(shown(b"\xe4", 2, 0), invalid);
+        assert_eq!(shown(b"", 0, 0), invalid);
+        assert_eq!(shown(b"\x80", 1, 2), invalid);
+        assert_eq!(shown(b"\x80", 12, 2), Err(ValueError::Cut));
+    }
 }

@@ -21,7 +21,7 @@ pub(super) struct Reading {
     pub(super) seconds: f64,
     /// User and system time of the reader's process since it was started.
     pub(super) cpu_seconds: f64,
-    /// The same of all processes of the PostgreSQL server, during the reading.
+    /// The same of all processes of the database's server, during the reading.
     pub(super) server_cpu_seconds: f64,
     pub(super) peak_rss_bytes: u64,
     /// The share of all cores that neither reader nor server nor this program used.
@@ -36,7 +36,8 @@ pub(super) struct Reading {
 
 /// Runs from the start of a reading to its end.
 pub(super) struct Meter {
-    postmaster: u32,
+    /// Of its processes, the parent of the others.
+    server_pid: u32,
     started: Instant,
     server: f64,
     machine: f64,
@@ -63,10 +64,10 @@ impl Used {
 
 impl Meter {
     /// `reader`: the CPU seconds of a reader that runs already.
-    pub(super) fn start(postmaster: u32, reader: f64) -> Result<Self> {
+    pub(super) fn start(server_pid: u32, reader: f64) -> Result<Self> {
         Ok(Self {
-            postmaster,
-            server: server_cpu_seconds(postmaster)?,
+            server_pid,
+            server: server_cpu_seconds(server_pid)?,
             machine: machine_cpu_seconds()?,
             own: own_cpu_seconds()?,
             reader,
@@ -77,7 +78,7 @@ impl Meter {
     /// The reader must not have been waited for.
     pub(super) fn finish(&self, used: Used) -> Result<Reading> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let server = server_cpu_seconds(self.postmaster)? - self.server;
+        let server = server_cpu_seconds(self.server_pid)? - self.server;
         let ours = server + (used.cpu_seconds - self.reader) + own_cpu_seconds()? - self.own;
         let others = machine_cpu_seconds()? - self.machine - ours;
         let cores = std::thread::available_parallelism()?.get() as f64;
@@ -150,12 +151,12 @@ impl Stat {
     }
 }
 
-/// The postmaster, the processes that it has now, and those that it had.
-fn server_cpu_seconds(postmaster: u32) -> Result<f64> {
+/// A server's first process, the children that it has now, and those that it had. MySQL has none.
+fn server_cpu_seconds(pid: u32) -> Result<f64> {
     loop {
-        let before = Stat::read(postmaster)?;
-        let running = children_cpu_seconds(postmaster)?;
-        let after = Stat::read(postmaster)?;
+        let before = Stat::read(pid)?;
+        let running = children_cpu_seconds(pid)?;
+        let after = Stat::read(pid)?;
         // A process that ended between the looks would be counted twice, or not at all.
         if before.children_cpu_seconds == after.children_cpu_seconds {
             return Ok(running + after.cpu_seconds + after.children_cpu_seconds);

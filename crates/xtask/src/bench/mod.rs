@@ -1,40 +1,34 @@
-//! The benchmark: every reader of a workload drains the same backlog of a real PostgreSQL, in turns.
+//! The benchmark: every reader of a workload drains the same backlog of a real PostgreSQL or MySQL, in turns.
 //!
-//! `workloads` says what is written, `readers` who reads it and how far, `measure` what that took,
-//! `summary` what the rounds come to, `report` how it is told. What the numbers mean is in `docs/benchmarks.md`.
+//! `workloads` says what is written, and `writer` how; `server` is what it is written to. `readers` says who reads it:
+//! `references`, which are the databases' own clients, and Downriver, a `node`. `measure` is what that took, `summary`
+//! what the rounds come to, `report` how it is told. What the numbers mean is in `docs/benchmarks.md`.
 
 mod build;
 mod measure;
+mod node;
 mod readers;
+mod references;
 mod report;
+mod rows;
+mod server;
+mod slots;
 mod summary;
 mod workloads;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use downriver_testkit::Postgres;
-use downriver_testkit::postgres::Options;
+use clap::ValueEnum as _;
 
 use self::build::Binary;
 use self::readers::{Bench, Reader};
 use self::report::{Report, WorkloadReport};
+use self::server::Server;
 use self::summary::{Run, grouped};
 use self::workloads::Workload;
-
-/// What the measured servers differ in from the test kit's. A backlog is read from the page cache, so
-/// `fsync` costs a reader next to nothing; it is on because a user's is.
-const SETTINGS: [&str; 8] = [
-    "fsync = on",
-    "shared_buffers = 1GB",
-    "max_wal_size = 16GB",
-    "checkpoint_timeout = 30min",
-    "wal_compression = off",
-    "logical_decoding_work_mem = 64MB",
-    "wal_sender_timeout = 10min",
-    // Keeps the other core quiet.
-    "autovacuum = off",
-];
+use self::writer::Writer;
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
@@ -86,7 +80,7 @@ async fn measure_all(arguments: &Arguments) -> Result<()> {
     let binary = build::binary()?;
     let mut report = Report::begin(arguments.rounds, arguments.scale, &binary)?;
     for workload in chosen(&arguments.workloads) {
-        step(&format!("{}: {}", workload.name(), workload.title()));
+        step(&format!("{}, {}", workload.name(), workload.title()));
         measure_workload(workload, arguments, &binary, &mut report)
             .await
             .with_context(|| format!("workload {}", workload.name()))?;
@@ -107,7 +101,7 @@ async fn measure_all(arguments: &Arguments) -> Result<()> {
 
 /// In the order of their names, each once.
 fn chosen(named: &[Workload]) -> Vec<Workload> {
-    let all = Workload::ALL.into_iter();
+    let all = Workload::value_variants().iter().copied();
     all.filter(|workload| named.is_empty() || named.contains(workload))
         .collect()
 }
@@ -125,34 +119,35 @@ async fn measure_workload(
     binary: &Binary,
     report: &mut Report,
 ) -> Result<()> {
-    progress("starting PostgreSQL");
-    let postgres = Postgres::start_with(Options {
-        settings: SETTINGS.map(str::to_owned).to_vec(),
-        ..Options::default()
-    })
-    .await?;
-    report.note_server(&postgres).await?;
-    progress("writing the backlog, which nobody reads meanwhile");
-    let backlog = workloads::prepare(&postgres, workload, arguments.scale).await?;
-    progress(&format!(
-        "{} changes in {} transactions, {} MB of WAL",
-        grouped(backlog.changes as f64),
-        grouped(backlog.transactions as f64),
-        backlog.wal_bytes / 1_000_000
-    ));
+    let database = workload.database;
+    progress(&format!("starting {}", database.name()));
+    let server = Server::start(database).await?;
+    report.note_server(&server).await?;
+    let mut writer = Writer::connect(&server).await?;
+    let base = workload.name().to_lowercase();
+    let (shape, scale) = (workload.shape, arguments.scale);
+    progress("making the tables, and the place before the backlog");
     let bench = Bench {
-        postgres: &postgres,
+        server: &server,
         binary: &binary.path,
         workload,
-        scale: arguments.scale,
+        scale,
         freshness: &arguments.freshness,
-        backlog: &backlog,
+        tables: workloads::create(&mut writer, shape, &base, scale).await?,
     };
-    let readers: Vec<Reader> = Reader::of(workload)
-        .iter()
-        .copied()
-        .filter(|reader| *reader != Reader::Lake || !arguments.no_lake)
-        .collect();
+    let mut readers = Reader::of(workload);
+    readers.retain(|reader| *reader != Reader::Lake || !arguments.no_lake);
+    let mut standing = bench.take_place(&readers).await?;
+    progress("writing the backlog, which nobody reads meanwhile");
+    let backlog = workloads::write(&mut writer, shape, &bench.tables, scale).await?;
+    drop(writer);
+    progress(&format!(
+        "{} changes in {} transactions, {} MB of {}",
+        grouped(backlog.changes as f64),
+        grouped(backlog.transactions as f64),
+        backlog.log_bytes / 1_000_000,
+        database.log_name()
+    ));
     let mut runs: Vec<Run> = Vec::new();
     for round in 1..=arguments.rounds {
         for reader in order(&readers, round) {
@@ -163,7 +158,8 @@ async fn measure_workload(
             {
                 continue;
             }
-            let run = Run::new(round, reader, bench.read(reader, round).await);
+            let reading = bench.read(reader, round, &backlog, &mut standing).await;
+            let run = Run::new(round, reader, reading);
             progress(&format!(
                 "round {round} of {}: {}",
                 arguments.rounds,

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use downriver_testkit::Postgres;
 use serde::Serialize;
 
 use super::build::Binary;
 use super::readers::Reader;
+use super::server::{Server, Told};
 use super::summary::{Run, Summary, budget, first_line, grouped};
 use super::workloads::{Backlog, Workload};
 use crate::basis::Basis;
@@ -23,26 +23,20 @@ pub(super) struct Report {
     #[serde(flatten)]
     basis: Basis,
     downriver: Binary,
-    postgres: Option<Server>,
+    /// Each kind once.
+    servers: Vec<Told>,
     scale: f64,
     rounds: u32,
     workloads: Vec<WorkloadReport>,
 }
 
 #[derive(Debug, Serialize)]
-struct Server {
-    version: String,
-    /// Those of postgresql.conf, as "name = value".
-    settings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
 pub(super) struct WorkloadReport {
     name: &'static str,
-    title: &'static str,
+    title: String,
     changes: u64,
     transactions: u64,
-    wal_bytes: u64,
+    log_bytes: u64,
     #[serde(skip)]
     workload: Workload,
     readers: Vec<Summary>,
@@ -54,30 +48,18 @@ impl Report {
         Ok(Self {
             basis: Basis::look()?,
             downriver: binary.clone(),
-            postgres: None,
+            servers: Vec::new(),
             scale,
             rounds,
             workloads: Vec::new(),
         })
     }
 
-    /// Asks the server itself what it is and how it is set.
-    pub(super) async fn note_server(&mut self, postgres: &Postgres) -> Result<()> {
-        let client = postgres.client().await?;
-        let version = client.query_one("show server_version", &[]).await?.get(0);
-        let rows = client
-            .query(
-                "select name || ' = ' || current_setting(name) from pg_settings
-                  where source = 'configuration file'
-                    and name !~ '^(lc_|port|listen|unix_socket|TimeZone|log_|DateStyle|default_text|dynamic_shared)'
-                  order by name",
-                &[],
-            )
-            .await?;
-        self.postgres = Some(Server {
-            version,
-            settings: rows.iter().map(|row| row.get(0)).collect(),
-        });
+    pub(super) async fn note_server(&mut self, server: &Server) -> Result<()> {
+        let told = server.told().await?;
+        if !self.servers.contains(&told) {
+            self.servers.push(told);
+        }
         Ok(())
     }
 
@@ -99,7 +81,7 @@ impl Report {
     pub(super) fn terminal(&self) -> String {
         let mut text = format!(
             "{:<15} {:>8} {:>9} {:>6} {:>8} {:>7} {:>7} {:>8} {:>6}\n",
-            "", "seconds", "rows/s", "of ref", "CPU s/M", "sealed", "PG s/M", "peak MiB", "others"
+            "", "seconds", "rows/s", "of ref", "CPU s/M", "sealed", "DB s/M", "peak MiB", "others"
         );
         for workload in &self.workloads {
             let _infallible = writeln!(text, "{}", workload.heading());
@@ -136,7 +118,7 @@ impl Report {
             let _infallible = write!(
                 text,
                 "\n**{}**\n\n| reader | seconds | rows/s | of reference | CPU s/M | CPU s/M until sealed \
-                 | PostgreSQL CPU s/M | peak RSS MiB | others |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+                 | server CPU s/M | peak RSS MiB | others |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
                 workload.heading()
             );
             for seen in &workload.readers {
@@ -175,9 +157,10 @@ impl Report {
                 self.basis.machine()
             ),
         ];
-        if let Some(server) = &self.postgres {
+        for server in &self.servers {
             lines.push(format!(
-                "PostgreSQL {}: {}",
+                "{} {}: {}",
+                server.name,
                 server.version,
                 server.settings.join(", ")
             ));
@@ -226,15 +209,15 @@ impl Report {
 impl WorkloadReport {
     pub(super) fn new(workload: Workload, backlog: &Backlog, runs: Vec<Run>) -> Self {
         let readers = Reader::of(workload)
-            .iter()
-            .filter_map(|reader| Summary::of(*reader, backlog.changes, &runs))
+            .into_iter()
+            .filter_map(|reader| Summary::of(reader, backlog.changes, &runs))
             .collect();
         Self {
             name: workload.name(),
             title: workload.title(),
             changes: backlog.changes,
             transactions: backlog.transactions,
-            wal_bytes: backlog.wal_bytes,
+            log_bytes: backlog.log_bytes,
             workload,
             readers,
             runs,
@@ -249,7 +232,9 @@ impl WorkloadReport {
             grouped(self.changes as f64)
         );
         if self.transactions > 0 {
-            let _infallible = write!(text, ", {} MB of WAL", self.wal_bytes / 1_000_000);
+            let megabytes = self.log_bytes / 1_000_000;
+            let log = self.workload.database.log_name();
+            let _infallible = write!(text, ", {megabytes} MB of {log}");
         }
         text
     }

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::measure::Reading;
 use super::readers::Reader;
-use super::workloads::Workload;
+use super::server::Database;
+use super::workloads::{Shape, Workload};
 
 /// One reader's try at a backlog.
 #[derive(Debug, Serialize)]
@@ -50,23 +51,35 @@ pub(super) fn budget(workload: Workload, reader: Reader) -> Option<Budget> {
         rows_per_second_min: None,
         peak_rss_bytes_max: None,
     };
-    let log = |cpu| Budget {
+    let postgres_log = |cpu| Budget {
         cpu_seconds_per_million_max: Some(cpu),
         rate_of_reference_min: Some(0.8),
         ..none
     };
-    match (workload, reader) {
-        (Workload::Inserts | Workload::OneTransaction, Reader::Log) => Some(log(3.0)),
-        (Workload::Mixed, Reader::Log) => Some(log(4.5)),
-        (Workload::Mixed, Reader::Lake) => Some(Budget {
+    // Its reference decodes nothing and is no measure.
+    let mysql_log = |cpu, rate| Budget {
+        cpu_seconds_per_million_max: Some(cpu),
+        rows_per_second_min: Some(rate),
+        ..none
+    };
+    let flat = Budget {
+        peak_rss_bytes_max: Some(256 << 20),
+        ..none
+    };
+    match (workload.database, workload.shape, reader) {
+        (Database::Postgres, Shape::Inserts | Shape::OneTransaction, Reader::Log) => {
+            Some(postgres_log(3.0))
+        }
+        (Database::Postgres, Shape::Mixed, Reader::Log) => Some(postgres_log(4.5)),
+        (Database::Postgres, Shape::Mixed, Reader::Lake) => Some(Budget {
             cpu_seconds_per_million_max: Some(10.0),
             ..none
         }),
-        (Workload::OneTransaction, Reader::Lake) => Some(Budget {
-            peak_rss_bytes_max: Some(256 << 20),
-            ..none
-        }),
-        (Workload::Snapshot, Reader::Lake) => Some(Budget {
+        (Database::Mysql, Shape::Inserts, Reader::Log) => Some(mysql_log(2.0, 250_000.0)),
+        (Database::Mysql, Shape::Mixed, Reader::Log) => Some(mysql_log(6.0, 150_000.0)),
+        (Database::Mysql, Shape::OneTransaction, Reader::Log)
+        | (_, Shape::OneTransaction, Reader::Lake) => Some(flat),
+        (_, Shape::Snapshot, Reader::Lake) => Some(Budget {
             cpu_seconds_per_million_max: Some(3.0),
             rows_per_second_min: Some(300_000.0),
             ..none
