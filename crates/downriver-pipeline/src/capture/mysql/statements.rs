@@ -107,29 +107,46 @@ impl Run<'_> {
     }
 
     async fn renamed(&mut self, renames: &[(Named, Named)]) -> Result<(), CaptureError> {
-        let renames = renames.iter();
-        let renames = renames.map(|(from, to)| (self.captured(from), to));
-        for (captured, to) in renames.collect::<Vec<_>>() {
-            let is_selected = self.connection.captures(&to.database, &to.table);
+        let known = renames.iter().map(|(from, to)| {
+            let known = self.known(&from.database, &from.table);
+            (self.captured(from), known.map(|known| known.id), to)
+        });
+        let known: Vec<_> = known.collect();
+        for (captured, _, to) in &known {
             match captured {
-                Some(id) if is_selected => {
-                    self.reshaped(id, |schema| TableSchema {
-                        namespace: to.database.clone(),
-                        name: to.table.clone(),
-                        ..schema
-                    });
+                Some(id) if self.connection.captures(&to.database, &to.table) => {
+                    self.called(*id, to);
                     if self.intake.config.snapshot.initial {
-                        self.intake.read_again(id);
+                        self.intake.read_again(*id);
                     }
                 }
                 Some(id) => {
-                    self.intake.leave(id);
+                    self.intake.leave(*id);
                 }
-                // What is called so now was not captured under its old name.
-                None => self.created(to).await?,
+                None => {}
+            }
+        }
+        // What is called so now was not captured under its old name.
+        for (_, known, to) in known.iter().filter(|(captured, ..)| captured.is_none()) {
+            let is_selected = self.connection.captures(&to.database, &to.table);
+            match known {
+                Some(id) if is_selected && self.captured(to).is_none() => {
+                    self.called(*id, to);
+                    self.intake.captured.insert(*id, true);
+                    self.intake.read_again(*id);
+                }
+                _ => self.created(to).await?,
             }
         }
         Ok(())
+    }
+
+    fn called(&mut self, id: TableId, name: &Named) {
+        self.reshaped(id, |schema| TableSchema {
+            namespace: name.database.clone(),
+            name: name.table.clone(),
+            ..schema
+        });
     }
 
     async fn altered(&mut self, table: &Named, changes: Vec<Change>) -> Result<(), CaptureError> {
