@@ -112,9 +112,13 @@ impl Run<'_> {
             (self.captured(from), known.map(|known| known.id), to)
         });
         let known: Vec<_> = known.collect();
+        let moves = |id: TableId| known.iter().any(|(captured, ..)| *captured == Some(id));
         for (captured, _, to) in &known {
+            // What is called so today was taken in under that name already.
+            let is_taken = self.captured(to).is_some_and(|holder| !moves(holder));
+            let is_selected = self.connection.captures(&to.database, &to.table);
             match captured {
-                Some(id) if self.connection.captures(&to.database, &to.table) => {
+                Some(id) if is_selected && !is_taken => {
                     self.called(*id, to);
                     if self.intake.config.snapshot.initial {
                         self.intake.read_again(*id);
