@@ -61,3 +61,15 @@ fn statements_within_a_contained_transaction_are_passed_with_it() -> Result<(), 
     assert!(matches!(error, Err(DecodeError::Unsupported { .. })));
     Ok(())
 }
+
+#[test]
+fn a_table_may_be_made_inside_the_transaction_of_its_rows() -> Result<(), DecodeError> {
+    let (mut decoder, mut out) = (decoder("0-1-7"), BlockBuilder::new());
+    decoder.decode(&gtid(8), &mut out)?;
+    let made = query("CREATE TABLE `t` (`a` int) START TRANSACTION");
+    let made = decoder.decode(&made, &mut out)?;
+    assert!(matches!(made, Decoded::Statement(_)) && decoder.in_transaction());
+    let error = decoder.decode(&query("INSERT INTO t VALUES (1)"), &mut out);
+    assert!(matches!(error, Err(DecodeError::Unsupported { .. })));
+    Ok(())
+}

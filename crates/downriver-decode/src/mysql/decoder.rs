@@ -420,6 +420,8 @@ impl BinlogDecoder {
             (_, State::Dropping) => Ok(Decoded::Passed),
             // Rows that were rolled back to one are not logged, unless tables without transactions were changed as well.
             (text, State::Inside(_)) if is_savepoint(text) => Ok(Decoded::Passed),
+            // From a query: its rows follow.
+            (text, State::Inside(_)) if makes_table(text) => Ok(Decoded::Statement(statement)),
             (_, State::Inside(_)) => Err(self.unsupported("statements inside a transaction")),
             (_, state) => {
                 // What the tables are called and have in them may be otherwise from here on.
@@ -427,10 +429,6 @@ impl BinlogDecoder {
                 if matches!(state, State::Opened(opened) if self.reached.contains(&opened.id)) {
                     self.state = State::Outside;
                     return Ok(Decoded::Passed);
-                }
-                // A table that is made from a query: its rows follow.
-                if ends_with(&statement.text, "START TRANSACTION") {
-                    self.begin(event, out)?;
                 }
                 Ok(Decoded::Statement(statement))
             }
@@ -603,10 +601,12 @@ fn is_savepoint(text: &str) -> bool {
     is("SAVEPOINT ") || is("RELEASE SAVEPOINT ")
 }
 
-fn ends_with(text: &str, words: &str) -> bool {
-    let at = text.len().checked_sub(words.len());
-    let end = at.and_then(|at| text.get(at..));
-    end.is_some_and(|end| end.eq_ignore_ascii_case(words))
+fn makes_table(text: &str) -> bool {
+    let is = |words: &str| {
+        text.get(..words.len())
+            .is_some_and(|t| t.eq_ignore_ascii_case(words))
+    };
+    is("CREATE TABLE ") || is("CREATE OR REPLACE TABLE ")
 }
 
 /// Source: MySQL's `libs/mysql/binlog/event/statement_events.h`, `Query_event`.

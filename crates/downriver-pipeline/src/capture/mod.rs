@@ -227,6 +227,7 @@ async fn keep_capturing(
 ) {
     let mut backoff = Backoff::new();
     let mut streaming = Streaming::On;
+    let mut last_new = None;
     loop {
         let began = tokio::time::Instant::now();
         let running = async {
@@ -266,7 +267,17 @@ async fn keep_capturing(
         match act_on(&error) {
             Act::Again => {
                 tracing::info!(source = config.name, "{error}");
-                continue;
+                let new = match &error {
+                    CaptureError::NewTable(table) => Some(table.clone()),
+                    _ => None,
+                };
+                let is_taken_in = new.is_none() || new != last_new;
+                last_new = new;
+                if is_taken_in {
+                    continue;
+                }
+                // The start before did not take it in: it is not to be tried without a rest for ever, nor unseen.
+                status.update(|s| s.problem = Some(problem_of(&error)));
             }
             Act::Retry(problem) => {
                 tracing::warn!(source = config.name, error = %chain(&error), "capture failed; it will be tried again");

@@ -157,11 +157,13 @@ async fn is_mirrored(product: Product) -> Result<()> {
              insert into pairs values (9, 'z');
              create table added (id int primary key, t text);
              insert into added values (1, 'a'), (2, 'b');
+             create table made (id int primary key) select 7 as id, 'x' as t;
+             insert into made values (8, 'y');
              truncate table customers;
              insert into customers values ('d', 'after', 1);",
         )
         .await?;
-    tables.push("added");
+    tables.extend(["added", "made"]);
     shop.ensure_equal(&tables).await?;
     let stop = CancellationToken::new();
     let writing = change(&shop.mysql, 9, stop.clone());
@@ -335,4 +337,45 @@ async fn what_is_missing_at_the_server_is_said_with_its_fix() -> Result<()> {
         "{described}"
     );
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_no_event_tells_of_are_said_where_nothing_is_read_unasked() -> Result<()> {
+    let shop = Shop::open(Product::Mysql9).await?;
+    shop.mysql.execute("delete from pairs").await?;
+    let source = resources::mysql_source(&shop.mysql, &["shop.pairs"], &["snapshot: none"]);
+    let sink = resources::sink_in_folder(&shop.folder.path().join("lake"));
+    let pipeline = resources::pipeline("1s");
+    shop.daemon.apply(&(source + &sink + &pipeline)).await?;
+    let is_streaming = |source: &serde_json::Value| source["state"] == "streaming";
+    shop.daemon
+        .until_described(
+            "source",
+            resources::SOURCE,
+            "the source to stream",
+            CATCH_UP,
+            is_streaming,
+        )
+        .await?;
+    let insert = "insert into pairs (a, b) values (1, 'x'), (2, 'y')";
+    shop.mysql.execute(insert).await?;
+    shop.ensure_equal(&["pairs"]).await?;
+    shop.mysql
+        .execute("alter table pairs add column d int not null default 5; insert into pairs (a, b) values (3, 'z')")
+        .await?;
+    let is_said = |source: &serde_json::Value| {
+        let table = daemon::table_in(source, "shop.pairs");
+        table.is_some_and(|table| table["code"] == "DR-1054" && table["fix"].is_string())
+    };
+    shop.daemon
+        .until_described(
+            "source",
+            resources::SOURCE,
+            "it to be said",
+            CATCH_UP,
+            is_said,
+        )
+        .await?;
+    shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
+    shop.ensure_equal(&["pairs"]).await
 }

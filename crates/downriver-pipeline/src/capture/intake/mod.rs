@@ -22,7 +22,7 @@ use super::snapshot::{self, Begun, HeldChunk};
 use super::{CaptureConfig, CaptureError};
 use crate::status::{Board, SourceStatus};
 use bags::{Joining, SetAside};
-pub(super) use tables::{in_state, refused};
+pub(super) use tables::{in_state, refused, rewritten_unread};
 
 /// A block of whole transactions is cut when it has passed this many raw bytes.
 const BLOCK_RAW_BYTES: usize = 1 << 20;

@@ -145,6 +145,20 @@ impl Intake<'_> {
         self.flush_between()
     }
 
+    /// Rows of a table are others than they were, and no event tells of it: they are read again, or where nothing is read
+    /// unasked it is said. Whether they are.
+    pub(in super::super) fn rows_are_others(&mut self, table: TableId) -> bool {
+        if self.config.snapshot.initial || self.snapshots.contains_key(&table) {
+            self.read_again(table);
+            return true;
+        }
+        if let Some(newest) = self.registry.newest(table) {
+            let problem = rewritten_unread(newest);
+            self.table_status(table, |status| status.problem = Some(problem));
+        }
+        false
+    }
+
     /// Wants a table's next generation, once what is open has ended: it is stored with it. `None`: the table is not
     /// captured.
     pub(in super::super) fn read_again(&mut self, table: TableId) -> Option<u64> {
@@ -221,6 +235,18 @@ impl Intake<'_> {
         }
         None
     }
+}
+
+/// Why a table's rows are not what the source has where nothing is read unasked.
+pub(in super::super) fn rewritten_unread(table: &TableSchema) -> Problem {
+    let name = table.qualified_name();
+    Problem::new(
+        "DR-1054",
+        format!(
+            "rows of table {name} were written anew by a change of the table: the stream does not tell their values"
+        ),
+        format!("downriver resnapshot PIPELINE --tables {name}"),
+    )
 }
 
 pub(in super::super) fn in_state(state: TableState, problem: Option<Problem>) -> TableStatus {

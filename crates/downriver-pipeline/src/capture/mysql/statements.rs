@@ -120,9 +120,7 @@ impl Run<'_> {
             match captured {
                 Some(id) if is_selected && !is_taken => {
                     self.called(*id, to);
-                    if self.intake.config.snapshot.initial {
-                        self.intake.read_again(*id);
-                    }
+                    self.intake.rows_are_others(*id);
                 }
                 Some(id) => {
                     self.intake.leave(*id);
@@ -189,8 +187,8 @@ impl Run<'_> {
                 Change::Rows => is_other = true,
             }
         }
-        if is_other && self.intake.config.snapshot.initial {
-            self.intake.read_again(id);
+        if is_other {
+            self.intake.rows_are_others(id);
         }
         Ok(())
     }

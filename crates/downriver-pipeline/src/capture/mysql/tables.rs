@@ -93,21 +93,18 @@ impl Run<'_> {
         let begun = chunks.filter(|chunks| chunks.generation > 0);
         let is_reading =
             begun.is_some_and(|chunks| !chunks.done && (initial || chunks.generation > 1));
-        let is_wanted = begun.map_or(initial, |_| has_lapsed || is_reading);
+        // What was missed meanwhile only a snapshot brings.
+        let is_wanted = has_lapsed || begun.map_or(initial, |_| is_reading);
         let mut resume = resume.unwrap_or_default();
         resume.standing = Standing::Unknown;
         if !is_wanted {
-            if has_lapsed {
-                let restated = progress::restated(id, chunks, resume, Standing::Unknown);
-                self.intake.outbox.chunk_done(restated);
-            }
             return Ok(in_state(TableState::Streaming, None));
         }
         let taken_up = begun.filter(|_| !has_lapsed);
         if taken_up.is_none() {
             resume = Resume::default();
         }
-        let before = begun.map_or(0, |chunks| chunks.generation);
+        let before = begun.map_or(u64::from(has_lapsed), |chunks| chunks.generation);
         let generation = before + u64::from(taken_up.is_none());
         let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
         tasks.push(self.intake.read(schema, generation, resume, starts)?);
@@ -181,8 +178,8 @@ impl Run<'_> {
         let registered = self.intake.registry.register(now);
         self.intake.announce(&registered);
         let schema = Arc::clone(registered.schema());
-        if self.intake.config.snapshot.initial && outgrown(before, &schema, false) {
-            self.intake.read_again(schema.id);
+        if outgrown(before, &schema, false) {
+            self.intake.rows_are_others(schema.id);
         }
         schema
     }

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use downriver_event::problem::Problem;
-use downriver_event::{Lsn, TableId, TableSchema};
+use downriver_event::{Lsn, TableId};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::{Catalog, SourceTable};
 use downriver_source::postgres::config::PostgresConfig;
@@ -153,18 +153,6 @@ impl Drift {
     }
 }
 
-/// Why a table's rows are not what the source has where nothing is read unasked.
-pub(super) fn rewritten_unread(table: &TableSchema) -> Problem {
-    let name = table.qualified_name();
-    Problem::new(
-        "DR-1054",
-        format!(
-            "rows of table {name} were written anew by a change of the table: the stream does not tell their values"
-        ),
-        format!("downriver resnapshot PIPELINE --tables {name}"),
-    )
-}
-
 impl Run<'_> {
     /// A table's outline is another one, or the table cannot be captured and was seen otherwise than before.
     pub(super) fn looked(&mut self, news: News) -> Result<(), CaptureError> {
@@ -190,15 +178,9 @@ impl Run<'_> {
     }
 
     fn rewritten(&mut self, table: TableId, seen: Seen) -> Result<(), CaptureError> {
-        if self.intake.config.snapshot.initial || self.intake.snapshots.contains_key(&table) {
+        if self.intake.rows_are_others(table) {
             // Whoever waits for what was seen waits for the start that follows.
-            self.intake.read_again(table);
             return self.intake.flush_between();
-        }
-        if let Some(newest) = self.intake.registry.newest(table) {
-            let problem = rewritten_unread(newest);
-            self.intake
-                .table_status(table, |status| status.problem = Some(problem));
         }
         self.intake.status.update(|s| {
             s.known.insert(table, seen);

@@ -11,12 +11,12 @@ use downriver_source::postgres::catalog::SourceTable;
 use downriver_source::postgres::rules::uncovered;
 
 use super::super::CaptureError;
-use super::super::intake::{TableProgress, in_state, refused};
+use super::super::intake::{TableProgress, in_state, refused, rewritten_unread};
 use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
-use super::drift::{self, Fate};
+use super::drift::Fate;
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
 impl Run<'_> {
@@ -134,7 +134,7 @@ impl Run<'_> {
         let mut resume = resume.unwrap_or_default();
         if !is_wanted {
             if is_rewritten {
-                let problem = drift::rewritten_unread(&schema);
+                let problem = rewritten_unread(&schema);
                 return Ok(in_state(TableState::Streaming, Some(problem)));
             }
             if stored.as_ref() != Some(&standing) {
