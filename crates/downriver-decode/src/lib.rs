@@ -5,7 +5,8 @@
 //! - `postgres::text`, `postgres::binary`: one value, in either form, into the same canonical cell.
 //! - `postgres::decoder`: messages into the rows of a block.
 //! - `mysql::event`, `mysql::table_map`: the events of a binlog, and what they say of a table.
-//! - `mysql::value`: one value of a row into the canonical cell.
+//! - `mysql::value`, `mysql::selected`: one value of a row into the canonical cell, as the binlog has it, and as a
+//!   statement reads it.
 //! - `mysql::decoder`: events into the rows of a block.
 
 mod civil;

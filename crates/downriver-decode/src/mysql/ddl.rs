@@ -6,10 +6,11 @@
 
 mod words;
 
+use super::wording::Quoting;
 use words::{Word, Words};
 
 /// A table as statements name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {
     pub database: String,
     pub table: String,
@@ -36,6 +37,20 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// Whether one of the tables that it makes, drops, renames or changes is the one. What goes
+    /// with its database is not named.
+    #[must_use]
+    pub fn concerns(&self, is: impl Fn(&Named) -> bool) -> bool {
+        match self {
+            Self::Created(table)
+            | Self::Replaced(table)
+            | Self::Dropped(table)
+            | Self::Altered { table, .. } => is(table),
+            Self::Renamed { from, to } => is(from) || is(to),
+            Self::DatabaseDropped(_) | Self::Truncated(_) => false,
+        }
+    }
+
     /// The same with other names for its tables.
     #[must_use]
     pub fn called(self, name: impl Fn(Named) -> Named) -> Self {
@@ -74,8 +89,21 @@ pub enum Change {
 /// The effects of a statement; `database` is the one that was current.
 #[must_use]
 pub fn effects(database: &str, text: &str) -> Vec<Effect> {
-    let mut words = Words::of(text);
+    effects_of(database, Words::of(text))
+}
+
+/// The same of one that was written under other settings.
+#[must_use]
+pub fn effects_as(database: &str, text: &str, quoting: Quoting) -> Vec<Effect> {
+    effects_of(database, Words::quoted_as(text, quoting))
+}
+
+fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
     let mut effects = Vec::new();
+    // MariaDB's settings of the one statement that follows.
+    if words.take_all(&["SET", "STATEMENT"]) {
+        while words.next().is_some_and(|word| !word.is("FOR")) {}
+    }
     if words.take("CREATE") {
         let replaces = words.take_all(&["OR", "REPLACE"]);
         if words.take("TABLE") {
@@ -128,6 +156,42 @@ pub fn effects(database: &str, text: &str) -> Vec<Effect> {
         }
     }
     effects
+}
+
+/// The first words of a statement that are no names, in upper case.
+pub(super) fn verb(text: &str, count: usize) -> Vec<String> {
+    let mut words = Words::of(text);
+    while words.take("(") {}
+    std::iter::from_fn(|| words.keyword()).take(count).collect()
+}
+
+/// What a statement that changes rows writes by itself, whatever it reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Only what the functions that it calls write.
+    Nothing,
+    /// A table's or a view's.
+    Rows(String),
+    /// Any that it names.
+    Any,
+}
+
+/// Which rows a statement writes.
+#[must_use]
+pub fn written(text: &str) -> Written {
+    const MODIFIERS: [&str; 5] = ["LOW_PRIORITY", "DELAYED", "HIGH_PRIORITY", "IGNORE", "INTO"];
+    let mut words = Words::of(text);
+    if words.is_any(&["SELECT", "DO"]) {
+        return Written::Nothing;
+    }
+    if !words.take("INSERT") && !words.take("REPLACE") {
+        return Written::Any;
+    }
+    while MODIFIERS.iter().any(|modifier| words.take(modifier)) {}
+    match named(&mut words, "") {
+        Some(table) => Written::Rows(table.table),
+        None => Written::Any,
+    }
 }
 
 /// MariaDB's limits of waiting for a table.

@@ -2,23 +2,36 @@
 //!
 //! ```text
 //!   GTID ──> QUERY "BEGIN" ──> (TABLE_MAP ──> rows)* ──> XID, or QUERY "COMMIT"
+//!      ├───> TRANSACTION_PAYLOAD: the same, from BEGIN on, compressed
 //!      └───> QUERY: a statement by itself, which changes no rows of tables with transactions
 //! ```
+//!
+//! `xa` has what is different in prepared transactions, and `aside` what a transaction does beside the rows that it logs.
+
+mod aside;
+mod xa;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use downriver_event::block::{BlockBuilder, OldImage, RowColumns, RowOp};
-use downriver_event::{BinlogPlace, DomainGtids, GtidSet, Presence, SourcePosition, TableId};
+use downriver_event::block::BlockBuilder;
+use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition, TableId};
 
 use super::cursor::Cursor;
+use super::ddl::Named;
 use super::event::{Event, Format, Kind};
 use super::gtid::{self, Identifier, Opened};
+use super::payload::{Payload, Zstd};
 use super::rows::{Change, Rows};
 use super::shape::{Shape, Unreadable};
 use super::table_map::TableMap;
 use super::value::ValueError;
-use super::{BinlogError, Flavor};
+use super::wording::Wording;
+use super::{BinlogError, Flavor, images, inflate};
+pub use aside::Parent;
+use aside::{Aside, Watched};
+use xa::Holding;
+pub use xa::{Prepared, Xid};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -66,11 +79,28 @@ pub enum DecodeError {
 pub enum Decoded {
     /// Answer with [`BinlogDecoder::set_shape`] before the next event.
     Table(TableMap),
-    Rows,
+    Rows {
+        /// Of the event, uncompressed.
+        bytes: usize,
+    },
     /// A statement that changes no rows by itself: a change of a table's shape, say. Unless rows of its own follow, as
     /// [`BinlogDecoder::in_transaction`] tells, its identifier is reached with [`BinlogDecoder::end_statement`].
     Statement(Statement),
+    /// A statement that changes rows which no event has. Outside a transaction it is ended as any other.
+    Unseen(Statement),
     Commit(Committed),
+    /// An event of a prepared transaction: keep it as it came, for [`BinlogDecoder::replay`].
+    Held,
+    /// What was held is prepared, and may be forgotten when nobody commits it.
+    Prepared(Prepared),
+    /// What was held is committed at once: open its transaction with [`BinlogDecoder::open_statement`], replay what was
+    /// held, and end it with [`BinlogDecoder::end_statement`].
+    CommittedHeld,
+    /// The same of a transaction that was prepared before.
+    XaCommit(Xid),
+    /// A transaction that was prepared before has no effect. Its identifier is reached with
+    /// [`BinlogDecoder::end_statement`].
+    XaRollback(Xid),
     /// Nothing that anybody has to do something about.
     Passed,
 }
@@ -80,26 +110,35 @@ pub struct Statement {
     /// The one that was current.
     pub database: String,
     pub text: String,
+    pub wording: Wording,
 }
 
 /// The end of a transaction, or of a statement by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Committed {
     /// Those that went into the block builder.
     pub events: u64,
+    /// It has no effect.
+    pub is_rolled_back: bool,
+    /// Tables of which rows that were rolled back could not be taken back any more.
+    pub spoiled: Vec<TableId>,
+    /// Tables whose changes may have changed rows of others, unseen.
+    pub parents: Vec<Parent>,
 }
 
 /// Everything up to here was decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reached {
     Mysql(GtidSet),
+    /// Of MySQL, by places alone: not every transaction has an identifier.
+    Places,
     Mariadb(DomainGtids),
 }
 
 impl Reached {
     fn flavor(&self) -> Flavor {
         match self {
-            Self::Mysql(_) => Flavor::Mysql,
+            Self::Mysql(_) | Self::Places => Flavor::Mysql,
             Self::Mariadb(_) => Flavor::Mariadb,
         }
     }
@@ -120,6 +159,14 @@ impl Reached {
         }
     }
 
+    fn has_identifiers(&self) -> bool {
+        match self {
+            Self::Mysql(set) => !set.is_empty(),
+            Self::Places => false,
+            Self::Mariadb(position) => !position.is_empty(),
+        }
+    }
+
     /// The position of a transaction alone.
     fn of(&self, id: &Identifier, place: BinlogPlace) -> SourcePosition {
         match self {
@@ -128,6 +175,7 @@ impl Reached {
                 only.add(id);
                 only.at(place)
             }
+            Self::Places => Self::Places.at(place),
             Self::Mariadb(_) => {
                 let mut only = Self::Mariadb(DomainGtids::default());
                 only.add(id);
@@ -139,6 +187,10 @@ impl Reached {
     fn at(self, place: BinlogPlace) -> SourcePosition {
         match self {
             Self::Mysql(gtids) => SourcePosition::Mysql { gtids, place },
+            Self::Places => SourcePosition::Mysql {
+                gtids: GtidSet::default(),
+                place,
+            },
             Self::Mariadb(gtids) => SourcePosition::Mariadb { gtids, place },
         }
     }
@@ -150,6 +202,8 @@ enum State {
     /// A transaction's identifier came, and nothing of it yet.
     Opened(Opened),
     Inside(Identifier),
+    /// Its events are held until it is committed.
+    Holding(Holding),
     /// It is contained in the position already.
     Dropping,
 }
@@ -159,7 +213,7 @@ impl State {
         match self {
             Self::Outside => "outside a transaction",
             Self::Opened(_) => "before a transaction's beginning",
-            Self::Inside(_) | Self::Dropping => "inside a transaction",
+            Self::Inside(_) | Self::Holding(_) | Self::Dropping => "inside a transaction",
         }
     }
 }
@@ -168,8 +222,62 @@ impl State {
 #[derive(Debug)]
 struct Described {
     map: Vec<u8>,
+    named: Arc<Named>,
     /// `None`: it is not captured.
     shape: Option<Arc<Shape>>,
+    watched: Option<Watched>,
+}
+
+/// A table map that waits for its shape.
+#[derive(Debug)]
+struct Asked {
+    number: u64,
+    map: Vec<u8>,
+    named: Named,
+    watched: Option<Watched>,
+}
+
+impl Asked {
+    /// The same for who passes its rows over.
+    fn passed(&self) -> Self {
+        Self {
+            number: self.number,
+            map: self.map.clone(),
+            named: self.named.clone(),
+            watched: None,
+        }
+    }
+}
+
+/// An event of the file: itself, or, of a compressed transaction, the events in it.
+#[derive(Debug)]
+pub struct Events<'a> {
+    bytes: &'a [u8],
+    has_checksum: bool,
+    what: What<'a>,
+    /// The one that came out of a compressed transaction.
+    inner: Vec<u8>,
+    is_compressed: bool,
+}
+
+impl Events<'_> {
+    /// The event that was decoded last, as [`BinlogDecoder::replay`] takes it, and whether it has a checksum.
+    #[must_use]
+    pub fn last(&self) -> (&[u8], bool) {
+        match self.is_compressed {
+            true => (&self.inner, false),
+            false => (self.bytes, self.has_checksum),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum What<'a> {
+    Nothing,
+    Plain(Event<'a>),
+    Transaction(Payload<'a>),
+    /// Its end came out: nothing is to follow.
+    Ended(Payload<'a>),
 }
 
 /// One for each connection.
@@ -180,9 +288,15 @@ pub struct BinlogDecoder {
     place: BinlogPlace,
     state: State,
     tables: HashMap<u64, Described>,
-    /// The table map that waits for its shape.
-    asked: Option<(u64, Vec<u8>)>,
+    asked: Option<Asked>,
+    aside: Aside,
+    /// The open transaction came earlier, and was held.
+    is_replaying: bool,
+    zstd: Zstd,
     scratch: Vec<u8>,
+    /// The rows of an event that had them compressed.
+    inflated: Vec<u8>,
+    newest_us: Option<i64>,
 }
 
 impl BinlogDecoder {
@@ -199,7 +313,12 @@ impl BinlogDecoder {
             state: State::Outside,
             tables: HashMap::new(),
             asked: None,
+            aside: Aside::default(),
+            is_replaying: false,
+            zstd: Zstd::default(),
             scratch: Vec::new(),
+            inflated: Vec::new(),
+            newest_us: None,
         }
     }
 
@@ -209,6 +328,12 @@ impl BinlogDecoder {
         self.reached.clone().at(self.place.clone())
     }
 
+    /// When the newest transaction that came was committed first, in microseconds since 1970.
+    #[must_use]
+    pub fn newest_commit_us(&self) -> Option<i64> {
+        self.newest_us
+    }
+
     #[must_use]
     pub fn in_transaction(&self) -> bool {
         !matches!(self.state, State::Outside)
@@ -216,10 +341,45 @@ impl BinlogDecoder {
 
     /// How the rows of the table that was asked for are read; `None`: they are passed over.
     pub fn set_shape(&mut self, shape: Option<Shape>) {
-        if let Some((table, map)) = self.asked.take() {
-            let shape = shape.map(Arc::new);
-            self.tables.insert(table, Described { map, shape });
+        if let Some(asked) = self.asked.take() {
+            let described = Described {
+                map: asked.map,
+                named: Arc::new(asked.named),
+                shape: shape.map(Arc::new),
+                watched: asked.watched,
+            };
+            self.tables.insert(asked.number, described);
         }
+    }
+
+    /// One that reads the same binlog ahead of this one, for its statements: all rows are passed over. `is_ended`: the
+    /// statement that came by itself, whose effects are looked at, has ended for it.
+    #[must_use]
+    pub fn scout(&self, is_ended: bool, out: &mut BlockBuilder) -> Self {
+        let mut scout = Self::new(self.reached.clone(), self.place.clone());
+        scout.format = self.format.clone();
+        match &self.state {
+            // What is replayed has ended in the binlog.
+            State::Inside(id) if is_ended || self.is_replaying => scout.reached.add(id),
+            State::Inside(id) => {
+                out.begin(String::new(), 0);
+                scout.state = State::Inside(id.clone());
+                let described = self.tables.iter().map(|(table, described)| {
+                    let passed = Described {
+                        map: described.map.clone(),
+                        named: Arc::clone(&described.named),
+                        shape: None,
+                        watched: None,
+                    };
+                    (*table, passed)
+                });
+                scout.tables.extend(described);
+                scout.asked = self.asked.as_ref().map(Asked::passed);
+                scout.set_shape(None);
+            }
+            State::Opened(_) | State::Outside | State::Holding(_) | State::Dropping => {}
+        }
+        scout
     }
 
     /// Opens the transaction of a statement that came by itself, for what becomes of it.
@@ -240,56 +400,150 @@ impl BinlogDecoder {
         self.commit(out)
     }
 
-    /// Decodes one event, with its header and its checksum.
+    /// Takes up an event of the file, with its header and its checksum.
+    ///
+    /// ```text
+    ///   open ──> next ──> next ──> ... ──> None
+    /// ```
+    ///
+    /// What it has is to be decoded to its end before the next one is taken up. A compressed transaction is one place in
+    /// the file: there is no position in its midst.
     ///
     /// # Errors
-    /// The bytes are not understood, or nobody would know what they are about.
-    pub fn decode(&mut self, bytes: &[u8], out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
+    /// The bytes are no event, or it has no place here.
+    pub fn open<'a>(&mut self, bytes: &'a [u8]) -> Result<Events<'a>, DecodeError> {
         let event = Event::parse(bytes, self.format.has_checksums);
         let event = event.map_err(|error| self.wrong(error))?;
         if event.header.is_in_file() {
             self.place.position += u64::from(event.header.len);
             self.told(event.header.log_pos);
         }
+        let is_compressed = event.header.kind == Kind::TRANSACTION_PAYLOAD;
+        Ok(Events {
+            bytes,
+            has_checksum: self.format.has_checksums,
+            what: match is_compressed {
+                true => self.transaction(event)?,
+                false => What::Plain(event),
+            },
+            inner: Vec::new(),
+            is_compressed,
+        })
+    }
+
+    /// Decodes the next of an event's events. `None`: there is no more of it.
+    ///
+    /// # Errors
+    /// The bytes are not understood, or nobody would know what they are about.
+    pub fn next(
+        &mut self,
+        events: &mut Events<'_>,
+        out: &mut BlockBuilder,
+    ) -> Result<Option<Decoded>, DecodeError> {
+        let Events { what, inner, .. } = events;
+        let payload = match what {
+            What::Nothing => return Ok(None),
+            What::Plain(event) => {
+                let decoded = self.decode(event, out)?;
+                *what = What::Nothing;
+                return Ok(Some(decoded));
+            }
+            What::Transaction(payload) | What::Ended(payload) => payload,
+        };
+        let came = payload.next(&mut self.zstd, inner);
+        match (&what, came.map_err(|error| self.wrong(error))?) {
+            (What::Transaction(_), true) => {}
+            (What::Transaction(_), false) => {
+                return Err(self.wrong(BinlogError::Compressed("has no end")));
+            }
+            (_, true) => return Err(self.wrong(BinlogError::Compressed("goes on behind its end"))),
+            (_, false) => {
+                *what = What::Nothing;
+                return Ok(None);
+            }
+        }
+        let event = Event::parse(inner, false).map_err(|error| self.wrong(error))?;
+        let decoded = match event.header {
+            header if header.is_nestable() => self.decode(&event, out)?,
+            header if header.is_ignorable() => Decoded::Passed,
+            header => return Err(self.wrong(BinlogError::Nested(header.kind))),
+        };
+        // What is committed at once is opened again to be replayed.
+        let is_over = !self.in_transaction() || decoded == Decoded::CommittedHeld;
+        if is_over && let What::Transaction(payload) = std::mem::replace(what, What::Nothing) {
+            *what = What::Ended(payload);
+        }
+        Ok(Some(decoded))
+    }
+
+    /// A compressed transaction; nothing, if the position contains it.
+    fn transaction<'a>(&mut self, event: Event<'a>) -> Result<What<'a>, DecodeError> {
+        let State::Opened(opened) = &self.state else {
+            return Err(self.out_of_place("compressed transaction"));
+        };
+        if self.reached.contains(&opened.id) {
+            self.state = State::Outside;
+            return Ok(What::Nothing);
+        }
+        let payload = Payload::parse(event.body).map_err(|error| self.wrong(error))?;
+        let begun = payload.begin(&mut self.zstd);
+        begun.map_err(|error| self.wrong(error))?;
+        Ok(What::Transaction(payload))
+    }
+
+    fn decode(
+        &mut self,
+        event: &Event<'_>,
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
+        if let Some(decoded) = self.hold(event)? {
+            return Ok(decoded);
+        }
         match event.header.kind {
             Kind::FORMAT_DESCRIPTION => {
                 self.format = event.format().map_err(|error| self.wrong(error))?;
                 self.tables.clear();
-                Ok(Decoded::Passed)
+                Ok(self.abandon(out))
             }
-            Kind::ROTATE => self.rotate(&event),
-            Kind::GTID => self.opened(&event, gtid::plain(event.body, false)),
-            Kind::ANONYMOUS_GTID => self.opened(&event, gtid::plain(event.body, true)),
-            Kind::GTID_TAGGED => self.opened(&event, gtid::tagged(event.body)),
+            Kind::ROTATE => self.rotate(event),
+            Kind::GTID => self.opened(event, gtid::plain(event.body, false)),
+            Kind::ANONYMOUS_GTID => self.opened(event, gtid::plain(event.body, true)),
+            Kind::GTID_TAGGED => self.opened(event, gtid::tagged(event.body)),
             Kind::MARIA_GTID => {
                 let opened = gtid::maria(event.body, event.header.server_id);
                 let is_standalone = opened.as_ref().is_ok_and(|opened| opened.is_standalone);
-                self.opened(&event, opened)?;
+                self.opened(event, opened)?;
+                if gtid::is_prepared(event.body) {
+                    return self.begin_holding();
+                }
                 // There the event that opens a transaction begins it.
                 if !is_standalone {
-                    self.begin(&event, out)?;
+                    self.begin(event, out)?;
                 }
                 Ok(Decoded::Passed)
             }
-            Kind::QUERY => self.query(&event, out),
-            Kind::TABLE_MAP => self.table_map(&event),
+            Kind::QUERY | Kind::MARIA_QUERY_COMPRESSED => self.query(event, out),
+            Kind::TABLE_MAP => self.table_map(event),
             Kind::WRITE_ROWS
             | Kind::UPDATE_ROWS
             | Kind::DELETE_ROWS
             | Kind::WRITE_ROWS_V1
             | Kind::UPDATE_ROWS_V1
-            | Kind::DELETE_ROWS_V1 => self.rows(&event, out),
+            | Kind::DELETE_ROWS_V1
+            | Kind::PARTIAL_UPDATE_ROWS
+            | Kind::MARIA_WRITE_ROWS_COMPRESSED_V1
+            | Kind::MARIA_UPDATE_ROWS_COMPRESSED_V1
+            | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => self.rows(event, out),
             Kind::XID => self.end(out),
             Kind::INCIDENT => Err(DecodeError::Incident {
                 at: self.place.clone(),
             }),
-            Kind::XA_PREPARE => Err(self.unsupported("prepared transactions")),
-            Kind::PARTIAL_UPDATE_ROWS => Err(self.unsupported("partial updates of JSON documents")),
-            Kind::TRANSACTION_PAYLOAD => Err(self.unsupported("compressed transactions")),
-            Kind::MARIA_QUERY_COMPRESSED
-            | Kind::MARIA_WRITE_ROWS_COMPRESSED_V1
-            | Kind::MARIA_UPDATE_ROWS_COMPRESSED_V1
-            | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => Err(self.unsupported("compressed events")),
+            // Of one that is contained: what is held ends elsewhere.
+            Kind::XA_PREPARE => self.end(out),
+            Kind::EXECUTE_LOAD_QUERY => self.load_query(event),
+            Kind::MARIA_PARTIAL_ROW_DATA => {
+                Err(self.unsupported("rows in fragments (binlog_row_event_fragment_threshold)"))
+            }
             Kind::HEARTBEAT => {
                 // Its body is the file's name alone.
                 if event.body == self.place.file.as_bytes() && !self.in_transaction() {
@@ -305,6 +559,8 @@ impl BinlogDecoder {
             | Kind::MARIA_BINLOG_CHECKPOINT
             | Kind::MARIA_GTID_LIST
             | Kind::MARIA_START_ENCRYPTION => Ok(Decoded::Passed),
+            // What a statement that follows takes with it.
+            kind if kind.is_of_statements() => Ok(Decoded::Passed),
             _ if event.header.is_ignorable() => Ok(Decoded::Passed),
             kind => Err(self.wrong(BinlogError::Unknown(kind))),
         }
@@ -366,9 +622,15 @@ impl BinlogDecoder {
         if self.in_transaction() {
             return Err(self.out_of_place("transaction's identifier"));
         }
+        // A position that has identifiers would not tell of it.
+        if opened.id == Identifier::Anonymous && self.reached.has_identifiers() {
+            return Err(self.unsupported("transactions without identifiers behind others with"));
+        }
         let seconds = i64::from(event.header.timestamp);
+        let commit_time_us = opened.commit_time_us.or(Some(seconds * 1_000_000));
+        self.newest_us = commit_time_us;
         self.state = State::Opened(Opened {
-            commit_time_us: opened.commit_time_us.or(Some(seconds * 1_000_000)),
+            commit_time_us,
             ..opened
         });
         Ok(Decoded::Passed)
@@ -397,32 +659,32 @@ impl BinlogDecoder {
     }
 
     fn enter(&mut self, opened: Opened, out: &mut BlockBuilder) {
-        let id = match &opened.id {
-            Identifier::Anonymous => self.place.to_string(),
-            Identifier::Gtid(gtid) => gtid.to_string(),
-            Identifier::Domain(gtid) => gtid.to_string(),
-        };
+        let id = self.called(&opened.id);
         out.begin(id, opened.commit_time_us.unwrap_or_default());
         self.state = State::Inside(opened.id);
     }
 
     fn query(&mut self, event: &Event<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
-        let Some(statement) = statement(event.body) else {
-            return Err(self.wrong(BinlogError::Cut("a statement")));
-        };
+        let statement = statement(event).map_err(|error| self.wrong(error))?;
         match (&*statement.text, &self.state) {
             ("BEGIN", _) => {
                 self.begin(event, out)?;
                 Ok(Decoded::Passed)
             }
             ("COMMIT", _) | ("ROLLBACK", State::Dropping) => self.end(out),
-            ("ROLLBACK", _) => Err(self.unsupported("transactions that were rolled back in part")),
+            ("ROLLBACK", State::Inside(_)) => Ok(self.rolled_back(out)),
+            ("ROLLBACK", _) => Err(self.out_of_place("transaction's end")),
             (_, State::Dropping) => Ok(Decoded::Passed),
-            // Rows that were rolled back to one are not logged, unless tables without transactions were changed as well.
-            (text, State::Inside(_)) if is_savepoint(text) => Ok(Decoded::Passed),
+            // What begins it is held by nobody, and what ends it comes behind it.
+            (text, State::Inside(_)) if text.starts_with("XA ") => Ok(Decoded::Passed),
             // From a query: its rows follow.
             (text, State::Inside(_)) if makes_table(text) => Ok(Decoded::Statement(statement)),
-            (_, State::Inside(_)) => Err(self.unsupported("statements inside a transaction")),
+            (text, State::Inside(_)) if aside::is_of_no_rows(text) => Ok(Decoded::Passed),
+            (text, State::Inside(_)) => Ok(self
+                .savepoint(text, out)
+                .unwrap_or(Decoded::Unseen(statement))),
+            (text, State::Opened(_)) if text.starts_with("XA START ") => self.begin_holding(),
+            (text, _) if xa::ends(text) => self.xa_ended(&statement.text),
             (_, state) => {
                 // What the tables are called and have in them may be otherwise from here on.
                 self.tables.clear();
@@ -430,7 +692,7 @@ impl BinlogDecoder {
                     self.state = State::Outside;
                     return Ok(Decoded::Passed);
                 }
-                Ok(Decoded::Statement(statement))
+                Ok(self.alone(statement))
             }
         }
     }
@@ -439,7 +701,7 @@ impl BinlogDecoder {
         match self.state {
             State::Inside(_) => {}
             State::Dropping => return Ok(Decoded::Passed),
-            State::Outside | State::Opened(_) => return Err(self.out_of_place("table map")),
+            _ => return Err(self.out_of_place("table map")),
         }
         let number = Cursor::new(event.body).uint(6);
         let known = number.and_then(|number| self.tables.get(&number));
@@ -448,7 +710,15 @@ impl BinlogDecoder {
         }
         let map = TableMap::parse(event.body, self.reached.flavor());
         let map = map.map_err(|error| self.wrong(error))?;
-        self.asked = Some((map.number, event.body.to_vec()));
+        self.asked = Some(Asked {
+            number: map.number,
+            map: event.body.to_vec(),
+            named: Named {
+                database: map.database.clone(),
+                table: map.table.clone(),
+            },
+            watched: None,
+        });
         Ok(Decoded::Table(map))
     }
 
@@ -456,7 +726,7 @@ impl BinlogDecoder {
         match self.state {
             State::Inside(_) => {}
             State::Dropping => return Ok(Decoded::Passed),
-            State::Outside | State::Opened(_) => return Err(self.out_of_place("row")),
+            _ => return Err(self.out_of_place("row")),
         }
         let rows = Rows::parse(event.header.kind, event.body).map_err(|error| self.wrong(error))?;
         let Some(described) = self.tables.get(&rows.table) else {
@@ -467,9 +737,37 @@ impl BinlogDecoder {
             let at = self.place.clone();
             return Err(DecodeError::UnknownTable { at });
         };
+        // Rows that nobody asks for are not looked into; but who deletes some may change others.
+        let is_asked = described.shape.is_some() || described.watched.is_some();
+        if !is_asked && rows.change != Change::Delete {
+            return Ok(Decoded::Passed);
+        }
+        let mut inflated = std::mem::take(&mut self.inflated);
+        let decoded = self.rows_of_known(rows, &mut inflated, out);
+        self.inflated = inflated;
+        decoded
+    }
+
+    /// Rows of a table that was described.
+    fn rows_of_known<'a>(
+        &mut self,
+        mut rows: Rows<'a>,
+        inflated: &'a mut Vec<u8>,
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
+        if rows.is_compressed {
+            inflate::event(rows.values, inflated).map_err(|error| self.wrong(error))?;
+            rows.values = inflated;
+        }
+        let Some(described) = self.tables.get(&rows.table) else {
+            return Ok(Decoded::Passed);
+        };
+        let watched = described.watched.as_ref();
+        self.aside.rows(&described.named, watched, &rows);
         let Some(shape) = described.shape.clone() else {
             return Ok(Decoded::Passed);
         };
+        self.aside.touch(shape.schema.id);
         if rows.columns != shape.columns() {
             return Err(DecodeError::ColumnCount {
                 table: shape.schema.qualified_name(),
@@ -480,14 +778,14 @@ impl BinlogDecoder {
         }
         // What an insert leaves out is the column's default, which nobody tells; and without a key all of a row tells it.
         let needs_all = rows.change == Change::Insert || shape.schema.key.is_empty();
-        if needs_all && rows.first.count(rows.columns) < rows.columns {
+        if needs_all && rows.first.count < rows.columns {
             return Err(DecodeError::InPart {
                 id: shape.schema.id,
                 table: shape.schema.qualified_name(),
                 at: self.place.clone(),
             });
         }
-        let pushed = push_rows(&shape, &rows, out, &mut self.scratch);
+        let pushed = images::push(&shape, &rows, out, &mut self.scratch);
         pushed.map_err(|Unreadable { column, error }| DecodeError::Value {
             id: shape.schema.id,
             table: shape.schema.qualified_name(),
@@ -496,17 +794,19 @@ impl BinlogDecoder {
             error,
             at: self.place.clone(),
         })?;
-        Ok(Decoded::Rows)
+        let bytes = rows.values.len();
+        Ok(Decoded::Rows { bytes })
     }
 
     fn end(&mut self, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
         match self.state {
             State::Inside(_) | State::Dropping => Ok(Decoded::Commit(self.commit(out))),
-            State::Outside | State::Opened(_) => Err(self.out_of_place("transaction's end")),
+            _ => Err(self.out_of_place("transaction's end")),
         }
     }
 
     fn commit(&mut self, out: &mut BlockBuilder) -> Committed {
+        self.is_replaying = false;
         let state = std::mem::replace(&mut self.state, State::Outside);
         let events = match state {
             State::Inside(id) => {
@@ -518,87 +818,10 @@ impl BinlogDecoder {
                 self.reached.add(&opened.id);
                 0
             }
-            State::Dropping | State::Outside => 0,
+            State::Dropping | State::Outside | State::Holding(_) => 0,
         };
-        Committed { events }
+        self.beside(events)
     }
-}
-
-fn push_rows(
-    shape: &Shape,
-    rows: &Rows<'_>,
-    out: &mut BlockBuilder,
-    scratch: &mut Vec<u8>,
-) -> Result<(), Unreadable> {
-    let (first, second) = (
-        rows.first.count(rows.columns),
-        rows.second.count(rows.columns),
-    );
-    // An old row that is not logged whole has the key at least.
-    let old_image = match (rows.change, first == rows.columns) {
-        (Change::Insert, _) => OldImage::None,
-        (_, true) => OldImage::Full,
-        (_, false) => OldImage::Key,
-    };
-    let mut cursor = Cursor::new(rows.values);
-    // Of rows without columns nobody could tell how many they are.
-    if first.min(second) == 0 && !cursor.is_empty() {
-        return Err(Unreadable {
-            column: 0,
-            error: ValueError::Invalid("row: it has no columns"),
-        });
-    }
-    while !cursor.is_empty() {
-        let op = match rows.change {
-            Change::Insert => RowOp::Insert,
-            Change::Update => RowOp::Update,
-            Change::Delete => RowOp::Delete,
-        };
-        let RowColumns { new, old } = out.row(&shape.schema, op, old_image);
-        if rows.change != Change::Insert {
-            shape.push(
-                &mut cursor,
-                rows.first,
-                first,
-                Presence::Absent,
-                old,
-                scratch,
-            )?;
-        }
-        match rows.change {
-            Change::Insert => {
-                shape.push(
-                    &mut cursor,
-                    rows.first,
-                    first,
-                    Presence::Absent,
-                    new,
-                    scratch,
-                )?;
-            }
-            // What is not logged of a new row is as it was.
-            Change::Update => {
-                shape.push(
-                    &mut cursor,
-                    rows.second,
-                    second,
-                    Presence::Unchanged,
-                    new,
-                    scratch,
-                )?;
-            }
-            Change::Delete => {}
-        }
-    }
-    Ok(())
-}
-
-fn is_savepoint(text: &str) -> bool {
-    let is = |words: &str| {
-        text.get(..words.len())
-            .is_some_and(|t| t.eq_ignore_ascii_case(words))
-    };
-    is("SAVEPOINT ") || is("RELEASE SAVEPOINT ")
 }
 
 fn makes_table(text: &str) -> bool {
@@ -610,17 +833,33 @@ fn makes_table(text: &str) -> bool {
 }
 
 /// Source: MySQL's `libs/mysql/binlog/event/statement_events.h`, `Query_event`.
-fn statement(body: &[u8]) -> Option<Statement> {
-    let mut cursor = Cursor::new(body);
-    let (_thread, _seconds) = (cursor.u32()?, cursor.u32()?);
-    let database = usize::from(cursor.u8()?);
-    let _error = cursor.u16()?;
-    let status = usize::from(cursor.u16()?);
-    cursor.take(status)?;
-    let database = cursor.take(database)?;
-    cursor.u8()?;
-    Some(Statement {
-        database: String::from_utf8_lossy(database).into_owned(),
-        text: String::from_utf8_lossy(cursor.rest()).into_owned(),
+fn statement(event: &Event<'_>) -> Result<Statement, BinlogError> {
+    statement_behind(event, 0)
+}
+
+/// The same with so many bytes of its own in front of its variables.
+fn statement_behind(event: &Event<'_>, own: usize) -> Result<Statement, BinlogError> {
+    let mut cursor = Cursor::new(event.body);
+    let mut read = || {
+        let (_thread, _seconds) = (cursor.u32()?, cursor.u32()?);
+        let database = usize::from(cursor.u8()?);
+        let _error = cursor.u16()?;
+        let status = usize::from(cursor.u16()?);
+        let settings = cursor.take(own + status)?.get(own..)?;
+        let database = cursor.take(database)?;
+        cursor.u8()?;
+        Some((settings, String::from_utf8_lossy(database).into_owned()))
+    };
+    let (settings, database) = read().ok_or(BinlogError::Cut("a statement"))?;
+    let mut inflated = Vec::new();
+    let mut text = cursor.rest();
+    if event.header.kind == Kind::MARIA_QUERY_COMPRESSED {
+        inflate::event(text, &mut inflated)?;
+        text = &inflated;
+    }
+    Ok(Statement {
+        database,
+        text: String::from_utf8_lossy(text).into_owned(),
+        wording: Wording::of(settings, text),
     })
 }

@@ -7,6 +7,8 @@ use super::BinlogError;
 use super::cursor::Cursor;
 
 pub const HEADER_BYTES: usize = 19;
+/// The largest event that is accepted: no server has one that is larger than its largest max_allowed_packet.
+pub const EVENT_BYTES_MAX: usize = 1 << 30;
 const CHECKSUM_BYTES: usize = 4;
 /// The flag that a file still open for writing has in its first event; its checksum is of the event without it.
 const IN_USE: u16 = 1;
@@ -54,6 +56,23 @@ impl Header {
     pub fn is_ignorable(&self) -> bool {
         self.flags & IGNORABLE != 0
     }
+
+    /// Whether the event may be in a compressed transaction: what opens one, or says something of the file, may not.
+    pub(super) fn is_nestable(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::QUERY
+                | Kind::XID
+                | Kind::XA_PREPARE
+                | Kind::ROWS_QUERY
+                | Kind::INCIDENT
+                | Kind::TABLE_MAP
+                | Kind::WRITE_ROWS
+                | Kind::UPDATE_ROWS
+                | Kind::DELETE_ROWS
+                | Kind::PARTIAL_UPDATE_ROWS
+        )
+    }
 }
 
 /// An event's type code.
@@ -61,11 +80,24 @@ impl Header {
 pub struct Kind(pub u8);
 
 impl Kind {
+    /// Of an event with its header. `None`: the bytes end too early.
+    #[must_use]
+    pub fn of(event: &[u8]) -> Option<Self> {
+        Header::parse(event).map(|header| header.kind)
+    }
+
     pub const QUERY: Self = Self(2);
     pub const STOP: Self = Self(3);
     pub const ROTATE: Self = Self(4);
+    pub const INTVAR: Self = Self(5);
+    pub const APPEND_BLOCK: Self = Self(9);
+    pub const DELETE_FILE: Self = Self(11);
+    pub const RAND: Self = Self(13);
+    pub const USER_VAR: Self = Self(14);
     pub const FORMAT_DESCRIPTION: Self = Self(15);
     pub const XID: Self = Self(16);
+    pub const BEGIN_LOAD_QUERY: Self = Self(17);
+    pub const EXECUTE_LOAD_QUERY: Self = Self(18);
     pub const TABLE_MAP: Self = Self(19);
     pub const WRITE_ROWS_V1: Self = Self(23);
     pub const UPDATE_ROWS_V1: Self = Self(24);
@@ -93,6 +125,40 @@ impl Kind {
     pub const MARIA_WRITE_ROWS_COMPRESSED_V1: Self = Self(166);
     pub const MARIA_UPDATE_ROWS_COMPRESSED_V1: Self = Self(167);
     pub const MARIA_DELETE_ROWS_COMPRESSED_V1: Self = Self(168);
+    pub const MARIA_PARTIAL_ROW_DATA: Self = Self(172);
+}
+
+impl Kind {
+    /// Rows as they were and are.
+    pub(super) fn is_rows(self) -> bool {
+        matches!(
+            self,
+            Self::WRITE_ROWS
+                | Self::UPDATE_ROWS
+                | Self::DELETE_ROWS
+                | Self::WRITE_ROWS_V1
+                | Self::UPDATE_ROWS_V1
+                | Self::DELETE_ROWS_V1
+                | Self::PARTIAL_UPDATE_ROWS
+                | Self::MARIA_WRITE_ROWS_COMPRESSED_V1
+                | Self::MARIA_UPDATE_ROWS_COMPRESSED_V1
+                | Self::MARIA_DELETE_ROWS_COMPRESSED_V1
+        )
+    }
+
+    /// What a statement that follows takes with it: numbers that it was given, variables of its session, pieces of a
+    /// file that it loads.
+    pub(super) fn is_of_statements(self) -> bool {
+        matches!(
+            self,
+            Self::INTVAR
+                | Self::RAND
+                | Self::USER_VAR
+                | Self::BEGIN_LOAD_QUERY
+                | Self::APPEND_BLOCK
+                | Self::DELETE_FILE
+        )
+    }
 }
 
 /// What a file's events are like, as its first one says.

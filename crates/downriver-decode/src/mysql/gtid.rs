@@ -110,7 +110,7 @@ pub(super) fn tagged(body: &[u8]) -> Result<Opened, BinlogError> {
 }
 
 /// The number of one bits at the low end says how many bytes follow the first; the rest are the number.
-fn varlen(cursor: &mut Cursor<'_>) -> Option<u64> {
+pub(super) fn varlen(cursor: &mut Cursor<'_>) -> Option<u64> {
     let first = cursor.u8()?;
     let more = first.trailing_ones() as usize;
     match more {
@@ -150,4 +150,12 @@ pub(super) fn maria(body: &[u8], server: u32) -> Result<Opened, BinlogError> {
         })
     };
     read(Cursor::new(body)).ok_or(BinlogError::Cut("a transaction's identifier"))
+}
+
+/// Whether the transaction of one of MariaDB's is prepared, and committed later under another.
+pub(super) fn is_prepared(body: &[u8]) -> bool {
+    const FLAGS_AT: usize = 8 + 4;
+    const PREPARED_XA: u8 = 64;
+    body.get(FLAGS_AT)
+        .is_some_and(|flags| flags & PREPARED_XA != 0)
 }

@@ -9,6 +9,10 @@ use super::value::{
     ValueError, check_size, decimal, push_number, split, write_fraction, write_time,
 };
 
+mod diff;
+
+pub(super) use diff::write_changed;
+
 const INVALID: ValueError = ValueError::Invalid("JSON document");
 /// The server's own limit. Source: `JSON_DOCUMENT_MAX_DEPTH`.
 const DEPTH_MAX: usize = 100;
@@ -35,30 +39,38 @@ mod kind {
 /// # Errors
 /// The bytes are no document.
 pub(super) fn write(document: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
-    // What an interrupted update of an old server may leave is shown as null.
-    let Some((kind, value)) = document.split_first() else {
-        out.extend_from_slice(b"null");
-        return Ok(());
-    };
-    write_value(*kind, value, 0, out)
+    Value::parse(document).write(0, out)
 }
 
-fn write_value(kind: u8, value: &[u8], depth: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
-    let mut cursor = Cursor::new(value);
-    match kind {
-        kind::SMALL_OBJECT => return write_members(value, 2, true, depth, out),
-        kind::LARGE_OBJECT => return write_members(value, 4, true, depth, out),
-        kind::SMALL_ARRAY => return write_members(value, 2, false, depth, out),
-        kind::LARGE_ARRAY => return write_members(value, 4, false, depth, out),
-        kind::STRING => {
-            let len = varlen(&mut cursor)?;
-            write_string(cursor.take(len).ok_or(INVALID)?, out);
-            return Ok(());
-        }
-        kind::OPAQUE => return write_opaque(cursor, out),
-        _ => {}
+/// A value where it lies: its kind, and the bytes from its beginning on.
+#[derive(Clone, Copy, Debug)]
+struct Value<'a> {
+    kind: u8,
+    bytes: &'a [u8],
+}
+
+impl<'a> Value<'a> {
+    fn parse(document: &'a [u8]) -> Self {
+        // What an interrupted update of an old server may leave is shown as null.
+        let (kind, bytes) = document.split_first().unwrap_or((&kind::LITERAL, &[0]));
+        Self { kind: *kind, bytes }
     }
-    write_scalar(kind, &mut cursor, out).ok_or(INVALID)
+
+    fn write(self, depth: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
+        if let Some(members) = Members::of(self)? {
+            return members.write(depth, out);
+        }
+        let mut cursor = Cursor::new(self.bytes);
+        match self.kind {
+            kind::STRING => {
+                let len = varlen(&mut cursor)?;
+                write_string(cursor.take(len).ok_or(INVALID)?, out);
+                Ok(())
+            }
+            kind::OPAQUE => write_opaque(cursor, out),
+            kind => write_scalar(kind, &mut cursor, out).ok_or(INVALID),
+        }
+    }
 }
 
 fn write_scalar(kind: u8, value: &mut Cursor<'_>, out: &mut Vec<u8>) -> Option<()> {
@@ -81,7 +93,10 @@ fn write_scalar(kind: u8, value: &mut Cursor<'_>, out: &mut Vec<u8>) -> Option<(
         kind::UINT16 => push_number(value.u16()?.into(), 1, out),
         kind::UINT32 => push_number(value.u32()?.into(), 1, out),
         kind::UINT64 => push_number(value.u64()?, 1, out),
-        kind::DOUBLE => write_double(f64::from_le_bytes(value.array()?), out),
+        kind::DOUBLE => {
+            let number = f64::from_le_bytes(value.array()?);
+            write_double(Some(number).filter(|number| number.is_finite())?, out);
+        }
         _ => return None,
     }
     Some(())
@@ -89,56 +104,111 @@ fn write_scalar(kind: u8, value: &mut Cursor<'_>, out: &mut Vec<u8>) -> Option<(
 
 /// An object or an array: the number of its members, its bytes, the keys' places and lengths, the values' kinds and
 /// places, all counted from its start and in numbers of `width` bytes; small values lie in the place of their place.
-fn write_members(
-    value: &[u8],
+#[derive(Clone, Copy, Debug)]
+struct Members<'a> {
+    bytes: &'a [u8],
     width: usize,
+    count: usize,
     is_object: bool,
-    depth: usize,
-    out: &mut Vec<u8>,
-) -> Result<(), ValueError> {
-    if depth >= DEPTH_MAX {
-        return Err(INVALID);
+    values_at: usize,
+}
+
+impl<'a> Members<'a> {
+    /// `None`: the value has none.
+    #[inline]
+    fn of(value: Value<'a>) -> Result<Option<Self>, ValueError> {
+        let (width, is_object) = match value.kind {
+            kind::SMALL_OBJECT => (2, true),
+            kind::LARGE_OBJECT => (4, true),
+            kind::SMALL_ARRAY => (2, false),
+            kind::LARGE_ARRAY => (4, false),
+            _ => return Ok(None),
+        };
+        let mut head = Cursor::new(value.bytes);
+        let mut number = || usize::try_from(head.uint(width)?).ok();
+        let (count, bytes) = number().zip(number()).ok_or(INVALID)?;
+        let mut members = Self {
+            bytes: value.bytes.get(..bytes).ok_or(INVALID)?,
+            width,
+            count,
+            is_object,
+            values_at: 0,
+        };
+        let keys = count.checked_mul(members.key_bytes()).ok_or(INVALID)?;
+        members.values_at = 2 * width + keys;
+        // Each has a place of its own at least.
+        let places = count.checked_mul(width + 1).ok_or(INVALID)?;
+        match members.values_at.checked_add(places) {
+            Some(end) if end <= bytes => Ok(Some(members)),
+            _ => Err(INVALID),
+        }
     }
-    let mut head = Cursor::new(value);
-    let mut number = || usize::try_from(head.uint(width)?).ok();
-    let (count, bytes) = number().zip(number()).ok_or(INVALID)?;
-    let value = value.get(..bytes).ok_or(INVALID)?;
-    let key_bytes = if is_object { width + 2 } else { 0 };
-    let keys_at = 2 * width;
-    let values_at = keys_at + count.checked_mul(key_bytes).ok_or(INVALID)?;
-    let entry = |at: usize| value.get(at..).map(Cursor::new).ok_or(INVALID);
-    out.push(if is_object { b'{' } else { b'[' });
-    for member in 0..count {
-        // Members may lie in the same place, and so be many more than their bytes.
-        check_size(out.len())?;
-        if member > 0 {
-            out.extend_from_slice(b", ");
-        }
-        if is_object {
-            let mut key = entry(keys_at + member * key_bytes)?;
-            let place = key.uint(width).zip(key.u16()).ok_or(INVALID)?;
-            let from = usize::try_from(place.0).map_err(|_| INVALID)?;
-            let key = value.get(from..).and_then(|key| key.get(..place.1.into()));
-            write_string(key.ok_or(INVALID)?, out);
-            out.extend_from_slice(b": ");
-        }
-        let mut found = entry(values_at + member * (width + 1))?;
+
+    fn key_bytes(self) -> usize {
+        if self.is_object { self.width + 2 } else { 0 }
+    }
+
+    fn entry(self, at: usize) -> Result<Cursor<'a>, ValueError> {
+        self.bytes.get(at..).map(Cursor::new).ok_or(INVALID)
+    }
+
+    #[inline]
+    fn key(self, member: usize) -> Result<&'a [u8], ValueError> {
+        let mut key = self.entry(2 * self.width + member * self.key_bytes())?;
+        let (from, len) = key.uint(self.width).zip(key.u16()).ok_or(INVALID)?;
+        let from = usize::try_from(from).map_err(|_| INVALID)?;
+        let key = self.bytes.get(from..).and_then(|key| key.get(..len.into()));
+        key.ok_or(INVALID)
+    }
+
+    #[inline]
+    fn value(self, member: usize) -> Result<Value<'a>, ValueError> {
+        let mut found = self.entry(self.values_at + member * (self.width + 1))?;
         let kind = found.u8().ok_or(INVALID)?;
         let is_here = match kind {
             kind::LITERAL | kind::INT16 | kind::UINT16 => true,
-            kind::INT32 | kind::UINT32 => width == 4,
+            kind::INT32 | kind::UINT32 => self.width == 4,
             _ => false,
         };
         if is_here {
-            write_scalar(kind, &mut found, out).ok_or(INVALID)?;
-            continue;
+            let bytes = found.rest();
+            return Ok(Value { kind, bytes });
         }
-        let place = found.uint(width).ok_or(INVALID)?;
-        let from = usize::try_from(place).map_err(|_| INVALID)?;
-        write_value(kind, value.get(from..).ok_or(INVALID)?, depth + 1, out)?;
+        let from = found.uint(self.width).ok_or(INVALID)?;
+        let from = usize::try_from(from).map_err(|_| INVALID)?;
+        let bytes = self.bytes.get(from..).ok_or(INVALID)?;
+        Ok(Value { kind, bytes })
     }
-    out.push(if is_object { b'}' } else { b']' });
-    Ok(())
+
+    fn write(self, depth: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
+        if depth >= DEPTH_MAX {
+            return Err(INVALID);
+        }
+        out.push(if self.is_object { b'{' } else { b'[' });
+        for member in 0..self.count {
+            if member > 0 {
+                out.extend_from_slice(b", ");
+            }
+            self.write_member(member, depth, out)?;
+        }
+        out.push(if self.is_object { b'}' } else { b']' });
+        Ok(())
+    }
+
+    fn write_member(
+        self,
+        member: usize,
+        depth: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ValueError> {
+        // Members may lie in the same place, and so be many more than their bytes.
+        check_size(out.len())?;
+        if self.is_object {
+            write_string(self.key(member)?, out);
+            out.extend_from_slice(b": ");
+        }
+        self.value(member)?.write(depth + 1, out)
+    }
 }
 
 /// Seven bits a byte, the lowest first; the eighth says that more follow.
@@ -287,6 +357,25 @@ fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
                 true => DIGITS[at as usize],
                 false => b'=',
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_none_is_refused() {
+        let shown = |number: f64| {
+            let mut document = vec![kind::DOUBLE];
+            document.extend(number.to_le_bytes());
+            let mut out = Vec::new();
+            write(&document, &mut out).map(|()| String::from_utf8_lossy(&out).into_owned())
+        };
+        assert_eq!(shown(1.5).as_deref(), Ok("1.5"));
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(shown(number), Err(INVALID));
         }
     }
 }

@@ -3,14 +3,22 @@
 mod charset;
 mod cursor;
 pub mod ddl;
+pub mod declared;
 pub mod decoder;
 pub mod event;
 mod gtid;
+mod images;
+mod inflate;
 mod json;
+mod payload;
+pub mod recall;
 mod rows;
+pub mod selected;
 pub mod shape;
 pub mod table_map;
 pub mod value;
+pub mod walk;
+pub mod wording;
 
 use std::fmt;
 
@@ -19,6 +27,9 @@ use downriver_event::block::ColumnBuilder;
 use downriver_event::pb;
 use event::Kind;
 use prost::Message as _;
+
+/// A buffer that was larger is given back before it is used again.
+const RETAINED_BYTES_MAX: usize = 1 << 20;
 
 /// Whose server it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +73,10 @@ pub enum BinlogError {
     Checksums(u8),
     #[error("an event has the unknown type {}", .0.0)]
     Unknown(Kind),
+    #[error("what is compressed {0}")]
+    Compressed(&'static str),
+    #[error("an event of type {}, which belongs outside, is in a compressed transaction", .0.0)]
+    Nested(Kind),
 }
 
 /// An array of numbers, none of them null.

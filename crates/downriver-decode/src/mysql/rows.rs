@@ -17,14 +17,26 @@ pub(super) enum Change {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows<'a> {
     pub(super) table: u64,
+    pub(super) flags: u16,
     pub(super) change: Change,
     /// How many columns the table has.
     pub(super) columns: usize,
     /// Of an update, the columns of the old rows; of the others, of the only ones.
-    pub(super) first: Bits<'a>,
+    pub(super) first: Present<'a>,
     /// Of an update, the columns of the new rows.
-    pub(super) second: Bits<'a>,
+    pub(super) second: Present<'a>,
+    /// Documents in new rows may be changes of those in the old ones.
+    pub(super) may_change_in_part: bool,
+    /// The values are compressed.
+    pub(super) is_compressed: bool,
     pub(super) values: &'a [u8],
+}
+
+/// The columns that rows have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Present<'a> {
+    pub(super) has: Bits<'a>,
+    pub(super) count: usize,
 }
 
 /// A bit for each column, the lowest of a byte first.
@@ -36,43 +48,53 @@ impl Bits<'_> {
     pub(super) fn has(self, at: usize) -> bool {
         self.0[at / 8] >> (at % 8) & 1 == 1
     }
+}
 
-    pub(super) fn count(self, columns: usize) -> usize {
-        (0..columns).filter(|at| self.has(*at)).count()
-    }
+/// A bit for each of so many columns.
+fn bits<'a>(cursor: &mut Cursor<'a>, columns: usize) -> Option<Bits<'a>> {
+    cursor.take(columns.div_ceil(8)).map(Bits)
+}
+
+fn present<'a>(cursor: &mut Cursor<'a>, columns: usize) -> Option<Present<'a>> {
+    let has = bits(cursor, columns)?;
+    let count = (0..columns).filter(|at| has.has(*at)).count();
+    Some(Present { has, count })
 }
 
 impl<'a> Rows<'a> {
     pub(super) fn parse(kind: Kind, body: &'a [u8]) -> Result<Self, BinlogError> {
         let (change, has_extra) = match kind {
             Kind::WRITE_ROWS => (Change::Insert, true),
-            Kind::UPDATE_ROWS => (Change::Update, true),
+            Kind::UPDATE_ROWS | Kind::PARTIAL_UPDATE_ROWS => (Change::Update, true),
             Kind::DELETE_ROWS => (Change::Delete, true),
-            Kind::WRITE_ROWS_V1 => (Change::Insert, false),
-            Kind::UPDATE_ROWS_V1 => (Change::Update, false),
-            Kind::DELETE_ROWS_V1 => (Change::Delete, false),
+            Kind::WRITE_ROWS_V1 | Kind::MARIA_WRITE_ROWS_COMPRESSED_V1 => (Change::Insert, false),
+            Kind::UPDATE_ROWS_V1 | Kind::MARIA_UPDATE_ROWS_COMPRESSED_V1 => (Change::Update, false),
+            Kind::DELETE_ROWS_V1 | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => (Change::Delete, false),
             kind => return Err(BinlogError::Unknown(kind)),
         };
         let read = |mut cursor: Cursor<'a>| {
             let table = cursor.uint(6)?;
-            let _flags = cursor.u16()?;
+            let flags = cursor.u16()?;
             if has_extra {
                 // Its length counts itself.
                 let len = usize::from(cursor.u16()?).checked_sub(2)?;
                 cursor.take(len)?;
             }
             let columns = usize::try_from(cursor.lenenc()?).ok()?;
-            let first = Bits(cursor.take(columns.div_ceil(8))?);
+            let first = present(&mut cursor, columns)?;
             let second = match change {
-                Change::Update => Bits(cursor.take(columns.div_ceil(8))?),
+                Change::Update => present(&mut cursor, columns)?,
                 Change::Insert | Change::Delete => first,
             };
             Some(Self {
                 table,
+                flags,
                 change,
                 columns,
                 first,
                 second,
+                may_change_in_part: kind == Kind::PARTIAL_UPDATE_ROWS,
+                is_compressed: kind >= Kind::MARIA_WRITE_ROWS_COMPRESSED_V1,
                 values: cursor.rest(),
             })
         };
@@ -81,6 +103,20 @@ impl<'a> Rows<'a> {
 }
 
 /// The columns that are null, among those that a row has.
+#[inline]
 pub(super) fn nulls<'a>(row: &mut Cursor<'a>, present: usize) -> Option<Bits<'a>> {
-    row.take(present.div_ceil(8)).map(Bits)
+    bits(row, present)
+}
+
+/// The documents of a new row that are changes of the old ones, with a bit for each column of documents, whether the row
+/// has it or not. `None`: the bytes end too early, or are not understood; `Some(None)`: there are no such documents.
+pub(super) fn changed_in_part<'a>(
+    row: &mut Cursor<'a>,
+    documents: usize,
+) -> Option<Option<Bits<'a>>> {
+    match row.lenenc()? {
+        0 => Some(None),
+        1 => bits(row, documents).map(Some),
+        _ => None,
+    }
 }

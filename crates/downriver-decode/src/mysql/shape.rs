@@ -3,17 +3,15 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use downriver_event::block::ColumnBuilder;
-use downriver_event::{LogicalType, Presence, TableSchema};
+use downriver_event::{LogicalType, TableSchema};
 
 use super::charset::Charset;
-use super::cursor::Cursor;
-use super::rows::{Bits, nulls};
+use super::declared::Declared;
 use super::table_map::{MapColumn, TableMap, Wire};
-use super::value::{Declared, Plan, ValueError};
+use super::value::{Plan, ValueError};
 
 /// The collation of bytes that are no text.
-const BINARY: u64 = 63;
+pub(super) const BINARY: u64 = 63;
 
 /// Why the rows that a table map announces cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,7 +94,7 @@ pub fn describe(
 pub struct Shape {
     pub(super) schema: Arc<TableSchema>,
     /// One for each of the schema's columns, which are the table map's, in order.
-    plans: Vec<Plan>,
+    pub(super) plans: Vec<Plan>,
 }
 
 /// A value could not be read.
@@ -117,39 +115,5 @@ impl Shape {
 
     pub(super) fn columns(&self) -> usize {
         self.plans.len()
-    }
-
-    /// Reads one image of a row; columns that it does not have get `missing`.
-    #[inline]
-    pub(super) fn push(
-        &self,
-        row: &mut Cursor<'_>,
-        has: Bits<'_>,
-        present: usize,
-        missing: Presence,
-        out: &mut [ColumnBuilder],
-        scratch: &mut Vec<u8>,
-    ) -> Result<(), Unreadable> {
-        let cut = || Unreadable {
-            column: 0,
-            error: ValueError::Cut,
-        };
-        let nulls = nulls(row, present).ok_or_else(cut)?;
-        let mut at = 0;
-        for (column, (plan, out)) in self.plans.iter().zip(out).enumerate() {
-            if !has.has(column) {
-                out.push_presence(missing);
-                continue;
-            }
-            let is_null = nulls.has(at);
-            at += 1;
-            if is_null {
-                out.push_presence(Presence::Null);
-            } else {
-                let pushed = plan.push(row, out, scratch);
-                pushed.map_err(|error| Unreadable { column, error })?;
-            }
-        }
-        Ok(())
     }
 }

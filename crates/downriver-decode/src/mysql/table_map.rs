@@ -73,6 +73,8 @@ pub enum Wire {
     Char(u16),
     /// Bytes behind a length of so many bytes.
     Bytes(u8),
+    /// The same, of a compressed column of MariaDB's.
+    Compressed(u8),
     Json(u8),
 }
 
@@ -102,6 +104,13 @@ pub struct TableMap {
     pub columns: Vec<MapColumn>,
     /// Indexes of the primary key's columns, in its order; `None` where it is not told or there is none.
     pub key: Option<Vec<usize>>,
+}
+
+/// The names of a table map's database and table, and nothing else of it.
+pub(super) fn names(body: &[u8]) -> Option<(String, String)> {
+    let mut cursor = Cursor::new(body);
+    let (_number, _flags) = (cursor.uint(6)?, cursor.u16()?);
+    Some((name(&mut cursor)?, name(&mut cursor)?))
 }
 
 const CUT: BinlogError = BinlogError::Cut("a table map");
@@ -329,14 +338,8 @@ fn wire(code: u8, meta: &mut Cursor<'_>) -> Option<(u8, Option<Wire>)> {
             let (kind, len) = (meta.u8()?, meta.u8()?);
             return Some(string(kind, len));
         }
-        code::BLOB_COMPRESSED => {
-            meta.u8()?;
-            return Some((code, None));
-        }
-        code::VARCHAR_COMPRESSED => {
-            meta.u16()?;
-            return Some((code, None));
-        }
+        code::BLOB_COMPRESSED => Wire::Compressed(meta.u8()?),
+        code::VARCHAR_COMPRESSED => Wire::Compressed(lengths_of(meta.u16()?)),
         // How many bytes of what follows are this one's is not known either.
         _ => return None,
     };

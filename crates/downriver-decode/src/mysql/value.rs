@@ -7,7 +7,9 @@ use downriver_event::{LogicalType, Presence};
 
 use super::charset::Charset;
 use super::cursor::Cursor;
+use super::declared::Declared;
 use super::table_map::Wire;
+use super::{inflate, json};
 use crate::civil;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,12 +22,16 @@ pub enum ValueError {
     Charset(&'static str),
     #[error("has {0} bytes, more than the limit of {VALUE_BYTES_MAX}")]
     TooLarge(usize),
+    #[error(
+        "was changed in part, and the binlog does not have what it was before (binlog_row_image is not FULL in the session that changed it)"
+    )]
+    InPart,
 }
 
 /// How a column's values are read, and what they become.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    wire: Wire,
+    pub(super) wire: Wire,
     cell: Cell,
 }
 
@@ -50,153 +56,7 @@ enum Cell {
     Floats,
 }
 
-/// A column as it is declared, as far as its values depend on it.
-#[derive(Clone, Debug, Default)]
-pub struct Declared {
-    pub unsigned: bool,
-    /// `None`: the values are bytes.
-    pub charset: Option<Charset>,
-    /// Of an enumeration or a set.
-    pub labels: Vec<String>,
-}
-
-impl Declared {
-    /// The type in the server's words, with all that values depend on, and no more: `int unsigned`, `datetime(6)`,
-    /// `varchar character set latin1`, `set('a','b')`. An enumeration's labels are in its logical type.
-    #[must_use]
-    pub fn source_type(&self, code: u8, wire: Wire) -> String {
-        use super::table_map::code::{GEOMETRY, VARCHAR, VECTOR};
-        let number = |name: &str| match self.unsigned {
-            true => format!("{name} unsigned"),
-            false => name.to_owned(),
-        };
-        let digits = |name: &str, digits: u8| match digits {
-            0 => name.to_owned(),
-            _ => format!("{name}({digits})"),
-        };
-        let text = |text: &str, bytes: &str| match self.charset {
-            None => bytes.to_owned(),
-            Some(Charset::UTF8) => text.to_owned(),
-            Some(charset) => format!("{text} character set {}", charset.name()),
-        };
-        match wire {
-            Wire::Integer(1) => number("tinyint"),
-            Wire::Integer(2) => number("smallint"),
-            Wire::Integer(3) => number("mediumint"),
-            Wire::Integer(4) => number("int"),
-            Wire::Integer(_) => number("bigint"),
-            Wire::Float => number("float"),
-            Wire::Double => number("double"),
-            Wire::Decimal { precision, scale } => number(&format!("decimal({precision},{scale})")),
-            Wire::Year => "year".into(),
-            Wire::Date => "date".into(),
-            Wire::Time(fraction) => digits("time", fraction),
-            Wire::Datetime(fraction) => digits("datetime", fraction),
-            Wire::Timestamp(fraction) => digits("timestamp", fraction),
-            Wire::OldTime => "time".into(),
-            Wire::OldDatetime => "datetime".into(),
-            Wire::OldTimestamp => "timestamp".into(),
-            Wire::Bits(bits) => format!("bit({bits})"),
-            Wire::Enum(_) => "enum".into(),
-            Wire::Set(_) => {
-                let quoted = |label: &String| format!("'{}'", label.replace('\'', "''"));
-                let labels: Vec<String> = self.labels.iter().map(quoted).collect();
-                format!("set({})", labels.join(","))
-            }
-            Wire::Json(_) => "json".into(),
-            Wire::Char(bytes) => text("char", &format!("binary({bytes})")),
-            Wire::Bytes(_) if code == VECTOR => "vector".into(),
-            Wire::Bytes(_) if code == GEOMETRY => "geometry".into(),
-            Wire::Bytes(_) if code == VARCHAR => text("varchar", "varbinary"),
-            Wire::Bytes(1) => text("tinytext", "tinyblob"),
-            Wire::Bytes(2) => text("text", "blob"),
-            Wire::Bytes(3) => text("mediumtext", "mediumblob"),
-            Wire::Bytes(_) => text("longtext", "longblob"),
-        }
-    }
-}
-
-/// A value as a statement's result has it, in the binary protocol.
-#[derive(Clone, Copy, Debug)]
-pub enum Selected<'a> {
-    /// Two's complement. Of an enumeration, a set and bits: its number.
-    Integer(u64),
-    Float(f32),
-    Double(f64),
-    /// Year, month and day; hour, minute and second; microseconds.
-    Instant([u64; 3], [u64; 3], u64),
-    Clock {
-        is_negative: bool,
-        clock: [u64; 3],
-        micros: u64,
-    },
-    Bytes(&'a [u8]),
-}
-
 impl Plan {
-    /// Pushes a value that a statement read, as the same cell that the binlog's form of it becomes.
-    ///
-    /// # Errors
-    /// It is no value of the column's type.
-    pub fn push_selected(
-        &self,
-        value: Selected<'_>,
-        out: &mut ColumnBuilder,
-        scratch: &mut Vec<u8>,
-    ) -> Result<(), ValueError> {
-        match (self.wire, value) {
-            (Wire::Integer(bytes), Selected::Integer(value)) => {
-                self.push_integer(value, 8 * u32::from(bytes), out, scratch)
-            }
-            (Wire::Bits(_), Selected::Integer(value)) => self.push_integer(value, 64, out, scratch),
-            (Wire::Float, Selected::Float(value)) => {
-                out.push_f32(value);
-                Ok(())
-            }
-            (Wire::Double, Selected::Double(value)) => {
-                out.push_f64(value);
-                Ok(())
-            }
-            (Wire::Decimal { .. }, Selected::Bytes(digits)) => {
-                scratch.clear();
-                write_decimal(digits, scratch)?;
-                out.push_bytes(scratch);
-                Ok(())
-            }
-            (Wire::Year, Selected::Integer(year)) => {
-                let year = i32::try_from(year).map_err(|_| ValueError::Invalid("year"))?;
-                out.push_i32(year);
-                Ok(())
-            }
-            (Wire::Date, Selected::Instant([year, month, day], _, _)) => {
-                push_date(year, month, day, out)
-            }
-            (
-                Wire::Datetime(_) | Wire::Timestamp(_),
-                Selected::Instant([year, month, day], clock, micros),
-            ) => push_datetime([year * 13 + month, day], clock, micros, out),
-            (
-                Wire::Time(digits),
-                Selected::Clock {
-                    is_negative,
-                    clock,
-                    micros,
-                },
-            ) => push_time(is_negative, clock, micros, digits, out, scratch),
-            (Wire::Enum(_), Selected::Integer(number)) => self.push_label(number, out),
-            (Wire::Set(_), Selected::Integer(members)) => self.push_set(members, out, scratch),
-            (Wire::Json(_), Selected::Bytes(text)) => {
-                check_size(text.len())?;
-                out.push_bytes(text);
-                Ok(())
-            }
-            (Wire::Char(_) | Wire::Bytes(_), Selected::Bytes(bytes)) => {
-                self.push_text(bytes, out, scratch)
-            }
-            _ => Err(ValueError::Invalid("value of its type")),
-        }
-    }
-
     /// How values of this form become cells, and of which type. `None`: they are not understood.
     #[must_use]
     pub fn new(code: u8, wire: Wire, declared: Declared) -> (Self, LogicalType) {
@@ -245,7 +105,7 @@ impl Plan {
                 (Cell::Floats, LogicalType::Array(of))
             }
             Wire::Bytes(_) if code == GEOMETRY => (Cell::Bytes, LogicalType::Bytes),
-            Wire::Char(_) | Wire::Bytes(_) => match (charset, wire) {
+            Wire::Char(_) | Wire::Bytes(_) | Wire::Compressed(_) => match (charset, wire) {
                 (Some(charset), _) => (Cell::Text(charset), LogicalType::Text),
                 (None, Wire::Char(len)) => (Cell::Padded(len.into()), LogicalType::Bytes),
                 (None, _) => (Cell::Bytes, LogicalType::Bytes),
@@ -368,10 +228,18 @@ impl Plan {
                 let bytes = prefixed(row, length)?;
                 self.push_text(bytes, out, scratch)
             }
+            Wire::Compressed(length) => {
+                let stored = prefixed(row, length)?;
+                let mut inflated = std::mem::take(scratch);
+                let pushed = inflate::value(stored, &mut inflated)
+                    .and_then(|bytes| self.push_text(bytes, out, scratch));
+                *scratch = inflated;
+                pushed
+            }
             Wire::Json(length) => {
                 let bytes = prefixed(row, length)?;
                 scratch.clear();
-                super::json::write(bytes, scratch)?;
+                json::write(bytes, scratch)?;
                 check_size(scratch.len())?;
                 out.push_bytes(scratch);
                 Ok(())
@@ -379,8 +247,32 @@ impl Plan {
         }
     }
 
+    /// Whether the values are documents that may be changed in part.
+    pub(super) fn is_document(&self) -> bool {
+        matches!(self.wire, Wire::Json(_))
+    }
+
+    /// Reads the changes of a document from the front of a row, and the document as it was from another.
+    pub(super) fn push_changed(
+        &self,
+        before: &mut Cursor<'_>,
+        row: &mut Cursor<'_>,
+        out: &mut ColumnBuilder,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), ValueError> {
+        let Wire::Json(length) = self.wire else {
+            return Err(ValueError::Invalid("JSON document"));
+        };
+        let document = prefixed(before, length)?;
+        scratch.clear();
+        json::write_changed(document, row, scratch)?;
+        check_size(scratch.len())?;
+        out.push_bytes(scratch);
+        Ok(())
+    }
+
     #[inline]
-    fn push_integer(
+    pub(super) fn push_integer(
         &self,
         value: u64,
         bits: u32,
@@ -404,7 +296,11 @@ impl Plan {
         Ok(())
     }
 
-    fn push_label(&self, number: u64, out: &mut ColumnBuilder) -> Result<(), ValueError> {
+    pub(super) fn push_label(
+        &self,
+        number: u64,
+        out: &mut ColumnBuilder,
+    ) -> Result<(), ValueError> {
         let Cell::Labels(labels) = &self.cell else {
             return Err(ValueError::Invalid("enumeration"));
         };
@@ -418,7 +314,7 @@ impl Plan {
         Ok(())
     }
 
-    fn push_set(
+    pub(super) fn push_set(
         &self,
         members: u64,
         out: &mut ColumnBuilder,
@@ -439,7 +335,7 @@ impl Plan {
         Ok(())
     }
 
-    fn push_text(
+    pub(super) fn push_text(
         &self,
         bytes: &[u8],
         out: &mut ColumnBuilder,
@@ -561,7 +457,7 @@ fn push_instant(seconds: u64, micros: u64, out: &mut ColumnBuilder) {
 }
 
 /// As the server shows it: `-838:59:59.999999`.
-fn push_time(
+pub(super) fn push_time(
     is_negative: bool,
     [hour, minute, second]: [u64; 3],
     micros: u64,
@@ -620,7 +516,7 @@ pub(super) fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {
 }
 
 /// Digits as the server prints them, without the zeros in front that `zerofill` adds.
-fn write_decimal(printed: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
+pub(super) fn write_decimal(printed: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
     let (sign, digits) = match printed.strip_prefix(b"-") {
         Some(digits) => (&b"-"[..], digits),
         None => (&b""[..], printed),

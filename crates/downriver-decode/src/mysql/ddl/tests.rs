@@ -31,6 +31,7 @@ fn tables_are_found_however_they_are_named() {
         "/* c */ create /*!80000 table */ `t`\n(id int)",
         "\n# c\ncreate table if not exists shop.t like other.u",
         "-- c\nCREATE TABLE `shop` . `t` select 1\0",
+        "set statement lock_wait_timeout = 5, sql_mode = 'for' for create table t (a int)",
     ] {
         assert_eq!(of(text), [Effect::Created(table("t"))], "{text}");
     }
@@ -158,4 +159,46 @@ fn columns_are_followed_by_name() {
         changes("CHANGE COLUMN `a` `b` int unsigned, rename column c to d"),
         [retyped("b"), renamed("a", "b"), renamed("c", "d")]
     );
+}
+
+#[test]
+fn quotes_and_backslashes_are_what_the_session_made_of_them() {
+    let found = |text: &str, ansi_quotes, no_backslash_escapes| {
+        let quoting = Quoting {
+            ansi_quotes,
+            no_backslash_escapes,
+        };
+        match &effects_as("shop", text, quoting)[..] {
+            [Effect::Altered { changes, .. }] => changes.len(),
+            other => panic!("{text}: {other:?}"),
+        }
+    };
+    let text = r"alter table t add c int comment 'a\', add d int default 5 comment ' -- '";
+    assert_eq!(
+        (found(text, false, true), found(text, false, false)),
+        (1, 0)
+    );
+    let name = r#"alter table "t" add "c\" int, add "d" int default 5 comment " -- ""#;
+    assert_eq!(
+        (found(name, true, false), found(name, false, false)),
+        (1, 0)
+    );
+}
+
+#[test]
+fn a_statement_writes_what_it_inserts_into_or_any_that_it_names() {
+    let rows = |table: &str| Written::Rows(table.into());
+    assert_eq!(
+        written("INSERT IGNORE INTO `d`.`t` SELECT * FROM x"),
+        rows("t")
+    );
+    assert_eq!(written("replace /*! delayed */ t values (1)"), rows("t"));
+    assert_eq!(written("SELECT `d`.`f`(1)"), Written::Nothing);
+    for text in [
+        "update t set a = 1",
+        "load data infile 'x' into table t",
+        "insert",
+    ] {
+        assert_eq!(written(text), Written::Any, "{text}");
+    }
 }

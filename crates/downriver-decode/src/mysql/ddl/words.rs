@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::super::wording::Quoting;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     /// A keyword, a name or a number.
@@ -28,8 +30,12 @@ pub(super) struct Words(VecDeque<Word>);
 
 impl Words {
     pub(super) fn of(text: &str) -> Self {
+        Self::quoted_as(text, Quoting::default())
+    }
+
+    pub(super) fn quoted_as(text: &str, quoting: Quoting) -> Self {
         let mut words = VecDeque::new();
-        let mut rest = Rest(text);
+        let mut rest = Rest(text, quoting);
         while let Some(word) = rest.word() {
             words.push_back(word);
         }
@@ -119,7 +125,7 @@ impl Words {
     }
 }
 
-struct Rest<'a>(&'a str);
+struct Rest<'a>(&'a str, Quoting);
 
 impl Rest<'_> {
     fn word(&mut self) -> Option<Word> {
@@ -165,10 +171,12 @@ impl Rest<'_> {
 
     /// Up to the quote that is not doubled, nor, in a text, behind a backslash.
     fn quoted(&mut self, quote: char) -> String {
+        let of_name = quote == '`' || quote == '"' && self.1.ansi_quotes;
+        let escapes = !of_name && !self.1.no_backslash_escapes;
         let mut word = String::new();
         let mut chars = self.0.char_indices().skip(1).peekable();
         while let Some((at, c)) = chars.next() {
-            if c == '\\' && quote != '`' {
+            if c == '\\' && escapes {
                 word.extend(chars.next().map(|(_, c)| c));
             } else if c != quote {
                 word.push(c);

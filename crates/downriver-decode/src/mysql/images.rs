@@ -1,0 +1,162 @@
+//! The rows of an event into a block: what a row was, and what it is.
+//!
+//! A new row may lack what its old row has: columns that did not change (`binlog_row_image` of MariaDB's `FULL_NODUP`, of
+//! others in part), and documents that were changed in part. What is missing of it is taken from the old row, and what is
+//! in neither is as it was.
+
+use downriver_event::Presence;
+use downriver_event::block::{BlockBuilder, ColumnBuilder, OldImage, RowColumns, RowOp};
+
+use super::cursor::Cursor;
+use super::rows::{Bits, Change, Present, Rows, changed_in_part, nulls};
+use super::shape::{Shape, Unreadable};
+use super::value::ValueError;
+
+/// What an old row has of a column.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Absent,
+    Null,
+    /// The value is at the front.
+    At(Cursor<'a>),
+}
+
+/// A row that ends too early, or tells nothing, by no column's fault.
+fn row_is(error: ValueError) -> Unreadable {
+    Unreadable { column: 0, error }
+}
+
+pub(super) fn push(
+    shape: &Shape,
+    rows: &Rows<'_>,
+    out: &mut BlockBuilder,
+    scratch: &mut Vec<u8>,
+) -> Result<(), Unreadable> {
+    // An old row that is not logged whole has the key at least.
+    let old_image = match (rows.change, rows.first.count == rows.columns) {
+        (Change::Insert, _) => OldImage::None,
+        (_, true) => OldImage::Full,
+        (_, false) => OldImage::Key,
+    };
+    let op = match rows.change {
+        Change::Insert => RowOp::Insert,
+        Change::Update => RowOp::Update,
+        Change::Delete => RowOp::Delete,
+    };
+    let is_whole = rows.second.count == rows.columns && !rows.may_change_in_part;
+    let mut before = Vec::new();
+    let mut cursor = Cursor::new(rows.values);
+    while !cursor.is_empty() {
+        let left = cursor.rest().len();
+        let RowColumns { new, old } = out.row(&shape.schema, op, old_image);
+        match rows.change {
+            Change::Insert => whole(shape, &mut cursor, rows.first, new, scratch, |_| {})?,
+            Change::Delete => whole(shape, &mut cursor, rows.first, old, scratch, |_| {})?,
+            Change::Update if is_whole => {
+                whole(shape, &mut cursor, rows.first, old, scratch, |_| {})?;
+                whole(shape, &mut cursor, rows.second, new, scratch, |_| {})?;
+            }
+            Change::Update => {
+                before.clear();
+                let note = |value| before.push(value);
+                whole(shape, &mut cursor, rows.first, old, scratch, note)?;
+                over(shape, &mut cursor, rows, &before, new, scratch)?;
+            }
+        }
+        // Nobody could tell how many such rows there are.
+        if cursor.rest().len() == left {
+            return Err(row_is(ValueError::Invalid("row: it has no columns")));
+        }
+    }
+    Ok(())
+}
+
+/// Reads one image of a row, and tells what it has of each column.
+#[inline]
+fn whole<'a>(
+    shape: &Shape,
+    row: &mut Cursor<'a>,
+    present: Present<'_>,
+    out: &mut [ColumnBuilder],
+    scratch: &mut Vec<u8>,
+    mut note: impl FnMut(Before<'a>),
+) -> Result<(), Unreadable> {
+    let nulls = nulls(row, present.count).ok_or_else(|| row_is(ValueError::Cut))?;
+    let mut at = 0;
+    for (column, (plan, out)) in shape.plans.iter().zip(out).enumerate() {
+        if !present.has.has(column) {
+            out.push_presence(Presence::Absent);
+            note(Before::Absent);
+            continue;
+        }
+        let is_null = nulls.has(at);
+        at += 1;
+        if is_null {
+            out.push_presence(Presence::Null);
+            note(Before::Null);
+        } else {
+            note(Before::At(*row));
+            let pushed = plan.push(row, out, scratch);
+            pushed.map_err(|error| Unreadable { column, error })?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a new row over its old one.
+fn over<'a>(
+    shape: &Shape,
+    row: &mut Cursor<'a>,
+    rows: &Rows<'_>,
+    before: &[Before<'a>],
+    out: &mut [ColumnBuilder],
+    scratch: &mut Vec<u8>,
+) -> Result<(), Unreadable> {
+    let cut = || row_is(ValueError::Cut);
+    let mut in_part: Option<Bits<'a>> = None;
+    if rows.may_change_in_part {
+        let documents = shape.plans.iter().filter(|plan| plan.is_document());
+        in_part = changed_in_part(row, documents.count()).ok_or_else(cut)?;
+    }
+    let nulls = nulls(row, rows.second.count).ok_or_else(cut)?;
+    let (mut at, mut document) = (0, 0);
+    let columns = shape.plans.iter().zip(before).zip(out).enumerate();
+    for (column, ((plan, before), out)) in columns {
+        let mut is_in_part = false;
+        if plan.is_document() {
+            is_in_part = in_part.is_some_and(|bits| bits.has(document));
+            document += 1;
+        }
+        if !rows.second.has.has(column) {
+            let pushed = match *before {
+                Before::Absent => {
+                    out.push_presence(Presence::Unchanged);
+                    Ok(())
+                }
+                Before::Null => {
+                    out.push_presence(Presence::Null);
+                    Ok(())
+                }
+                Before::At(mut value) => plan.push(&mut value, out, scratch),
+            };
+            pushed.map_err(|error| Unreadable { column, error })?;
+            continue;
+        }
+        let is_null = nulls.has(at);
+        at += 1;
+        let pushed = match (is_null, is_in_part, *before) {
+            (true, ..) => {
+                out.push_presence(Presence::Null);
+                Ok(())
+            }
+            (false, false, _) => plan.push(row, out, scratch),
+            (false, true, Before::At(mut value)) => {
+                plan.push_changed(&mut value, row, out, scratch)
+            }
+            (false, true, Before::Null) => Err(ValueError::Invalid("change of a JSON document")),
+            (false, true, Before::Absent) => Err(ValueError::InPart),
+        };
+        pushed.map_err(|error| Unreadable { column, error })?;
+    }
+    Ok(())
+}
