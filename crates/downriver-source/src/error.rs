@@ -173,7 +173,11 @@ fn binlog(error: &mysql::decoder::DecodeError) -> Problem {
             "DR-1087",
             "see docs/mysql.md for what is not built yet; set the server or the session otherwise, then read all tables again: downriver resnapshot PIPELINE",
         ),
-        Error::InPart { .. } => (
+        Error::InPart { .. }
+        | Error::Value {
+            error: Value::InPart,
+            ..
+        } => (
             "DR-1081",
             "let the session log whole rows (binlog_row_image = FULL), then downriver resnapshot PIPELINE --tables DATABASE.TABLE",
         ),

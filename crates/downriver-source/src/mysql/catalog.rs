@@ -85,6 +85,15 @@ impl Catalog {
         &self.server
     }
 
+    /// Whether every transaction has an identifier by now.
+    ///
+    /// # Errors
+    /// The query failed.
+    pub async fn gives_identifiers(&mut self) -> Result<bool, SourceError> {
+        let server = Server::look(&mut self.session).await?;
+        Ok(!server.goes_by_place())
+    }
+
     /// Where the server is now.
     ///
     /// # Errors
@@ -183,18 +192,11 @@ impl Catalog {
         Ok(tables)
     }
 
-    fn captures(&self, config: &MysqlConfig, database: &str, name: &str) -> bool {
+    pub(super) fn captures(&self, config: &MysqlConfig, database: &str, name: &str) -> bool {
         if self.server.lower_case_table_names == 0 {
             return config.captures(database, name);
         }
-        let folded = MysqlConfig {
-            tables: config
-                .tables
-                .iter()
-                .map(|table| table.to_lowercase())
-                .collect(),
-            ..config.clone()
-        };
+        let folded = config.in_lower_case();
         folded.captures(&database.to_lowercase(), &name.to_lowercase())
     }
 

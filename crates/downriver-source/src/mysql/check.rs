@@ -1,17 +1,27 @@
 //! Preflight: everything that is missing on the server, with the SQL that mends it.
 
-use downriver_event::problem::Problem;
-use mysql_async::Row;
-use mysql_async::prelude::Queryable as _;
+use std::time::Duration;
 
+use downriver_decode::mysql::ddl::Named;
+use downriver_event::problem::Problem;
+
+use super::begin::{self, Begin};
+use super::behind::kept_too_short;
 use super::catalog::Catalog;
 use super::config::MysqlConfig;
-use super::sql::{text, variables};
-use crate::check::Finding;
+use super::reach::ForeignKey;
+use super::replica;
+use super::sql::variables;
+use crate::check::{Finding, Severity};
 use crate::error::SourceError;
 
-/// Looks at the server; changes nothing. A table that cannot be captured is a warning: the others can.
-pub async fn check(config: &MysqlConfig) -> Vec<Finding> {
+/// Looks at the server; changes nothing. A table that cannot be captured is a warning: the others can. `begin`: where a
+/// source without a log is to begin. `warn`: how long the server is to keep its binlog at least.
+pub async fn check(
+    config: &MysqlConfig,
+    begin: Option<&Begin>,
+    warn: Option<Duration>,
+) -> Vec<Finding> {
     let mut catalog = match Catalog::connect(config).await {
         Ok(catalog) => catalog,
         Err(error) => return vec![Finding::error("connection", error.problem())],
@@ -19,6 +29,20 @@ pub async fn check(config: &MysqlConfig) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("connection")];
     if let Err(error) = look(&mut catalog, config, &mut findings).await {
         findings.push(Finding::error("server", error.problem()));
+    }
+    let has_errors = findings.iter().any(|f| f.severity == Severity::Error);
+    if let Some(begin) = begin.filter(|_| !has_errors) {
+        findings.push(Finding::of(
+            "start",
+            starts(&mut catalog, config, begin).await,
+        ));
+    }
+    let expires = catalog.server().binlog_expires_s.map(Duration::from_secs);
+    if let Some(problem) = expires
+        .zip(warn)
+        .and_then(|(expires, warn)| kept_too_short(expires, warn))
+    {
+        findings.push(Finding::warning("binlog", problem));
     }
     findings
 }
@@ -39,7 +63,11 @@ async fn look(
             );
         }
     }
+    if let Some(advice) = catalog.server().advice() {
+        findings.push(Finding::warning("binlog", advice));
+    }
     findings.push(Finding::of("privileges", privileges(catalog, config).await));
+    of_replica(catalog, findings).await?;
     for problem in cascades(catalog, config).await? {
         findings.push(Finding::warning("foreign keys", problem));
     }
@@ -50,6 +78,33 @@ async fn look(
             None => Finding::ok(name),
         });
     }
+    Ok(())
+}
+
+/// Whether the server has, and logs, what another one changes.
+async fn of_replica(catalog: &mut Catalog, findings: &mut Vec<Finding>) -> Result<(), SourceError> {
+    let server = catalog.server().clone();
+    let channels = server.channels(&mut catalog.session).await?;
+    if channels.is_none() && server.was_replica {
+        findings.push(Finding::warning("replication", replica::unknown()));
+    }
+    let channels = channels.unwrap_or_default();
+    if let Some(problem) = replica::unlogged(&server, &channels) {
+        findings.push(Finding::error("replication", problem));
+    }
+    for problem in replica::warnings(&channels) {
+        findings.push(Finding::warning("replication", problem));
+    }
+    Ok(())
+}
+
+async fn starts(
+    catalog: &mut Catalog,
+    config: &MysqlConfig,
+    begin: &Begin,
+) -> Result<(), SourceError> {
+    let server = catalog.server().clone();
+    begin::position(config, &mut catalog.session, &server, begin).await?;
     Ok(())
 }
 
@@ -71,25 +126,26 @@ async fn cascades(
     if native.get(NATIVE).is_some_and(|native| native == "OFF") {
         return Ok(Vec::new());
     }
-    let query = "select constraint_schema, table_name, constraint_name, referenced_table_name
-                   from information_schema.referential_constraints
-                  where delete_rule in ('CASCADE', 'SET NULL', 'SET DEFAULT')
-                     or update_rule in ('CASCADE', 'SET NULL', 'SET DEFAULT')
-                  order by 1, 2, 3";
-    let rows: Vec<Row> = catalog.session.query(query).await?;
-    let problem = |row: &Row| {
-        let (database, table) = (text(row, 0)?, text(row, 1)?);
-        let (key, parent) = (text(row, 2)?, text(row, 3)?);
-        config.captures(&database, &table).then(|| {
-            let reason = format!(
-                "foreign key {key} changes rows of {database}.{table} when {parent} changes, and the server does not log it: such a change is missed"
-            );
-            Problem::new(
-                "DR-1089",
-                reason,
-                format!("let the application delete, or after such a change: downriver resnapshot PIPELINE --tables {database}.{table}"),
-            )
-        })
+    let keys = catalog.foreign_keys().await?.keys;
+    let captured = keys.iter().filter(|key| {
+        let Named { database, table } = &key.child;
+        catalog.captures(config, database, table)
+    });
+    let problem = |key: &ForeignKey| {
+        let ForeignKey {
+            name,
+            child: Named { database, table },
+            parent,
+            ..
+        } = key;
+        Problem::new(
+            "DR-1089",
+            format!(
+                "foreign key {name} changes rows of {database}.{table} when rows of {}.{} change, and the server does not log it: the table is then read again",
+                parent.database, parent.table
+            ),
+            "nothing, if that is seldom or the table is small; else let the application change the rows itself, or set innodb_native_foreign_keys = OFF where the server has it",
+        )
     };
-    Ok(rows.iter().filter_map(problem).collect())
+    Ok(captured.map(problem).collect())
 }

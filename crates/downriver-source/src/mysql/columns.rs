@@ -1,9 +1,9 @@
 //! A column of information_schema as a table map would tell it.
 
 use downriver_decode::mysql::Charset;
+use downriver_decode::mysql::declared::Declared;
 use downriver_decode::mysql::shape::Described;
 use downriver_decode::mysql::table_map::{Wire, code};
-use downriver_decode::mysql::value::Declared;
 use downriver_event::problem::Problem;
 use mysql_async::Row;
 
@@ -14,6 +14,8 @@ use super::sql::{number, text};
 pub(super) const COLUMNS: &str = "column_name, data_type, column_type, character_octet_length,
     numeric_precision, numeric_scale, datetime_precision, character_set_name, is_nullable, column_key, extra";
 
+/// What follows the comment's beginning in the type of a compressed column.
+const COMPRESSED: &str = "M!100301 COMPRESSED*/";
 /// What it is called in messages and in the catalog of a table that cannot be captured.
 const EXCLUDE: &str = "exclude the table from the source, or give the column another type";
 
@@ -108,8 +110,13 @@ impl CatalogColumn {
     fn wire(&self, flavor: Flavor) -> Option<(u8, Wire)> {
         let small = |number: Option<u64>| u8::try_from(number?).ok();
         let has_labels = matches!(self.data_type.as_str(), "enum" | "set");
-        // MariaDB says so of compressed columns, and both of temporal ones in the form of before 5.6.
-        if !has_labels && self.column_type.contains("/*") {
+        // Both say so of temporal columns in the form of before 5.6; MariaDB also that values are compressed, which whoever
+        // reads them by a statement does not see.
+        let comment = self
+            .column_type
+            .split_once("/*")
+            .map(|(_, comment)| comment);
+        if !has_labels && comment.is_some_and(|comment| comment != COMPRESSED) {
             return None;
         }
         let lengths = || Some(if self.octets? > 255 { 2 } else { 1 });

@@ -1,5 +1,7 @@
 //! How to reach a server and what to capture of it.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
 use downriver_event::pattern;
 
 use crate::transport::{SslMode, Tls};
@@ -16,6 +18,8 @@ pub struct MysqlConfig {
     pub tables: Vec<String>,
     /// What the server knows us by among its replicas.
     pub server_id: u32,
+    /// Snapshots lock their table for a moment, whatever identifiers the server gives: the stream goes by places.
+    pub by_place: bool,
 }
 
 impl std::fmt::Debug for MysqlConfig {
@@ -86,6 +90,7 @@ impl MysqlConfig {
             tls,
             tables: Vec::new(),
             server_id: 0,
+            by_place: false,
         })
     }
 
@@ -95,11 +100,37 @@ impl MysqlConfig {
         pattern::selects(&self.tables, database, table)
     }
 
+    /// With patterns for a server to which names that differ in case are one: it tells them in lower case.
+    #[must_use]
+    pub fn in_lower_case(&self) -> Self {
+        let tables = self.tables.iter().map(|table| table.to_lowercase());
+        Self {
+            tables: tables.collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The same server, which knows us by another number: a second stream under the number of the first would end that.
+    #[must_use]
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            server_id: random_server_id(),
+            ..self.clone()
+        }
+    }
+
     /// For messages.
     #[must_use]
     pub fn place(&self) -> String {
         format!("{}@{}:{}", self.user, self.host, self.port)
     }
+}
+
+/// One by chance. Numbers that people give servers are small ones.
+#[must_use]
+pub fn random_server_id() -> u32 {
+    let random = RandomState::new().build_hasher().finish();
+    (1 << 31) | (random & 0x7fff_ffff) as u32
 }
 
 /// As MySQL's own clients call it.

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use downriver_decode::mysql::event::{HEADER_BYTES, Kind};
+use downriver_decode::mysql::event::{EVENT_BYTES_MAX, HEADER_BYTES, Kind};
 use downriver_event::SourcePosition;
 use tokio::time::{Instant, timeout};
 
@@ -24,8 +24,6 @@ use crate::error::SourceError;
 use crate::reader::{Gulp, Gulps, Reader};
 use crate::wire::Wire;
 
-/// The largest event that is accepted: no server has one that is larger than its largest max_allowed_packet.
-const EVENT_BYTES_MAX: usize = 1 << 30;
 /// A connection on which nothing comes for so long is dead: the server would have said that it is there.
 const SILENCE_MAX: Duration = HEARTBEAT_EVERY.saturating_mul(30);
 /// As long as the server looks for the place to begin it may say nothing: it reads through a file.

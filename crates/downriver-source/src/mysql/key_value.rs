@@ -80,7 +80,11 @@ pub(super) fn literal(column: &KnownColumn, printed: &[u8]) -> Option<String> {
             Some(charset) => format!("_{charset} {}", hex(printed)),
             None => hex(printed),
         }),
-        Wire::Json(_) | Wire::OldTime | Wire::OldDatetime | Wire::OldTimestamp => None,
+        Wire::Json(_)
+        | Wire::Compressed(_)
+        | Wire::OldTime
+        | Wire::OldDatetime
+        | Wire::OldTimestamp => None,
     }
 }
 

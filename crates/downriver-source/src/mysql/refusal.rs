@@ -13,6 +13,7 @@ use crate::error::SourceError;
 const CANNOT_READ_BINLOG: u16 = 1236;
 /// MariaDB's number for what MySQL says in words.
 const SAME_SERVER_ID: u16 = 4052;
+const OF_MODE: &str = "DR-1083";
 const COMES_BACK: &str = "make the database reachable; capture goes on by itself";
 
 /// The server sent what nobody would understand.
@@ -125,10 +126,25 @@ fn cannot_read(reason: String, message: &str) -> SourceError {
         "more gtids than the",
         "impossible position",
         "position > file size",
+        // The position is none between two events.
+        "truncated in the middle of event",
+        "bogus data in log event",
         "not in the master's binlog",
         "is missing the gtid",
     ]) {
         return SourceError::hole("DR-1063", reason);
+    }
+    if says(&[
+        "cannot replicate anonymous transaction",
+        "cannot replicate gtid-transaction",
+        "gtid_mode = off_permissive",
+        "gtid_mode = on_permissive",
+    ]) {
+        return SourceError::transient(
+            OF_MODE,
+            reason,
+            "set gtid_mode one step back (ON_PERMISSIVE, or OFF_PERMISSIVE), until the source has passed what was written before; capture goes on by itself",
+        );
     }
     if says(&["exceeded max_allowed_packet"]) {
         return SourceError::definite(
@@ -196,6 +212,12 @@ pub(super) fn errno(error: &Error) -> Option<u16> {
         Error::Server(server) => Some(server.code),
         _ => None,
     }
+}
+
+/// The server does not send what was written while its `gtid_mode` was another. Source: `ER_CANT_REPLICATE_…` in MySQL's
+/// `share/messages_to_clients.txt`.
+pub(super) fn is_of_mode(error: &SourceError) -> bool {
+    error.is_transient() && error.problem().code == OF_MODE
 }
 
 /// The name is no table's any more. Source: `ER_BAD_DB_ERROR`, `ER_NO_SUCH_TABLE`.
@@ -283,7 +305,32 @@ mod tests {
                 "DR-1064",
                 Class::Definite,
             ),
+            (
+                "Cannot replicate anonymous transaction when @@GLOBAL.GTID_MODE = ON, at file ./binlog.000003, position 158.",
+                "DR-1083",
+                Class::Transient,
+            ),
+            (
+                "Cannot replicate GTID-transaction when @@GLOBAL.GTID_MODE = OFF, at file ./binlog.000004, position 158.",
+                "DR-1083",
+                Class::Transient,
+            ),
+            (
+                "The replication sender thread cannot start in AUTO_POSITION mode: this server has GTID_MODE = ON_PERMISSIVE instead of ON.",
+                "DR-1083",
+                Class::Transient,
+            ),
             ("Binary log is not open", "DR-1066", Class::Definite),
+            (
+                "Cannot replicate anonymous transaction when AUTO_POSITION = 1, at file ./binlog.000007",
+                "DR-1083",
+                Class::Transient,
+            ),
+            (
+                "binlog truncated in the middle of event; consider out of disk space on source",
+                "DR-1063",
+                Class::Hole,
+            ),
             ("something else", "DR-1005", Class::Definite),
         ] {
             let error = refused(CANNOT_READ_BINLOG, words);

@@ -1,7 +1,8 @@
 //! A row that a prepared statement read, into the cells that the binlog's form of it becomes.
 
+use downriver_decode::mysql::selected::Selected;
 use downriver_decode::mysql::table_map::Wire;
-use downriver_decode::mysql::value::{Selected, ValueError};
+use downriver_decode::mysql::value::ValueError;
 use downriver_event::block::{ColumnBuilder, RowColumns};
 use downriver_event::{Presence, TableSchema};
 use mysql_async::Value;
@@ -79,7 +80,7 @@ impl SelectedRow<'_> {
                 "DR-1043",
                 "correct the value, or exclude the table from the source",
             ),
-            ValueError::Cut | ValueError::Invalid(_) => {
+            ValueError::Cut | ValueError::Invalid(_) | ValueError::InPart => {
                 ("DR-1040", "report it with the column's type")
             }
         };

@@ -42,14 +42,12 @@ pub struct Server {
     pub logs_replica_updates: bool,
     /// 0: names that differ in case are two; 1: stored in lower case; 2: stored as given, and compared in lower case.
     pub lower_case_table_names: u8,
-    /// Of MySQL: `PARTIAL_JSON` or nothing.
-    pub binlog_row_value_options: Option<String>,
-    /// Of MySQL.
-    pub binlog_transaction_compression: Option<bool>,
-    /// Of MariaDB.
-    pub log_bin_compress: Option<bool>,
     /// After so many seconds the server drops a file of its binlog; `None`: not by age.
     pub binlog_expires_s: Option<u64>,
+    /// Of some: with more bytes in all the server drops the oldest files of its binlog; `None`: not by size.
+    pub binlog_bytes_max: Option<u64>,
+    /// Of MariaDB: it has taken transactions of another server.
+    pub was_replica: bool,
     /// The name that its version has for the statement that tells where the binlog ends.
     status: &'static str,
 }
@@ -67,12 +65,12 @@ const VARIABLES: [&str; 20] = [
     "log_slave_updates",
     "log_replica_updates",
     "lower_case_table_names",
-    "binlog_row_value_options",
-    "binlog_transaction_compression",
-    "log_bin_compress",
     "binlog_expire_logs_seconds",
     "binlog_expire_logs_auto_purge",
     "expire_logs_days",
+    "max_binlog_total_size",
+    "binlog_space_limit",
+    "gtid_slave_pos",
     "gtid_executed",
     "gtid_binlog_pos",
 ];
@@ -91,7 +89,6 @@ impl Server {
         let log_bin = is_on("log_bin").unwrap_or_default();
         let logs_replica_updates = is_on("log_replica_updates").or(is_on("log_slave_updates"));
         let number = |name: &str| get(name).and_then(|value| value.parse().ok());
-        let row_value_options = get("binlog_row_value_options");
         let row_image = get("binlog_row_image").unwrap_or_else(|| "FULL".into());
         let logs_generated_columns = match flavor {
             Flavor::Mysql => true,
@@ -112,10 +109,12 @@ impl Server {
             lower_case_table_names: number("lower_case_table_names")
                 .and_then(|value| u8::try_from(value).ok())
                 .unwrap_or_default(),
-            binlog_row_value_options: row_value_options.filter(|options| !options.is_empty()),
-            binlog_transaction_compression: is_on("binlog_transaction_compression"),
-            log_bin_compress: is_on("log_bin_compress"),
             binlog_expires_s: expires_s(&found),
+            binlog_bytes_max: ["max_binlog_total_size", "binlog_space_limit"]
+                .iter()
+                .find_map(|name| number(name))
+                .filter(|bytes| *bytes > 0),
+            was_replica: get("gtid_slave_pos").is_some_and(|position| !position.is_empty()),
             status: status_statement(session, flavor).await?,
         })
     }
@@ -126,10 +125,22 @@ impl Server {
         self.flavor == Flavor::Mysql && self.gtid_mode.as_deref() == Some("ON")
     }
 
-    /// Whether changes are logged with all that was and is in a row.
+    /// Whether transactions are known by their places alone: not each has an identifier.
+    pub(super) fn goes_by_place(&self) -> bool {
+        self.flavor == Flavor::Mysql && !self.has_gtids()
+    }
+
+    /// Whether changes are logged with all that was in a row, and all that is otherwise in it.
     #[must_use]
     pub fn logs_whole_rows(&self) -> bool {
-        self.binlog_row_image.eq_ignore_ascii_case("FULL")
+        ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
+    }
+
+    /// Whether the binlog names the columns of its rows.
+    #[must_use]
+    pub fn names_columns(&self) -> bool {
+        let told = self.binlog_row_metadata.as_deref();
+        told.is_some_and(|told| told.eq_ignore_ascii_case("FULL"))
     }
 
     /// Whether two names are one table's or database's.
@@ -147,17 +158,46 @@ impl Server {
     /// The server writes no binlog, or the query failed.
     pub async fn position(&self, session: &mut Conn) -> Result<SourcePosition, SourceError> {
         Ok(match self.flavor {
-            Flavor::Mysql => {
+            Flavor::Mysql => loop {
                 let gtids = self.executed(session).await?;
                 let place = self.place(session).await?;
-                SourcePosition::Mysql { gtids, place }
-            }
+                // Without an identifier the place is asked for: nothing may have come between.
+                if !gtids.is_empty() || self.executed(session).await?.is_empty() {
+                    break SourcePosition::Mysql { gtids, place };
+                }
+            },
             Flavor::Mariadb => {
                 let gtids = domains(session, "@@global.gtid_binlog_pos").await?;
                 let place = self.place(session).await?;
                 SourcePosition::Mariadb { gtids, place }
             }
         })
+    }
+
+    /// The files of its binlog, the oldest first, each with where it ends.
+    pub(super) async fn files(&self, session: &mut Conn) -> Result<Vec<BinlogPlace>, SourceError> {
+        let files: Vec<Row> = session.query("show binary logs").await?;
+        let file = |row: &Row| {
+            Some(BinlogPlace {
+                file: text(row, 0)?,
+                position: number(row, 1)?,
+            })
+        };
+        Ok(files.iter().filter_map(file).collect())
+    }
+
+    /// A position that is a place alone.
+    pub(super) fn position_at(&self, place: BinlogPlace) -> SourcePosition {
+        match self.flavor {
+            Flavor::Mysql => SourcePosition::Mysql {
+                gtids: GtidSet::default(),
+                place,
+            },
+            Flavor::Mariadb => SourcePosition::Mariadb {
+                gtids: DomainGtids::default(),
+                place,
+            },
+        }
     }
 
     /// Everything up to here is not in the binlog any more: its place is where the oldest file begins.

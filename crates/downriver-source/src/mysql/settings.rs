@@ -37,48 +37,32 @@ impl Server {
             );
             wants("DR-1080", reason, "binlog_format = ROW");
         }
-        if self.binlog_row_image != "FULL" {
+        if !self.logs_whole_rows() {
             let reason = format!(
                 "binlog_row_image is {}: rows are logged in part, which is not built yet",
                 self.binlog_row_image
             );
             wants("DR-1081", reason, "binlog_row_image = FULL");
         }
-        if self.binlog_row_metadata.as_deref() != Some("FULL") {
-            let told = self
-                .binlog_row_metadata
-                .as_deref()
-                .unwrap_or("not known to the server");
-            let reason = format!(
-                "binlog_row_metadata is {told}: the binlog does not name the columns of its rows"
-            );
-            wants("DR-1082", reason, "binlog_row_metadata = FULL");
-        }
-        if self.binlog_row_value_options.is_some() {
-            let reason = "binlog_row_value_options is PARTIAL_JSON: updates of documents in part are not understood yet".to_owned();
-            wants("DR-1083", reason, "binlog_row_value_options = ''");
-        }
-        if self.binlog_transaction_compression == Some(true) {
-            let reason = "binlog_transaction_compression is ON: compressed transactions are not understood yet".to_owned();
-            wants("DR-1083", reason, "binlog_transaction_compression = OFF");
-        }
-        if self.log_bin_compress == Some(true) {
-            let reason =
-                "log_bin_compress is ON: compressed events are not understood yet".to_owned();
-            wants("DR-1083", reason, "log_bin_compress = OFF");
-        }
-        let mode = self.gtid_mode.as_deref().unwrap_or_default();
-        if mode.contains("PERMISSIVE") {
-            let reason = format!(
-                "gtid_mode is {mode}: some transactions have identifiers and others have none"
-            );
-            wants(
-                "DR-1083",
-                reason,
-                "gtid_mode = ON (or OFF, as it was): finish the change",
-            );
-        }
         problems
+    }
+
+    /// What would better be set otherwise.
+    pub(super) fn advice(&self) -> Option<Problem> {
+        if self.names_columns() {
+            return None;
+        }
+        let told = self
+            .binlog_row_metadata
+            .as_deref()
+            .unwrap_or("not known to the server");
+        Some(Problem::new(
+            "DR-1082",
+            format!(
+                "binlog_row_metadata is {told}: the binlog does not name the columns of its rows. After a change of a table they are looked up, and where it was changed again since, or lies far back, the table is read again"
+            ),
+            "set global binlog_row_metadata = FULL, and the same in the server's configuration",
+        ))
     }
 
     /// Whether whoever begins to read now sees everything up to a position.

@@ -2,21 +2,26 @@
 //! position, and which tables there are.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use downriver_event::{BinlogPlace, SourcePosition};
+use downriver_event::SourcePosition;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
+use super::begin::{self, Begin};
 use super::catalog::{Catalog, SourceTable};
 use super::config::MysqlConfig;
 use super::identity::Identity;
+use super::modes::{InMode, in_mode};
+use super::replica::unlogged;
 use super::server::{Flavor, Server};
 use super::sql::{connect, number, text};
 use crate::error::SourceError;
 
 /// How often it is looked whether what was logged is visible.
 const POLL: Duration = Duration::from_millis(100);
+/// How long what a server has sent may take until it is committed there. It may wait for a replica, by default for 10 s.
+const COMMITS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a log has of a source.
 #[derive(Clone, Debug)]
@@ -29,32 +34,38 @@ pub struct Captured {
 pub struct Prepared {
     /// Where the binlog is to be read from.
     pub position: SourcePosition,
+    /// Transactions are known by their places: not each has an identifier.
+    pub by_place: bool,
     pub identity: Identity,
     pub tables: Vec<SourceTable>,
     /// Character sets by the numbers of their collations.
     pub charsets: HashMap<u64, String>,
     /// The server keeps tables' names in lower case, however a statement writes them.
     pub folds_names: bool,
+    /// The binlog names the columns of its rows.
+    pub names_columns: bool,
 }
 
-/// Gets a server ready to be streamed from.
+/// Gets a server ready to be streamed from. A log that has nothing of it yet begins where it is told to, or now.
 ///
 /// # Errors
 /// It cannot be reached or not be captured, or what follows the log's position is not to be had any more: a hole.
 pub async fn prepare(
     config: &MysqlConfig,
     captured: Option<&Captured>,
+    begin: Option<&Begin>,
 ) -> Result<Prepared, SourceError> {
     let mut session = connect(config).await?;
     let server = look(&mut session).await?;
-    let position = match captured {
-        None => server.position(&mut session).await?,
-        Some(captured) => {
-            goes_on(&mut session, &server, captured).await?;
-            captured.position.clone()
-        }
+    let start = match (captured, begin) {
+        (None, None) => now(&mut session, &server).await?,
+        (None, Some(begin)) => InMode {
+            position: begin::position(config, &mut session, &server, begin).await?,
+            by_place: server.goes_by_place(),
+        },
+        (Some(captured), _) => goes_on(config, &mut session, &server, captured).await?,
     };
-    complete(config, session, &server, position).await
+    complete(config, session, &server, start).await
 }
 
 /// Takes a server up where it is now: behind a hole.
@@ -70,32 +81,48 @@ pub async fn begin_anew(
     if let Some(captured) = captured {
         same_flavor(&server, captured)?;
     }
-    let position = server.position(&mut session).await?;
-    complete(config, session, &server, position).await
+    let start = now(&mut session, &server).await?;
+    complete(config, session, &server, start).await
+}
+
+/// Where the server is.
+async fn now(session: &mut Conn, server: &Server) -> Result<InMode, SourceError> {
+    Ok(InMode {
+        position: server.position(session).await?,
+        by_place: server.goes_by_place(),
+    })
 }
 
 async fn look(session: &mut Conn) -> Result<Server, SourceError> {
     let server = Server::look(session).await?;
-    match server.problems().into_iter().next() {
-        Some(problem) => Err(SourceError::from_problem(problem)),
-        None => Ok(server),
+    if let Some(problem) = server.problems().into_iter().next() {
+        return Err(SourceError::from_problem(problem));
     }
+    if !server.logs_replica_updates {
+        let channels = server.channels(session).await?.unwrap_or_default();
+        if let Some(problem) = unlogged(&server, &channels) {
+            return Err(SourceError::from_problem(problem));
+        }
+    }
+    Ok(server)
 }
 
 async fn complete(
     config: &MysqlConfig,
     mut session: Conn,
     server: &Server,
-    position: SourcePosition,
+    start: InMode,
 ) -> Result<Prepared, SourceError> {
     let charsets = charsets(&mut session, server.flavor).await?;
     let mut catalog = Catalog::connect(config).await?;
     Ok(Prepared {
-        position,
+        position: start.position,
+        by_place: start.by_place,
         identity: Identity::of(server),
         tables: catalog.tables(config).await?,
         charsets,
         folds_names: server.lower_case_table_names == 1,
+        names_columns: server.names_columns(),
     })
 }
 
@@ -116,56 +143,75 @@ fn same_flavor(server: &Server, captured: &Captured) -> Result<(), SourceError> 
 
 /// Whether the server's binlog goes on behind the log's position.
 async fn goes_on(
+    config: &MysqlConfig,
     session: &mut Conn,
     server: &Server,
     captured: &Captured,
-) -> Result<(), SourceError> {
+) -> Result<InMode, SourceError> {
     same_flavor(server, captured)?;
-    let has_identifiers = match &captured.position {
-        SourcePosition::Mysql { gtids, .. } => !gtids.is_empty(),
-        SourcePosition::Mariadb { gtids, .. } => !gtids.is_empty(),
-        SourcePosition::Postgres(_) => false,
-    };
-    match has_identifiers {
-        true => by_identifiers(session, server, &captured.position).await,
-        false => by_place(session, server, captured).await,
+    let start = in_mode(config, session, server, captured).await?;
+    match start.position.is_place_only() {
+        false => by_identifiers(session, server, &start.position, captured).await?,
+        true => by_place(session, server, captured).await?,
     }
+    Ok(start)
 }
 
 async fn by_identifiers(
     session: &mut Conn,
     server: &Server,
     ours: &SourcePosition,
+    captured: &Captured,
 ) -> Result<(), SourceError> {
-    if server.flavor == Flavor::Mysql && !server.has_gtids() {
-        return Err(SourceError::definite(
-            "DR-1083",
-            format!(
-                "the source was captured by transaction identifiers up to {ours}, and gtid_mode is not ON any more"
-            ),
-            "set gtid_mode = ON again",
-        ));
-    }
-    let now = server.position(session).await?;
+    let now = caught_up(session, server, ours, captured).await?;
     if !now.covers(ours) {
         return Err(SourceError::hole(
             "DR-1084",
             format!(
-                "the server does not have all that was captured: it is at {now}, and the log at {ours}; it was reset, restored, or is not a replica of the same history"
+                "the server does not have {}, which was captured: it is at {now}, and the log at {ours}; it was reset, restored, or is not a replica of the same history",
+                between(&now, ours)
             ),
         ));
     }
     let purged = server.purged(session).await?;
-    if ours.covers(&purged) {
+    if has_what_follows(ours, &purged) {
         return Ok(());
     }
-    let lost = match (&purged, ours) {
-        (SourcePosition::Mysql { gtids, .. }, SourcePosition::Mysql { gtids: ours, .. }) => {
-            gtids.without(ours).to_string()
+    Err(purged_hole(&between(ours, &purged)))
+}
+
+/// Where the server is. The one that was captured sends a transaction before it counts it as its own: it is given the time.
+async fn caught_up(
+    session: &mut Conn,
+    server: &Server,
+    ours: &SourcePosition,
+    captured: &Captured,
+) -> Result<SourcePosition, SourceError> {
+    let is_same = Identity::of(server) == captured.identity;
+    let since = Instant::now();
+    loop {
+        let now = server.position(session).await?;
+        if now.covers(ours) || !is_same || since.elapsed() >= COMMITS_WITHIN {
+            return Ok(now);
         }
-        _ => format!("what lies behind {ours}, up to {purged}"),
-    };
-    Err(purged_hole(&lost))
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What is up to a position and not up to another.
+fn between(one: &SourcePosition, other: &SourcePosition) -> String {
+    match (one, other) {
+        (SourcePosition::Mysql { gtids: one, .. }, SourcePosition::Mysql { gtids: other, .. }) => {
+            other.without(one).to_string()
+        }
+        _ => format!("what lies behind {one}, up to {other}"),
+    }
+}
+
+/// Whether a position with identifiers contains all that was purged. Where nothing that has one was purged, `purged` is a
+/// place alone, perhaps of another server's binlog.
+pub(super) fn has_what_follows(ours: &SourcePosition, purged: &SourcePosition) -> bool {
+    purged.is_place_only() || ours.covers(purged)
 }
 
 fn purged_hole(lost: &str) -> SourceError {
@@ -196,16 +242,7 @@ async fn by_place(
             ),
         ));
     }
-    let files: Vec<Row> = session.query("show binary logs").await?;
-    let ends: Vec<BinlogPlace> = files
-        .iter()
-        .filter_map(|row| {
-            Some(BinlogPlace {
-                file: text(row, 0)?,
-                position: number(row, 1)?,
-            })
-        })
-        .collect();
+    let ends = server.files(session).await?;
     if let Some(end) = ends.iter().find(|end| end.file == place.file) {
         return match end.covers(place) {
             true => Ok(()),

@@ -191,7 +191,7 @@ impl SnapshotSession {
         }
         // Nothing of the catalog is looked up yet: that is a read of the transaction, and would make its view.
         let executed = self.catalog.executed().await?;
-        let has_gtids = self.catalog.server().has_gtids();
+        let has_gtids = self.catalog.server().has_gtids() && !self.config.by_place;
         if !has_gtids {
             self.lock_out_writers(&name).await?;
         }
@@ -346,7 +346,11 @@ async fn touch(session: &mut Conn, name: &str, setting: &str) -> Result<(), Erro
 }
 
 /// The same; whether the table is there.
-async fn keep_shape(session: &mut Conn, name: &str, setting: &str) -> Result<bool, SourceError> {
+pub(super) async fn keep_shape(
+    session: &mut Conn,
+    name: &str,
+    setting: &str,
+) -> Result<bool, SourceError> {
     match touch(session, name, setting).await {
         Ok(()) => Ok(true),
         Err(error) if is_gone(&error) => Ok(false),

@@ -1,0 +1,57 @@
+//! A table's shape at a place of the binlog.
+
+use downriver_event::{DomainGtids, GtidSet, SourcePosition};
+use mysql_async::prelude::Queryable as _;
+
+use super::catalog::{Catalog, SourceTable};
+use super::server::Flavor;
+use super::snapshot::keep_shape;
+use super::sql::qualified;
+use crate::error::SourceError;
+
+/// A table that nobody changed between a look at the catalog and a place of the binlog.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// `None`: there is none of the name.
+    pub now: Option<SourceTable>,
+    /// Compared by its place.
+    pub at: SourcePosition,
+}
+
+impl Catalog {
+    /// A table as it is, and where the binlog ends: whatever changed it before lies before that place, and what changes it
+    /// afterwards behind. A statement takes a lock on the table's shape until its transaction ends, and whoever changes a
+    /// table writes to the binlog while that lock is his.
+    ///
+    /// # Errors
+    /// A query failed, or the table is being changed for too long.
+    pub async fn kept(&mut self, database: &str, table: &str) -> Result<Kept, SourceError> {
+        self.session
+            .query_drop("start transaction read only")
+            .await?;
+        let kept = self.look_at_kept(database, table).await;
+        self.session.query_drop("commit").await?;
+        kept
+    }
+
+    async fn look_at_kept(&mut self, database: &str, table: &str) -> Result<Kept, SourceError> {
+        // Of a table that is not there, and is made at this moment, the binlog tells behind the place.
+        let place = self.place().await?;
+        let is_there = keep_shape(&mut self.session, &qualified(database, table), "").await?;
+        let (now, place) = match is_there {
+            true => (self.table(database, table).await?, self.place().await?),
+            false => (None, place),
+        };
+        let at = match self.server().flavor {
+            Flavor::Mysql => SourcePosition::Mysql {
+                gtids: GtidSet::default(),
+                place,
+            },
+            Flavor::Mariadb => SourcePosition::Mariadb {
+                gtids: DomainGtids::default(),
+                place,
+            },
+        };
+        Ok(Kept { now, at })
+    }
+}
