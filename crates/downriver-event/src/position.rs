@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 pub use domains::{DomainGtid, DomainGtids, InvalidDomainGtids};
 pub use gtid::{Gtid, GtidSet, GtidSource, InvalidGtidSet};
-pub use place::BinlogPlace;
+pub use place::{BinlogPlace, InvalidPlace};
 
 use crate::pb;
 
@@ -119,6 +119,22 @@ impl SourcePosition {
                 false => gtids.covers(theirs),
             },
             _ => false,
+        }
+    }
+
+    /// Whether both are of one kind of source.
+    #[must_use]
+    pub fn is_of_kind(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
+    /// Whether it is a place alone, of a server that gives its transactions no identifiers or that they were not asked of.
+    #[must_use]
+    pub fn is_place_only(&self) -> bool {
+        match self {
+            Self::Postgres(_) => false,
+            Self::Mysql { gtids, .. } => gtids.is_empty(),
+            Self::Mariadb { gtids, .. } => gtids.is_empty(),
         }
     }
 

@@ -88,6 +88,20 @@ pub struct TableStatus {
 /// Tables, and what was seen of each.
 pub type Known = HashMap<TableId, Seen>;
 
+/// What a server's binlog has behind a source's position, and how long it keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BinlogStatus {
+    /// Age of the newest transaction that came, while there are more; zero when there are none. `None`: not known.
+    pub behind: Option<Duration>,
+    /// Bytes that are not captured yet; `None`: nobody knows where in this server's binlog the position is.
+    pub behind_bytes: Option<u64>,
+    /// Bytes of all that the server keeps.
+    pub kept_bytes: u64,
+    /// After so long, or so many bytes more, the server may drop what is not captured yet; `None`: not by that.
+    pub safe: Option<Duration>,
+    pub safe_bytes: Option<u64>,
+}
+
 /// A capture, seen from outside.
 #[derive(Clone, Debug, Default)]
 pub struct SourceStatus {
@@ -108,6 +122,10 @@ pub struct SourceStatus {
     pub in_hole: bool,
     /// As the database shows it; `None`: there is none, or the database does not answer.
     pub slot: Option<SlotState>,
+    /// As the database shows it; `None`: it has none, or does not answer.
+    pub binlog: Option<BinlogStatus>,
+    /// When the newest transaction that came was committed, microseconds since 1970.
+    pub committed_us: Option<i64>,
     /// What is not wrong yet, and will be.
     pub warning: Option<Problem>,
 }
@@ -116,8 +134,13 @@ impl SourceStatus {
     /// Whether everything committed at the source up to a position is in the log.
     #[must_use]
     pub fn has_passed(&self, position: &SourcePosition) -> bool {
-        let passed = self.passed.as_ref();
-        passed.is_some_and(|passed| passed.covers(position))
+        self.passed.as_ref().is_some_and(|passed| {
+            // What is captured by places has no identifiers, also where the server has begun to give them.
+            let places = passed.place().filter(|_| passed.is_place_only());
+            let places = places.zip(position.place());
+            let is_behind = places.is_some_and(|(passed, place)| passed.covers(place));
+            passed.covers(position) || is_behind && passed.is_of_kind(position)
+        })
     }
 }
 

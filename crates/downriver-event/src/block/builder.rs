@@ -90,18 +90,18 @@ pub struct RowColumns<'a> {
 /// Collects the cells of one column of one image.
 #[derive(Debug)]
 pub struct ColumnBuilder {
-    id: u32,
-    cells: u32,
+    pub(super) id: u32,
+    pub(super) cells: u32,
     /// Empty as long as every cell is a value.
-    presence: Vec<u8>,
-    values: Buffer,
-    raw_bytes: usize,
-    all_absent: bool,
-    int_stats: bool,
+    pub(super) presence: Vec<u8>,
+    pub(super) values: Buffer,
+    pub(super) raw_bytes: usize,
+    pub(super) all_absent: bool,
+    pub(super) int_stats: bool,
 }
 
 #[derive(Debug)]
-enum Buffer {
+pub(super) enum Buffer {
     Bool(Vec<u8>),
     Int32(Vec<i32>),
     Int64(Vec<i64>),
@@ -324,15 +324,15 @@ impl ColumnBuilder {
 }
 
 #[derive(Debug)]
-struct GroupBuilder {
-    table: TableId,
-    version: u32,
-    events: Vec<u32>,
-    ops: Vec<u8>,
+pub(super) struct GroupBuilder {
+    pub(super) table: TableId,
+    pub(super) version: u32,
+    pub(super) events: Vec<u32>,
+    pub(super) ops: Vec<u8>,
     /// Empty as long as no row has an old image.
-    old_images: Vec<u8>,
-    new: Vec<ColumnBuilder>,
-    old: Vec<ColumnBuilder>,
+    pub(super) old_images: Vec<u8>,
+    pub(super) new: Vec<ColumnBuilder>,
+    pub(super) old: Vec<ColumnBuilder>,
 }
 
 impl GroupBuilder {
@@ -376,25 +376,25 @@ impl GroupBuilder {
 }
 
 #[derive(Debug)]
-struct OpenTransaction {
-    id: String,
-    origin: String,
-    commit_time_us: i64,
-    first_event: u32,
-    events_before: u64,
+pub(super) struct OpenTransaction {
+    pub(super) id: String,
+    pub(super) origin: String,
+    pub(super) commit_time_us: i64,
+    pub(super) first_event: u32,
+    pub(super) events_before: u64,
 }
 
 /// Builds one block after another. Holds at most one open transaction.
 #[derive(Debug, Default)]
 pub struct BlockBuilder {
-    events: u32,
-    transactions: Vec<pb::Transaction>,
-    groups: Vec<GroupBuilder>,
-    last_group: usize,
-    markers: Vec<pb::Marker>,
-    open: Option<OpenTransaction>,
+    pub(super) events: u32,
+    pub(super) transactions: Vec<pb::Transaction>,
+    pub(super) groups: Vec<GroupBuilder>,
+    pub(super) last_group: usize,
+    pub(super) markers: Vec<pb::Marker>,
+    pub(super) open: Option<OpenTransaction>,
     /// Raw bytes of the rows that are finished; the row being written is counted with the next one.
-    raw_bytes: usize,
+    pub(super) raw_bytes: usize,
 }
 
 impl BlockBuilder {

@@ -6,6 +6,7 @@
 mod builder;
 mod frame;
 mod reader;
+mod take_back;
 
 pub use builder::{BlockBuilder, ColumnBuilder, EncodedBlock, OldImage, RowColumns, RowOp};
 pub use frame::{

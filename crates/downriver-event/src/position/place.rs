@@ -1,6 +1,7 @@
 //! A place in a server's own binlog: of use with that server only.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::pb;
 
@@ -13,6 +14,11 @@ pub struct BinlogPlace {
     /// makes a file larger.
     pub position: u64,
 }
+
+/// The text is no place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a place in a binlog such as binlog.000042:4711")]
+pub struct InvalidPlace(pub String);
 
 impl BinlogPlace {
     /// Numbers are compared as such: after 999999 they have a digit more. Places in logs of two names cover nothing of
@@ -51,6 +57,24 @@ impl fmt::Display for BinlogPlace {
     }
 }
 
+impl FromStr for BinlogPlace {
+    type Err = InvalidPlace;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPlace> {
+        let invalid = || InvalidPlace(text.to_owned());
+        let (file, position) = text.trim().rsplit_once(':').ok_or_else(invalid)?;
+        let place = Self {
+            file: file.to_owned(),
+            position: position.parse().map_err(|_| invalid())?,
+        };
+        let is_file = place.number().is_some_and(|(base, _)| !base.is_empty());
+        match is_file {
+            true => Ok(place),
+            false => Err(invalid()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +98,20 @@ mod tests {
     fn logs_of_two_names_cover_nothing_of_each_other() {
         assert!(!at("mysql-bin.000002", 5).covers(&at("binlog.000001", 4)));
         assert!(!at("binlog", 5).covers(&at("binlog", 4)));
+    }
+
+    #[test]
+    fn a_place_is_read_as_it_is_shown() {
+        let place = at("my.bin-log.000042", 4711);
+        assert_eq!(place.to_string().parse(), Ok(place));
+        for text in [
+            "binlog.000042",
+            "binlog:4",
+            ".000042:4",
+            "binlog.x:4",
+            "binlog.000042:-4",
+        ] {
+            assert_eq!(text.parse::<BinlogPlace>(), Err(InvalidPlace(text.into())));
+        }
     }
 }

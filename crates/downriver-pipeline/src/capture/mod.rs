@@ -124,6 +124,8 @@ pub enum CaptureError {
         "the standby was promoted, or follows a server that was: starting again on its new timeline"
     )]
     Promoted,
+    #[error("every transaction has an identifier now: starting again to go by them")]
+    Identified,
     #[error("more WAL is kept for the slot than the source may have kept")]
     OverBudget,
     #[error("stopped: {}", .0.reason)]
@@ -142,7 +144,11 @@ fn clear(folder: &Path) -> Result<(), CaptureError> {
     let clear = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         for entry in std::fs::read_dir(folder)? {
-            std::fs::remove_file(entry?.path())?;
+            let entry = entry?;
+            // Folders belong to who made them.
+            if !entry.file_type()?.is_dir() {
+                std::fs::remove_file(entry.path())?;
+            }
         }
         Ok(())
     };
@@ -202,18 +208,23 @@ pub async fn run(
         biased;
         () = stop.cancelled() => {}
         () = keep_capturing(&config, &log, &status, &control, &over_budget) => {}
-        () = watch(&config, &status, &over_budget) => {}
+        () = watch(&config, &log, &status, &over_budget) => {}
     }
 }
 
 /// Never returns. `over` is told when what the source keeps for us is too much.
-async fn watch(config: &CaptureConfig, status: &Board<SourceStatus>, over: &Notify) {
+async fn watch(
+    config: &CaptureConfig,
+    log: &Arc<dyn Log>,
+    status: &Board<SourceStatus>,
+    over: &Notify,
+) {
     match &config.database {
         Database::Postgres(source) => {
             postgres::watch::watch(&config.name, source, status, over).await;
         }
-        // A server drops its binlog by itself.
-        Database::Mysql(_) => std::future::pending().await,
+        // A server drops its binlog by itself, and keeps no more of it for whoever is behind.
+        Database::Mysql(source) => mysql::watch::watch(&config.name, source, log, status).await,
     }
 }
 
@@ -355,6 +366,7 @@ fn act_on(error: &CaptureError) -> Act {
         | CaptureError::Spoiled(..)
         | CaptureError::Lacking(..)
         | CaptureError::Drifted(_)
+        | CaptureError::Identified
         | CaptureError::Promoted => Act::Again,
         CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
             Act::Retry(Problem::new(

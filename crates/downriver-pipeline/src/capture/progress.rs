@@ -18,6 +18,9 @@ use downriver_source::postgres::outline::Outline;
 use super::CaptureError;
 use super::merge::Key;
 
+/// What is stored under this number is no table's progress, but the source's own: no table has it.
+pub(crate) const OF_NO_TABLE: TableId = TableId(0);
+
 const FORMAT: u8 = 4;
 const FORMAT_OF_WHOLE: u8 = 3;
 const OLDEST_FORMAT: u8 = 1;

@@ -6,6 +6,7 @@ use downriver_event::problem::Problem;
 use downriver_event::{RowFilter, TableId};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
+use super::mysql;
 use super::outbox::Progress;
 
 pub(super) type Answer = oneshot::Sender<Result<Requested, Problem>>;
@@ -43,6 +44,10 @@ impl Reread {
 
     pub(super) fn waits_for(&self, table: TableId) -> bool {
         self.waiting.iter().any(|(waiting, _)| *waiting == table)
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        !self.names.is_empty()
     }
 
     pub(super) fn answer(&mut self, answer: Answer, requested: Requested) {
@@ -100,6 +105,8 @@ pub struct CaptureControl {
     refused: std::sync::Mutex<HashMap<TableId, Problem>>,
     /// Tables of which the stream brings rows without all of their values: the next run reads those before it takes it up.
     lacking: std::sync::Mutex<HashSet<TableId>>,
+    /// Of a capture of MySQL or MariaDB.
+    pub(super) mysql: Mutex<mysql::Lasting>,
 }
 
 impl Default for CaptureControl {
@@ -111,6 +118,7 @@ impl Default for CaptureControl {
             requests: Mutex::new(requests),
             refused: std::sync::Mutex::default(),
             lacking: std::sync::Mutex::default(),
+            mysql: Mutex::default(),
         }
     }
 }

@@ -218,6 +218,10 @@ impl Intake<'_> {
         self.snapshots.remove(&table);
         let rows = self.table_status(table, |status| {
             status.state = TableState::Streaming;
+            if let Some(owing) = self.owing.get(&table) {
+                status.state = TableState::Pending;
+                status.problem = Some(owing.clone());
+            }
             status.snapshot.as_mut().map_or(0, |snapshot| {
                 snapshot.rows_estimated = snapshot.rows_done;
                 snapshot.rows_done

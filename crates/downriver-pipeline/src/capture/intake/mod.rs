@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use downriver_event::block::BLOCK_RAW_BYTES_MAX;
+use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, EncodedBlock, SourcePosition, TableId, pb};
 use downriver_log::{ChunkDone, Log, StreamState};
 
@@ -48,6 +49,8 @@ pub(super) struct Intake<'a> {
     pub(super) captured: HashMap<TableId, bool>,
     /// Captured tables of which the source brings nothing any more.
     pub(super) taken_out: HashSet<TableId>,
+    /// Tables that are to be read once more when the reading that is under way has ended, and what is said of them then.
+    pub(super) owing: HashMap<TableId, Problem>,
     /// What is stored of each table as its standing with the next generation.
     pub(super) standings: HashMap<TableId, Standing>,
     pub(super) registry: Registry,
@@ -97,6 +100,7 @@ impl<'a> Intake<'a> {
             control,
             captured: HashMap::new(),
             taken_out: HashSet::new(),
+            owing: HashMap::new(),
             standings: HashMap::new(),
             registry: Registry::new(state),
             builder: BlockBuilder::new(),

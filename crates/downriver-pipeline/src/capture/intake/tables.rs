@@ -7,7 +7,7 @@ use downriver_event::{RowFilter, TableId, TableSchema, pb};
 use downriver_log::StreamState;
 
 use super::super::CaptureError;
-use super::super::progress::{Resume, Standing, lapsed, wanted};
+use super::super::progress::{OF_NO_TABLE, Resume, Standing, lapsed, wanted};
 use super::super::registry::Registered;
 use super::super::request::{Request, needs_whole};
 use super::super::shelf::Shelf;
@@ -82,7 +82,7 @@ impl Intake<'_> {
     /// Notes of tables that are not captured now that they will have missed changes when they are again.
     pub(in super::super) fn lapse(&mut self, state: &StreamState) {
         for (table, chunks) in state.chunks.iter() {
-            if self.captured.get(table) == Some(&true) {
+            if self.captured.get(table) == Some(&true) || *table == OF_NO_TABLE {
                 continue;
             }
             let resume = Resume::decode(chunks.resume_after.clone());
@@ -243,7 +243,7 @@ pub(in super::super) fn rewritten_unread(table: &TableSchema) -> Problem {
     Problem::new(
         "DR-1054",
         format!(
-            "rows of table {name} were written anew by a change of the table: the stream does not tell their values"
+            "rows of table {name} were written anew by a change of the table, or changed unseen: the stream does not tell their values"
         ),
         format!("downriver resnapshot PIPELINE --tables {name}"),
     )

@@ -4,11 +4,18 @@
 //! The binlog itself says what becomes of tables: a statement that changes one comes between its rows. So nothing but
 //! the binlog is followed, and the catalog is asked only where it says too little.
 
+mod ahead;
+mod debts;
 mod decode;
+mod held;
+mod history;
+mod newcomers;
 mod numbers;
 pub(super) mod repair;
 mod statements;
 mod tables;
+mod unseen;
+pub(super) mod watch;
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -17,16 +24,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use downriver_decode::mysql::decoder::BinlogDecoder;
-use downriver_event::SourcePosition;
+use downriver_event::{SourcePosition, TableId};
 use downriver_log::{Log, Moved};
 use downriver_source::SourceError;
+use downriver_source::mysql::begin::Begin;
 use downriver_source::mysql::catalog::{Catalog, SourceTable};
 use downriver_source::mysql::config::MysqlConfig;
 use downriver_source::mysql::dump::BinlogStream;
 use downriver_source::mysql::identity::Identity;
 use downriver_source::mysql::setup::{self, Captured};
 use downriver_source::mysql::snapshot::SnapshotSession;
-use tokio::sync::mpsc;
+use tokio::sync::{MutexGuard, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -36,6 +44,12 @@ use super::request::CaptureControl;
 use super::snapshot::{self, LostShape, TableTask};
 use super::{CaptureConfig, CaptureError, clear, not_ours};
 use crate::status::{Board, SourceStatus};
+use ahead::Binlog;
+use debts::Debts;
+use decode::Replay;
+use history::Unsettled;
+pub(super) use unseen::Lasting;
+use unseen::{Beyond, Statements};
 
 /// How often the position of a source without events is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
@@ -46,6 +60,10 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct MysqlSource {
     pub connection: MysqlConfig,
+    /// Where it begins; `None`: where the server is then.
+    pub begin: Option<Begin>,
+    /// How long the server is to keep what is not captured yet at least, else it is said.
+    pub binlog_warn: Option<Duration>,
 }
 
 struct Run<'a> {
@@ -59,9 +77,27 @@ struct Run<'a> {
     decoder: BinlogDecoder,
     /// A transaction that belongs into the log has ended since the last one was handed over.
     has_committed: bool,
+    debts: Debts,
+    lasting: MutexGuard<'a, Lasting>,
+    /// Of the transaction that is open.
+    statements: Statements,
+    beyond: Beyond,
+    replay: Option<Replay>,
+    /// Tables, by database and name, that the server had when the capture began.
+    had_at_first: HashSet<(String, String)>,
+    /// What was told of when the newest transaction was committed.
+    told_newest_us: Option<i64>,
+    /// Transactions are known by their places; the file in which it was looked whether they have to be.
+    by_place_in: Option<String>,
     /// Tables, by database and name, that cannot be captured for what they are.
     refused: HashSet<(String, String)>,
     lost_shapes: Vec<LostShape<SourceTable>>,
+    /// The binlog names the columns of its rows; where it does not, see `history`.
+    names_columns: bool,
+    /// Tables that a statement may have changed, and that had no row since.
+    unsure: HashSet<TableId>,
+    /// By database and name.
+    unsettled: HashMap<(String, String), Unsettled>,
 }
 
 /// What the log has of a source; `None`: nothing yet.
@@ -85,15 +121,36 @@ pub(super) async fn run(
     status: &Board<SourceStatus>,
     control: &CaptureControl,
 ) -> Result<Infallible, CaptureError> {
-    let connection = &source.connection;
     let known = captured(log, &config.name)?;
-    let prepared = setup::prepare(connection, known.as_ref()).await?;
+    let prepared =
+        setup::prepare(&source.connection, known.as_ref(), source.begin.as_ref()).await?;
+    let mut connection = MysqlConfig {
+        by_place: prepared.by_place,
+        ..source.connection.clone()
+    };
+    if prepared.folds_names {
+        connection = connection.in_lower_case();
+    }
+    let connection = &connection;
     let start = prepared.position;
     let identity: Bytes = prepared.identity.encode();
     let state = log
         .open(&config.name, Some(start.clone()), identity.clone())
         .await?;
-    let from = state.position.clone().unwrap_or(start);
+    let known = known.map(|known| known.position);
+    if known.is_some() && state.position != known {
+        // Another owner came further meanwhile.
+        return Err(CaptureError::Behind(state.next.0));
+    }
+    // In the form that the server goes by now.
+    let from = match known {
+        Some(_) => start,
+        None => state.position.clone().unwrap_or(start),
+    };
+    let from = match prepared.by_place {
+        true => from,
+        false => decode::unplaced(from),
+    };
     let tip = Tip::of(&config.name, &state);
     let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
     if state.identity != identity {
@@ -106,7 +163,11 @@ pub(super) async fn run(
         outbox.appended().await.map_err(CaptureError::from)?;
     }
     clear(&config.spill)?;
-    let decoder = decode::decoder_from(&from).ok_or_else(|| not_ours(&config.name))?;
+    let debts = Debts::of(&state)?;
+    let mut lasting = control.mysql.lock().await;
+    lasting.begin_run(&config.spill, &debts)?;
+    let decoder =
+        decode::decoder_from(&from, prepared.by_place).ok_or_else(|| not_ours(&config.name))?;
     let mut run = Run {
         intake: Intake::new(config, log, status, control, &state, outbox, from.clone()),
         connection,
@@ -115,18 +176,33 @@ pub(super) async fn run(
         folds_names: prepared.folds_names,
         decoder,
         has_committed: false,
+        debts,
+        lasting,
+        statements: Statements::default(),
+        beyond: Beyond::default(),
+        replay: None,
+        had_at_first: HashSet::new(),
+        told_newest_us: None,
+        by_place_in: by_place_in(&from, prepared.by_place),
         refused: HashSet::new(),
         lost_shapes: Vec::new(),
+        names_columns: prepared.names_columns,
+        unsure: HashSet::new(),
+        unsettled: HashMap::new(),
     };
-    let tasks = run.take_tables(prepared.tables, &state)?;
-    let stream = BinlogStream::start(connection, &from).await?;
-    run.run(stream, tasks, from).await
+    let mut binlog = Binlog::new(BinlogStream::start(connection, &from).await?);
+    let tables = run
+        .settle_at_start(prepared.tables, &state, &mut binlog)
+        .await?;
+    let tasks = run.take_tables(tables, &state)?;
+    run.take_debts().await?;
+    run.run(binlog, tasks, from).await
 }
 
 impl Run<'_> {
     async fn run(
         mut self,
-        mut stream: BinlogStream,
+        mut binlog: Binlog,
         tasks: Vec<TableTask>,
         from: SourcePosition,
     ) -> Result<Infallible, CaptureError> {
@@ -149,13 +225,17 @@ impl Run<'_> {
             }
             let full = self.intake.outbox.is_full();
             let room = self.intake.has_room();
-            let is_joining = self.intake.is_joining();
+            let is_busy = self.intake.is_joining() || self.replay.is_some();
             tokio::select! {
                 biased;
-                result = self.intake.outbox.appended() => self.intake.appended(&result?)?,
-                filled = fill(&mut stream, is_joining), if !full => {
+                result = self.intake.outbox.appended() => {
+                    self.intake.appended(&result?)?;
+                    self.lasting.held.stored(self.intake.outbox.tip().position.as_ref());
+                }
+                filled = fill(&mut binlog, is_busy), if !full => {
                     filled?;
-                    self.drain(&mut stream).await?;
+                    self.drain(&mut binlog).await?;
+                    self.settle_passed().await?;
                     self.release_chunks()?;
                 }
                 Some(from_worker) = chunks.recv(), if room => {
@@ -181,7 +261,7 @@ impl Run<'_> {
                 }
                 Some(request) = requests.recv() => self.intake.requested(request, |_| false)?,
                 _ = changes.changed() => self.sealed(),
-                _ = ticks.tick() => self.tick()?,
+                _ = ticks.tick() => self.tick().await?,
             }
         }
     }
@@ -194,8 +274,9 @@ impl Run<'_> {
         }
     }
 
-    fn tick(&mut self) -> Result<(), CaptureError> {
+    async fn tick(&mut self) -> Result<(), CaptureError> {
         if !self.decoder.in_transaction() {
+            self.pay_debts()?;
             self.flush()?;
         }
         if !self.intake.is_idle() || self.decoder.in_transaction() {
@@ -206,16 +287,38 @@ impl Run<'_> {
         if is_due && !self.intake.is_stored() {
             self.intake.append_position();
         }
-        Ok(())
+        self.look_for_identifiers().await
+    }
+
+    /// With another `gtid_mode` the server begins another file. What is stored is to lie in it: so it is told by what it
+    /// has where to go on by identifiers.
+    async fn look_for_identifiers(&mut self) -> Result<(), CaptureError> {
+        let now = self.intake.received.place().map(|place| &place.file);
+        if self.by_place_in.is_none() || self.by_place_in.as_ref() == now {
+            return Ok(());
+        }
+        if !self.intake.is_stored() {
+            return Ok(());
+        }
+        self.by_place_in = now.cloned();
+        match self.catalog.gives_identifiers().await? {
+            true => Err(CaptureError::Identified),
+            false => Ok(()),
+        }
     }
 }
 
+fn by_place_in(from: &SourcePosition, by_place: bool) -> Option<String> {
+    let place = from.place().filter(|_| by_place);
+    place.map(|place| place.file.clone())
+}
+
 /// Returns when there is something to decode. May be dropped at any time.
-async fn fill(stream: &mut BinlogStream, is_joining: bool) -> Result<(), SourceError> {
-    if is_joining {
+async fn fill(binlog: &mut Binlog, is_busy: bool) -> Result<(), SourceError> {
+    if is_busy {
         // Once round: what else is due comes first.
         tokio::task::yield_now().await;
         return Ok(());
     }
-    stream.fill().await
+    binlog.fill().await
 }

@@ -34,7 +34,12 @@ pub(in super::super) async fn begin_anew(
         });
         let schema = numbered(&registry, before.as_deref(), table.schema);
         let registered = registry.register(schema);
-        (registered.schema().as_ref().clone(), Standing::Unknown)
+        // Whether it was changed since the position was asked for, the binlog does not say by itself.
+        let standing = match prepared.names_columns {
+            true => Standing::Unknown,
+            false => Standing::Lapsed,
+        };
+        (registered.schema().as_ref().clone(), standing)
     });
     Ok(Anew {
         position: prepared.position.clone(),

@@ -1,22 +1,27 @@
 //! What statements in the binlog do to the captured tables.
 
-use downriver_decode::mysql::ddl::{Change, Effect, Named, effects};
+use std::cell::Cell;
+
+use downriver_decode::mysql::ddl::{Change, Effect, Named, effects_as};
 use downriver_decode::mysql::decoder::Statement;
 use downriver_event::{TableId, TableSchema, pb};
+use downriver_source::SourceError;
 use downriver_source::mysql::catalog::SourceTable;
 
 use super::super::CaptureError;
 use super::Run;
+use super::ahead::Binlog;
 use super::numbers::is_same_name;
 
 impl Run<'_> {
     /// Takes a statement's effects, and ends it unless rows of its own follow.
-    pub(super) async fn statement(&mut self, statement: &Statement) -> Result<(), CaptureError> {
-        let mut effects = effects(&statement.database, &statement.text);
-        if self.folds_names {
-            let fold = |effect: Effect| effect.called(in_lower_case);
-            effects = effects.into_iter().map(fold).collect();
-        }
+    pub(super) async fn statement(
+        &mut self,
+        statement: &Statement,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let effects = self.effects_of(statement).ok_or_else(unreadable)?;
+        self.unsettle(&effects);
         let has_rows = self.decoder.in_transaction() && self.intake.builder.in_transaction();
         if !has_rows && !effects.is_empty() {
             self.decoder.open_statement(&mut self.intake.builder);
@@ -25,9 +30,9 @@ impl Run<'_> {
             .into_iter()
             .partition(|effect| matches!(effect, Effect::Renamed { .. }));
         for effect in others {
-            self.effect(effect).await?;
+            self.effect(effect, binlog).await?;
         }
-        self.renamed(&in_all(renames)).await?;
+        self.renamed(&in_all(renames), binlog).await?;
         if !has_rows {
             let committed = self.decoder.end_statement(&mut self.intake.builder);
             self.commit(&committed)?;
@@ -35,15 +40,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn effect(&mut self, effect: Effect) -> Result<(), CaptureError> {
+    /// A statement's effects, as the server calls its tables. `None`: a name is in a character set that is not understood.
+    pub(super) fn effects_of(&self, statement: &Statement) -> Option<Vec<Effect>> {
+        let read = statement.wording.read(|of| self.charsets.get(&of).cloned());
+        let text = read.as_deref().unwrap_or(&statement.text);
+        let effects = effects_as(&statement.database, text, statement.wording.quoting);
+        if effects.iter().any(is_unreadable) {
+            return None;
+        }
+        Some(match self.folds_names {
+            true => effects
+                .into_iter()
+                .map(|effect| effect.called(in_lower_case))
+                .collect(),
+            false => effects,
+        })
+    }
+
+    async fn effect(&mut self, effect: Effect, binlog: &mut Binlog) -> Result<(), CaptureError> {
         match effect {
-            Effect::Created(table) => self.created(&table).await,
+            Effect::Created(table) => self.created(&table, binlog).await,
             Effect::Replaced(table) => match self.captured(&table) {
-                Some(id) => {
-                    self.intake.read_again(id);
-                    Ok(())
-                }
-                None => self.created(&table).await,
+                Some(id) => self.take_up(id, binlog).await,
+                None => self.created(&table, binlog).await,
             },
             Effect::Dropped(table) => {
                 // One that is made under its name is another one.
@@ -76,7 +95,7 @@ impl Run<'_> {
                 }
                 Ok(())
             }
-            Effect::Altered { table, changes } => self.altered(&table, changes).await,
+            Effect::Altered { table, changes } => self.altered(&table, changes, binlog).await,
         }
     }
 
@@ -88,25 +107,44 @@ impl Run<'_> {
 
     /// A table that was not there, or was not captured. One that had its name before goes on with its number; another
     /// is taken in when the capture starts again.
-    async fn created(&mut self, table: &Named) -> Result<(), CaptureError> {
+    async fn created(&mut self, table: &Named, binlog: &mut Binlog) -> Result<(), CaptureError> {
         let Named {
             database,
             table: name,
         } = table;
+        let key = (database.clone(), name.clone());
         let is_known = self.captured(table).is_some()
-            || self.refused.contains(&(database.clone(), name.clone()));
+            || self.refused.contains(&key)
+            || self.unsettled.contains_key(&key);
         if is_known || !self.connection.captures(database, name) {
             return Ok(());
         }
         let Some(known) = self.known(database, name) else {
-            return self.unknown(database, name).await;
+            return match self.had_at_first.contains(&key) {
+                true => self.take_in(table, binlog).await,
+                false => self.unknown(database, name).await,
+            };
         };
-        self.intake.captured.insert(known.id, true);
-        self.intake.read_again(known.id);
-        Ok(())
+        self.take_up(known.id, binlog).await
     }
 
-    async fn renamed(&mut self, renames: &[(Named, Named)]) -> Result<(), CaptureError> {
+    /// Captures another table under a known number, and reads it.
+    pub(super) async fn take_up(
+        &mut self,
+        id: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        self.intake.captured.insert(id, true);
+        self.intake.read_again(id);
+        self.shape_changed(id, binlog).await
+    }
+
+    async fn renamed(
+        &mut self,
+        renames: &[(Named, Named)],
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let renames = &self.renamed_unsettled(renames)[..];
         let known = renames.iter().map(|(from, to)| {
             let known = self.known(&from.database, &from.table);
             (self.captured(from), known.map(|known| known.id), to)
@@ -134,16 +172,15 @@ impl Run<'_> {
             match known {
                 Some(id) if is_selected && self.captured(to).is_none() => {
                     self.called(*id, to);
-                    self.intake.captured.insert(*id, true);
-                    self.intake.read_again(*id);
+                    self.take_up(*id, binlog).await?;
                 }
-                _ => self.created(to).await?,
+                _ => self.created(to, binlog).await?,
             }
         }
         Ok(())
     }
 
-    fn called(&mut self, id: TableId, name: &Named) {
+    pub(super) fn called(&mut self, id: TableId, name: &Named) {
         self.reshaped(id, |schema| TableSchema {
             namespace: name.database.clone(),
             name: name.table.clone(),
@@ -151,7 +188,12 @@ impl Run<'_> {
         });
     }
 
-    async fn altered(&mut self, table: &Named, changes: Vec<Change>) -> Result<(), CaptureError> {
+    async fn altered(
+        &mut self,
+        table: &Named,
+        changes: Vec<Change>,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
         let Some(id) = self.captured(table) else {
             // It may be one that can be captured now.
             let key = (table.database.clone(), table.table.clone());
@@ -190,7 +232,7 @@ impl Run<'_> {
         if is_other {
             self.intake.rows_are_others(id);
         }
-        Ok(())
+        self.shape_changed(id, binlog).await
     }
 
     /// Whether the catalog has another type for a column than its rows have so far.
@@ -236,6 +278,25 @@ fn in_all(renames: Vec<Effect>) -> Vec<(Named, Named)> {
     all
 }
 
+/// A name is not what was written: which table it is nobody knows.
+fn is_unreadable(effect: &Effect) -> bool {
+    let found = Cell::new(false);
+    let is_no_name = |name: &str| name.contains(char::REPLACEMENT_CHARACTER);
+    let _same = effect.clone().called(|named| {
+        let is_no_name = is_no_name(&named.database) || is_no_name(&named.table);
+        found.set(found.get() || is_no_name);
+        named
+    });
+    found.get()
+}
+
+fn unreadable() -> SourceError {
+    SourceError::hole(
+        "DR-1087",
+        "the binlog has a statement that changes a table whose name is in a character set that is not understood",
+    )
+}
+
 fn in_lower_case(named: Named) -> Named {
     Named {
         database: named.database.to_lowercase(),
@@ -245,12 +306,14 @@ fn in_lower_case(named: Named) -> Named {
 
 #[cfg(test)]
 mod tests {
+    use downriver_decode::mysql::wording::Quoting;
+
     use super::*;
 
     #[test]
     fn tables_that_take_each_others_names_are_called_so_at_once() {
         let renames = |text: &str| {
-            let found = in_all(effects("d", text)).into_iter();
+            let found = in_all(effects_as("d", text, Quoting::default())).into_iter();
             let names = found.map(|(from, to)| format!("{}>{}", from.table, to.table));
             names.collect::<Vec<_>>().join(" ")
         };

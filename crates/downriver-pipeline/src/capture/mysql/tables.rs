@@ -17,6 +17,7 @@ use super::super::outgrown::outgrown;
 use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
+use super::ahead::Binlog;
 use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -31,8 +32,14 @@ impl Run<'_> {
         let mut statuses = BTreeMap::new();
         for table in tables {
             let name = table.schema.qualified_name();
+            let key = (table.schema.namespace.clone(), table.schema.name.clone());
+            self.had_at_first.insert(key);
             let status = self.take_table(table, state, &mut tasks)?;
             statuses.insert(name, status);
+        }
+        for (database, name) in self.unsettled.keys() {
+            let pending = in_state(TableState::Pending, None);
+            statuses.insert(format!("{database}.{name}"), pending);
         }
         self.intake.lapse(state);
         let snapshotting = !tasks.is_empty();
@@ -74,13 +81,17 @@ impl Run<'_> {
             self.refused.insert((today.namespace, today.name));
             return Ok(refused(problem));
         }
-        // The binlog says when a known table's shape changes.
-        let schema = known.unwrap_or_else(|| {
-            let schema = numbered(&self.intake.registry, None, today);
-            let registered = self.intake.registry.register(schema);
-            self.intake.announce(&registered);
-            Arc::clone(registered.schema())
-        });
+        let is_whole = |known: &TableSchema| self.names_columns || !has_lapsed(state, known.id);
+        let schema = match known {
+            // The binlog says when its shape changes.
+            Some(known) if is_whole(&known) => known,
+            known => {
+                let schema = numbered(&self.intake.registry, known.as_deref(), today);
+                let registered = self.intake.registry.register(schema);
+                self.intake.announce(&registered);
+                Arc::clone(registered.schema())
+            }
+        };
         let id = schema.id;
         self.intake.captured.insert(id, true);
         let chunks = state.chunks.get(&id);
@@ -119,12 +130,17 @@ impl Run<'_> {
     }
 
     /// How the rows that a table map announces are read; `None`: they are not.
-    pub(super) async fn table(&mut self, map: &TableMap) -> Result<Option<Shape>, CaptureError> {
+    pub(super) async fn table(
+        &mut self,
+        map: &TableMap,
+        binlog: &mut Binlog,
+    ) -> Result<Option<Shape>, CaptureError> {
         let (database, name) = (&map.database, &map.table);
         if !self.connection.captures(database, name) {
             return Ok(None);
         }
-        if self.refused.contains(&(database.clone(), name.clone())) {
+        let key = (database.clone(), name.clone());
+        if self.refused.contains(&key) || self.unsettled.contains_key(&key) {
             return Ok(None);
         }
         let known = self.known(database, name);
@@ -135,6 +151,10 @@ impl Run<'_> {
         if self.intake.captured.get(&before.id) == Some(&false) {
             return Ok(None);
         }
+        if map.columns.iter().any(|column| column.name.is_none()) {
+            return self.recalled(map, before.id, binlog).await;
+        }
+        self.unsure.remove(&before.id);
         let described = describe(map, |collation| self.charsets.get(&collation).cloned());
         let described = match described {
             Ok(described) => described,
@@ -173,7 +193,7 @@ impl Run<'_> {
     }
 
     /// The shape of a table's rows from here on. Where old rows may have other values they are read again.
-    fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
+    pub(super) fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
         let now = numbered(&self.intake.registry, Some(before), now);
         let registered = self.intake.registry.register(now);
         self.intake.announce(&registered);
@@ -205,6 +225,7 @@ impl Run<'_> {
             let key = (known.namespace.clone(), known.name.clone());
             self.refused.insert(key);
         }
+        self.intake.standings.insert(table, Standing::Lapsed);
         self.intake.refuse(table, problem);
     }
 
@@ -212,6 +233,10 @@ impl Run<'_> {
     pub(super) fn release_chunks(&mut self) -> Result<(), CaptureError> {
         if self.decoder.in_transaction() || !self.intake.takes_chunks() {
             return Ok(());
+        }
+        if self.intake.holds_chunks() {
+            // A chunk goes behind what was decoded, with its position.
+            self.flush()?;
         }
         let received = self.intake.received.clone();
         let lost = self
@@ -233,6 +258,11 @@ impl Run<'_> {
             .is_some_and(|newest| newest.version != lost.schema.version);
         match lost.reshaped.now {
             _ if told => {}
+            // It was changed, and the binlog says nothing of it.
+            Some(_) if !self.names_columns => {
+                self.lose(table);
+                self.flush()?;
+            }
             Some(now) if now.problem.is_none() => {
                 self.reshape(&lost.schema, now.schema);
                 self.flush()?;
@@ -253,6 +283,13 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the log lacks changes of a table.
+pub(super) fn has_lapsed(state: &StreamState, table: TableId) -> bool {
+    let chunks = state.chunks.get(&table);
+    let resume = chunks.and_then(|chunks| Resume::decode(chunks.resume_after.clone()));
+    resume.is_some_and(|resume| resume.standing == Standing::Lapsed)
 }
 
 /// Whether the log has every change of a table.

@@ -1,0 +1,318 @@
+//! The shapes of tables where the binlog does not name the columns of their rows (`binlog_row_metadata` is not `FULL`): the
+//! log has them, each version from its place on, and rows are read by the newest.
+//!
+//! ```text
+//!   ── rows ── ALTER ── rows ── ... ── P ──      the catalog tells at P what the table is like there
+//!              └─ nothing changes the table ─┘   then it is so behind the statement too
+//! ```
+//! After a statement that may have changed a table the catalog is asked, and the binlog read ahead to where that was. Did
+//! nothing change the table in between, its shape is known from the statement on, and stored with it. Does no row come
+//! before the next change, it does not matter. Otherwise nobody knows it: rows are passed over up to such a place, and
+//! the table is read again. It is stored that it lacks them, so that a crash does not lose that.
+
+use std::collections::HashSet;
+
+use downriver_decode::mysql::ddl::{Effect, Named};
+use downriver_decode::mysql::recall::recall;
+use downriver_decode::mysql::shape::Shape;
+use downriver_decode::mysql::table_map::TableMap;
+use downriver_event::{BlockBuilder, SourcePosition, TableId, TableSchema};
+use downriver_log::StreamState;
+use downriver_source::mysql::catalog::SourceTable;
+use downriver_source::mysql::kept::Kept;
+use downriver_source::mysql::unfit;
+
+use super::super::CaptureError;
+use super::super::progress::Standing;
+use super::Run;
+use super::ahead::{Binlog, Met};
+use super::numbers::{named, numbered};
+use super::tables::{comes, has_lapsed};
+
+/// A database's name, and the table's.
+type Name = (String, String);
+
+/// A table whose rows are passed over until the binlog has come to where the catalog was asked for it.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    kept: Kept,
+    /// A statement changed it since.
+    is_stale: bool,
+}
+
+impl Run<'_> {
+    /// Finds the shapes that tables have at the start: of those that are new, and of those whose rows were passed over.
+    /// The others have the shape that the log has. Of those that cannot be told yet rows are passed over.
+    pub(super) async fn settle_at_start(
+        &mut self,
+        tables: Vec<SourceTable>,
+        state: &StreamState,
+        binlog: &mut Binlog,
+    ) -> Result<Vec<SourceTable>, CaptureError> {
+        let (mut settled, mut asked) = (Vec::new(), Vec::new());
+        for table in tables {
+            let name = (table.schema.namespace.clone(), table.schema.name.clone());
+            let known = named(&self.intake.registry, &name.0, &name.1, |id| {
+                comes(state, id)
+            });
+            if self.names_columns || known.is_some_and(|known| !has_lapsed(state, known.id)) {
+                settled.push(table);
+            } else {
+                let kept = self.catalog.kept(&name.0, &name.1).await?;
+                asked.push((name, kept));
+            }
+        }
+        let Some((_, last)) = asked.last() else {
+            return Ok(settled);
+        };
+        let place = last.at.clone();
+        let mut changed = HashSet::new();
+        let is_reached = self
+            .look_ahead(binlog, true, &place, |met| {
+                if let Met::Statement(statement) = met {
+                    let effects = self.effects_of(statement);
+                    let names = asked.iter().map(|(name, _)| name);
+                    let names = names.filter(|name| is_changed(effects.as_deref(), name));
+                    changed.extend(names.cloned());
+                }
+                false
+            })
+            .await?;
+        for (name, kept) in asked {
+            if is_reached && !changed.contains(&name) {
+                settled.extend(kept.now);
+            } else {
+                let is_stale = false;
+                self.unsettled.insert(name, Unsettled { kept, is_stale });
+            }
+        }
+        Ok(settled)
+    }
+
+    /// What a statement made of a table's shape: its next rows tell it, or else the catalog.
+    pub(super) async fn shape_changed(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        if self.names_columns {
+            self.unsure.insert(table);
+            return Ok(());
+        }
+        self.settle(table, binlog, true).await.map(|_| ())
+    }
+
+    /// Finds the shape that a table has from here on. Whether it is known; if not, its rows are passed over.
+    async fn settle(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+        is_ended: bool,
+    ) -> Result<bool, CaptureError> {
+        let Some(before) = self.intake.registry.newest(table).cloned() else {
+            return Ok(false);
+        };
+        let name = (before.namespace.clone(), before.name.clone());
+        let kept = self.catalog.kept(&name.0, &name.1).await?;
+        let (mut is_changed_again, mut has_rows) = (false, !is_ended);
+        let is_reached = self
+            .look_ahead(binlog, is_ended, &kept.at, |met| {
+                match met {
+                    Met::Held => has_rows = true,
+                    Met::Rows(map) => has_rows |= map.database == name.0 && map.table == name.1,
+                    Met::Statement(statement) => {
+                        is_changed_again = is_changed(self.effects_of(statement).as_deref(), &name);
+                    }
+                }
+                is_changed_again
+            })
+            .await?;
+        match kept.now {
+            _ if is_changed_again && !has_rows => Ok(false),
+            Some(now) if is_reached && !is_changed_again => match now.problem {
+                None => {
+                    self.reshape(&before, now.schema);
+                    Ok(true)
+                }
+                Some(problem) => {
+                    self.refuse(table, problem);
+                    Ok(false)
+                }
+            },
+            _ => {
+                self.lose(table);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn look_ahead(
+        &self,
+        binlog: &mut Binlog,
+        is_ended: bool,
+        place: &SourcePosition,
+        look: impl FnMut(Met<'_>) -> bool,
+    ) -> Result<bool, CaptureError> {
+        let mut out = BlockBuilder::new();
+        let scout = self.decoder.scout(is_ended, &mut out);
+        Ok(binlog.look_ahead(scout, out, place, look).await?)
+    }
+
+    /// Nobody knows a table's shape from here on: its rows are passed over until somebody does.
+    pub(super) fn lose(&mut self, table: TableId) {
+        let name = self.intake.registry.newest(table);
+        tracing::warn!(
+            source = self.intake.config.name,
+            table = name.map(|known| known.qualified_name()),
+            "the binlog does not tell a table's shape here: its rows are passed over, and it is read again"
+        );
+        self.intake.standings.insert(table, Standing::Lapsed);
+        self.intake.leave(table);
+    }
+
+    /// Takes note of a statement's effects on tables whose rows are passed over.
+    pub(super) fn unsettle(&mut self, effects: &[Effect]) {
+        for (name, unsettled) in &mut self.unsettled {
+            unsettled.is_stale |= is_changed(Some(effects), name);
+        }
+    }
+
+    /// Tables whose rows are passed over have other names; so have tables that take names of such ones. The other renames.
+    pub(super) fn renamed_unsettled(&mut self, renames: &[(Named, Named)]) -> Vec<(Named, Named)> {
+        let name = |named: &Named| (named.database.clone(), named.table.clone());
+        let from = renames.iter().map(|(from, _)| from);
+        let taken: Vec<_> = from
+            .map(|from| self.unsettled.remove(&name(from)))
+            .collect();
+        for (_, to) in renames {
+            self.unsettled.remove(&name(to));
+        }
+        let mut others = Vec::new();
+        for (rename, unsettled) in renames.iter().zip(taken) {
+            let (from, to) = rename;
+            let Some(unsettled) = unsettled else {
+                others.push(rename.clone());
+                continue;
+            };
+            if let Some(known) = self.known(&from.database, &from.table) {
+                self.called(known.id, to);
+            }
+            if self.connection.captures(&to.database, &to.table) {
+                let is_stale = true;
+                let stale = Unsettled {
+                    is_stale,
+                    ..unsettled
+                };
+                self.unsettled.insert(name(to), stale);
+            }
+        }
+        others
+    }
+
+    /// Takes the tables in whose shapes are known from here on.
+    pub(super) async fn settle_passed(&mut self) -> Result<(), CaptureError> {
+        if self.unsettled.is_empty() || self.decoder.in_transaction() {
+            return Ok(());
+        }
+        let here = self.decoder.position();
+        let passed = self.unsettled.iter();
+        let passed = passed.filter(|(_, unsettled)| here.covers(&unsettled.kept.at));
+        let passed: Vec<Name> = passed.map(|(name, _)| name.clone()).collect();
+        for name in passed {
+            let Some(Unsettled { kept, is_stale }) = self.unsettled.remove(&name) else {
+                continue;
+            };
+            if is_stale {
+                let kept = self.catalog.kept(&name.0, &name.1).await?;
+                let is_stale = false;
+                self.unsettled.insert(name, Unsettled { kept, is_stale });
+            } else if let Some(now) = kept.now {
+                self.settled(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A table's shape is known from here on, and its rows lack what was passed over.
+    fn settled(&mut self, now: SourceTable) -> Result<(), CaptureError> {
+        if now.problem.is_some() {
+            // It is refused when the capture starts again.
+            return Err(CaptureError::SchemaMoved(now.schema.qualified_name()));
+        }
+        self.flush()?;
+        let known = self.known(&now.schema.namespace, &now.schema.name);
+        let is_new = known.is_none();
+        let schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
+        let registered = self.intake.registry.register(schema);
+        self.intake.announce(&registered);
+        let id = registered.schema().id;
+        self.intake.captured.insert(id, true);
+        self.intake.standings.insert(id, Standing::Unknown);
+        match is_new {
+            true => {
+                self.intake.rows_are_others(id);
+            }
+            false => {
+                self.intake.read_again(id);
+            }
+        }
+        self.flush()
+    }
+
+    /// How rows are read whose table map names no columns.
+    pub(super) async fn recalled(
+        &mut self,
+        map: &TableMap,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<Option<Shape>, CaptureError> {
+        self.names_columns = false;
+        if self.unsure.remove(&table) && !self.settle(table, binlog, false).await? {
+            return Ok(None);
+        }
+        let Some(known) = self.intake.registry.newest(table).cloned() else {
+            return Ok(None);
+        };
+        let charset_of = |collation| self.charsets.get(&collation).cloned();
+        let why = match recall(map, known.source_columns(), charset_of) {
+            Ok(described) => {
+                let plans = described.into_iter().map(|column| column.plan).collect();
+                return Ok(Some(Shape::new(known, plans)));
+            }
+            Err(why) => why,
+        };
+        // Whoever changes a table without the binlog (`sql_log_bin = 0`) is seen by what comes then.
+        let now = self.catalog.table(&known.namespace, &known.name).await?;
+        match now.is_some_and(|now| is_same(&now.schema, &known)) {
+            true => self.refuse(table, unfit(&known.qualified_name(), &why)),
+            false => self.lose(table),
+        }
+        Ok(None)
+    }
+}
+
+/// Whether effects may have made another of the table of a name. `None`: of a statement that is not understood.
+fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
+    let concerns = |effect: &Effect| {
+        effect.concerns(|named| named.database == *database && named.table == *table)
+    };
+    effects.is_none_or(|effects| effects.iter().any(concerns))
+}
+
+/// Whether rows of both are read in the same way.
+fn is_same(one: &TableSchema, other: &TableSchema) -> bool {
+    let columns = |schema: &TableSchema| {
+        let columns = schema.source_columns();
+        let columns = columns.map(|(column, ty)| {
+            let source_type = column.source_type.clone();
+            (
+                column.name.clone(),
+                ty.clone(),
+                source_type,
+                column.nullable,
+            )
+        });
+        columns.collect::<Vec<_>>()
+    };
+    columns(one) == columns(other)
+}
