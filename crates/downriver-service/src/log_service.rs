@@ -10,7 +10,7 @@ use downriver_api::log::v1::subscribe_response::Item;
 use downriver_api::log::v1::{self as pb};
 use downriver_event::block::{Block, decode_frame};
 use downriver_event::problem::Problem;
-use downriver_event::{Offset, SourcePosition, TableId, pattern, view};
+use downriver_event::{DomainGtids, GtidSet, Offset, SourcePosition, TableId, pattern, view};
 use downriver_log::{Log, ReadError, StoredBlock, StreamState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
@@ -70,13 +70,15 @@ impl LogReads {
         Ok(offset)
     }
 
-    /// The first transaction whose position is past this one.
+    /// The first transaction that this position does not cover. Of sets that are ordered in part only, what follows it may
+    /// be covered.
     async fn offset_after(
         &self,
         source: &str,
         position: &SourcePosition,
     ) -> Result<Offset, Status> {
         let state = stream(&*self.log, source)?;
+        let asked = UpTo::in_stream(position, state.position.as_ref())?;
         let mut from = state.trimmed;
         while from < state.next {
             for stored in self
@@ -89,7 +91,7 @@ impl LogReads {
                 if stored
                     .position_after
                     .as_ref()
-                    .is_none_or(|after| position.covers(after))
+                    .is_none_or(|after| asked.covers(after))
                 {
                     continue;
                 }
@@ -100,7 +102,7 @@ impl LogReads {
                         .as_ref()
                         .and_then(SourcePosition::from_pb);
                     let at = at.or_else(|| stored.position_after.clone());
-                    if at.is_none_or(|at| !position.covers(&at)) {
+                    if at.is_none_or(|at| !asked.covers(&at)) {
                         return Ok(stored.base.plus(u64::from(transaction.first_event)));
                     }
                 }
@@ -185,6 +187,46 @@ fn read_status(error: ReadError) -> Status {
         ),
     };
     status(code, &Problem::new(number, error.to_string(), fix))
+}
+
+/// What lies at or before a position that somebody asked for.
+struct UpTo(SourcePosition);
+
+impl UpTo {
+    /// `of`: the stream's own position.
+    fn in_stream(asked: &SourcePosition, of: Option<&SourcePosition>) -> Result<Self, Status> {
+        let Some(of) = of else {
+            return Ok(Self(asked.clone()));
+        };
+        // MySQL's and MariaDB's places look alike.
+        let place = asked.place().filter(|_| asked.is_place_only()).cloned();
+        let position = match (place, of) {
+            (Some(place), SourcePosition::Mysql { .. }) => SourcePosition::Mysql {
+                gtids: GtidSet::default(),
+                place,
+            },
+            (Some(place), SourcePosition::Mariadb { .. }) => SourcePosition::Mariadb {
+                gtids: DomainGtids::default(),
+                place,
+            },
+            _ => asked.clone(),
+        };
+        if !position.is_of_kind(of) {
+            let reason = format!(
+                "the source's positions are such as {of}, and {asked} is of another database"
+            );
+            return Err(Status::invalid_argument(reason));
+        }
+        Ok(Self(position))
+    }
+
+    /// By places if it is one. A log that began behind identifiers has no place before the first transaction.
+    fn covers(&self, at: &SourcePosition) -> bool {
+        match (self.0.is_place_only(), self.0.place(), at.place()) {
+            (true, Some(mine), Some(there)) => there.file.is_empty() || mine.covers(there),
+            _ => self.0.covers(at),
+        }
+    }
 }
 
 /// One subscription.

@@ -63,6 +63,7 @@ pub(crate) async fn plan(engine: &dyn Engine, resources: &[pb::Resource]) -> Pla
     let mut broken_sources = BTreeSet::new();
     for change in &changing {
         let mut sound = true;
+        plan.problems.extend(moved_start(engine, change));
         for finding in engine.preflight(&change.name, &change.spec).await {
             match (finding.severity, finding.problem) {
                 ("error", Some(problem)) => {
@@ -167,6 +168,27 @@ pub(crate) fn parse(resource: &pb::Resource) -> Result<(Document, Spec), Problem
         spec,
     };
     Ok((document, parsed))
+}
+
+/// Where a source begins counts once.
+fn moved_start(engine: &dyn Engine, change: &Changing) -> Option<Problem> {
+    let Spec::Source(Source::Mysql(now)) = &change.spec else {
+        return None;
+    };
+    let before = match &change.before {
+        Some(Spec::Source(Source::Mysql(before))) => before.start.as_ref(),
+        _ => None,
+    };
+    let is_moved = now.start.is_some() && now.start.as_ref() != before;
+    (is_moved && engine.log_start(&change.name).is_some()).then(|| {
+        let name = &change.name;
+        let problem = Problem::new(
+            "DR-1096",
+            format!("source {name:?} has begun already: it goes on where its log ends, and another start would change nothing"),
+            "leave start as it was; to begin elsewhere apply the same database as a source of another name",
+        );
+        at("mysql.start", problem)
+    })
 }
 
 /// The resources as they would be.

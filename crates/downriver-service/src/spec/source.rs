@@ -265,6 +265,12 @@ mod tests {
             panic!("a source of MySQL")
         };
         assert_eq!((mysql.server_id, mysql.on_hole), (None, None));
+        let more = "  snapshot: none\n  start: { gtid: \"0-1-100,1-1-5\" }\n  binlog_retention: { warn: 6h }\n";
+        let Spec::Source(Source::Mysql(mysql)) = source(&format!("{base}{more}")).unwrap() else {
+            panic!("a source of MySQL")
+        };
+        assert_eq!(mysql.binlog_warn(), Some(Duration::from_secs(6 * 3600)));
+        assert!(mysql.begin().unwrap().is_some());
         for (before, after, code, field) in [
             (
                 "mysql://cdc@h:3307",
@@ -286,6 +292,24 @@ mod tests {
                 "mysql.server_id",
             ),
             ("tables:", "slot: s\n  tables:", "DR-2004", "mysql.slot"),
+            (
+                "tables:",
+                "start: { file_pos: \"binlog.000001:4\" }\n  tables:",
+                "DR-1096",
+                "mysql.start",
+            ),
+            (
+                "tables:",
+                "start: { gtid: \"binlog.000001:4\" }\n  snapshot: none\n  tables:",
+                "DR-1096",
+                "mysql.start.gtid",
+            ),
+            (
+                "tables:",
+                "binlog_retention: { warn: long }\n  tables:",
+                "DR-2027",
+                "mysql.binlog_retention.warn",
+            ),
         ] {
             let problem = source(&base.replace(before, after)).unwrap_err();
             assert_eq!(

@@ -150,7 +150,7 @@ pub(super) async fn describe(
             text.push_str(&problem_lines(
                 resource.status.as_ref().and_then(|s| s.problem.as_ref()),
             ));
-            text.push_str(&resource.status.as_ref().map(slot_lines).unwrap_or_default());
+            text.push_str(&resource.status.as_ref().map(kept_lines).unwrap_or_default());
             (text, to_json(&resource))
         }
         (KindName::Tables, None) => {
@@ -275,6 +275,7 @@ fn to_json(resource: &pb::Resource) -> Value {
             value["position"] = json!(status.position);
             value["acknowledged_position"] = json!(status.acknowledged_position);
             value["slot"] = status.slot.as_ref().map_or(Value::Null, slot_json);
+            value["binlog"] = status.binlog.as_ref().map_or(Value::Null, binlog_json);
             if let Some(warning) = &status.warning {
                 value["warning"] = json!({
                     "code": warning.code,
@@ -305,6 +306,16 @@ fn slot_json(slot: &pb::Slot) -> Value {
         value["invalidation_reason"] = json!(slot.invalidation_reason);
     }
     value
+}
+
+fn binlog_json(binlog: &pb::Binlog) -> Value {
+    json!({
+        "behind_seconds": binlog.behind.as_ref().map(seconds),
+        "behind_bytes": binlog.behind_bytes,
+        "kept_bytes": binlog.kept_bytes,
+        "safe_seconds": binlog.safe.as_ref().map(seconds),
+        "safe_bytes": binlog.safe_bytes,
+    })
 }
 
 fn seconds(duration: &prost_types::Duration) -> f64 {
@@ -373,9 +384,9 @@ fn problem_or_warning(status: &pb::Status) -> String {
     problem(status.problem.as_ref().or(status.warning.as_ref()))
 }
 
-/// The slot in one line, and what will become of it.
-fn slot_lines(status: &pb::Status) -> String {
-    let mut text = String::new();
+/// What the database keeps for a source in one line, and what will become of it.
+fn kept_lines(status: &pb::Status) -> String {
+    let mut text = status.binlog.as_ref().map(binlog_line).unwrap_or_default();
     if let Some(slot) = &status.slot {
         let mib = |bytes: u64| bytes >> 20;
         let safe = slot.safe_bytes.map_or_else(String::new, |safe| {
@@ -391,6 +402,31 @@ fn slot_lines(status: &pb::Status) -> String {
     }
     text.push_str(&problem_lines(status.warning.as_ref()));
     text
+}
+
+fn binlog_line(binlog: &pb::Binlog) -> String {
+    let mib = |bytes: u64| bytes >> 20;
+    let behind = binlog.behind.as_ref().map(|d| format!("{} s", d.seconds));
+    let bytes = binlog
+        .behind_bytes
+        .map(|bytes| format!("{} MiB", mib(bytes)));
+    let behind: Vec<String> = behind.into_iter().chain(bytes).collect();
+    let behind = match behind.is_empty() {
+        true => "not known how far behind".to_owned(),
+        false => format!("{} behind", behind.join(", ")),
+    };
+    let safe = binlog.safe.as_ref();
+    let safe = safe.map_or_else(String::new, |safe| {
+        format!(
+            ", what is behind stays for {} min at least",
+            safe.seconds / 60
+        )
+    });
+    let safe_bytes = binlog.safe_bytes.map_or_else(String::new, |safe| {
+        format!(", {} MiB more may be logged", mib(safe))
+    });
+    let kept = mib(binlog.kept_bytes);
+    format!("\nbinlog: {behind}, {kept} MiB kept{safe}{safe_bytes}\n")
 }
 
 fn problem_lines(problem: Option<&pb::Problem>) -> String {

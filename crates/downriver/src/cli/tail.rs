@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use downriver_api::log::v1::subscribe_response::Item;
 use downriver_api::log::v1::{self as pb};
 use downriver_event::block::Interval;
-use downriver_event::{LogicalType, Lsn, SourcePosition, TableSchema};
+use downriver_event::{BinlogPlace, GtidSet, LogicalType, Lsn, SourcePosition, TableSchema};
+use downriver_source::mysql::begin::Begin;
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, Failure};
@@ -19,7 +20,8 @@ pub(super) struct Tail {
     /// Patterns over "schema.table", `*` for any characters, `!` to exclude.
     #[arg(long, value_delimiter = ',')]
     tables: Vec<String>,
-    /// earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or an LSN such as 0/16B3748.
+    /// earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or what is to be left out: up to an LSN such as
+    /// 0/16B3748, a set of GTIDs (UUID:1-77, of MariaDB 0-1-100,1-1-5), up to a place such as binlog.000042:4711.
     #[arg(long, default_value = "latest")]
     from: String,
     /// Stop at this offset (exclusive), or at what is the latest now.
@@ -162,12 +164,36 @@ fn start(from: &str) -> Result<pb::Start, Failure> {
         At::Position(SourcePosition::Postgres(lsn).to_pb())
     } else if let Ok(time) = from.parse::<prost_types::Timestamp>() {
         At::Time(time)
+    } else if let Some(position) = of_binlog(from) {
+        At::Position(position.to_pb())
     } else {
         return Err(Failure::Usage(format!(
-            "--from {from:?} is none of earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, an LSN such as 0/16B3748"
+            "--from {from:?} is none of earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, an LSN such as 0/16B3748, a set of GTIDs such as UUID:1-77 or 0-1-100,1-1-5, a place such as binlog.000042:4711"
         )));
     };
     Ok(pb::Start { at: Some(at) })
+}
+
+/// A position of MySQL or MariaDB. Of which of them a place is only the log knows.
+fn of_binlog(text: &str) -> Option<SourcePosition> {
+    let nowhere = BinlogPlace {
+        file: String::new(),
+        position: 0,
+    };
+    match Begin::gtid(text) {
+        Ok(Begin::Gtids(gtids)) => {
+            let place = nowhere;
+            return Some(SourcePosition::Mysql { gtids, place });
+        }
+        Ok(Begin::Domains(gtids)) => {
+            let place = nowhere;
+            return Some(SourcePosition::Mariadb { gtids, place });
+        }
+        Ok(Begin::Place(_)) | Err(_) => {}
+    }
+    let place = text.parse().ok()?;
+    let gtids = GtidSet::default();
+    Some(SourcePosition::Mysql { gtids, place })
 }
 
 /// One event with what is needed to print it.

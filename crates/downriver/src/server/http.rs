@@ -116,6 +116,29 @@ fn write_sources(text: &mut String, sources: &[(String, SourceStatus)]) {
     write(("downriver_source_slot_safe_bytes", "gauge", safe), |s| {
         Some(s.slot.as_ref()?.safe_bytes? as f64)
     });
+    let behind = "Age of the newest transaction that came, while there are more in the binlog; 0 when there are none.";
+    write(("downriver_source_behind_seconds", "gauge", behind), |s| {
+        Some(s.binlog.as_ref()?.behind?.as_secs_f64())
+    });
+    let behind = "Bytes of the binlog that are not captured yet.";
+    write(("downriver_source_behind_bytes", "gauge", behind), |s| {
+        Some(s.binlog.as_ref()?.behind_bytes? as f64)
+    });
+    let kept = "Bytes of its binlog that the database keeps.";
+    let name = "downriver_source_binlog_kept_bytes";
+    write((name, "gauge", kept), |s| {
+        Some(s.binlog.as_ref()?.kept_bytes as f64)
+    });
+    let safe = "Seconds until the database may purge binlog that is not captured yet; no line if it purges none by age.";
+    let name = "downriver_source_binlog_safe_seconds";
+    write((name, "gauge", safe), |s| {
+        Some(s.binlog.as_ref()?.safe?.as_secs_f64())
+    });
+    let safe = "Bytes that may be logged before the database may purge binlog that is not captured yet; no line without a limit.";
+    let name = "downriver_source_binlog_safe_bytes";
+    write((name, "gauge", safe), |s| {
+        Some(s.binlog.as_ref()?.safe_bytes? as f64)
+    });
     let warning = "1 while something is about to go wrong.";
     write(("downriver_source_warning", "gauge", warning), |s| {
         Some(f64::from(u8::from(s.warning.is_some())))
@@ -158,4 +181,28 @@ fn write_pipelines(text: &mut String, pipelines: &[(String, PipelineView)]) {
     write_tables(text, metric, "pipeline", pipelines, |p| {
         p.status.tables.values().map(|table| table.state).collect()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alerts_are_over_metrics_that_there_are() {
+        const PREFIX: &str = "downriver_";
+        const ALERTS: &str = include_str!("../../../../deploy/prometheus/alerts.yaml");
+        let mut text = String::new();
+        write_sources(&mut text, &[]);
+        write_pipelines(&mut text, &[]);
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let mut named = 0;
+        for (at, _) in ALERTS.match_indices(PREFIX) {
+            let name = &ALERTS[at..];
+            let end = name.find(|c| !is_name(c)).unwrap_or(name.len());
+            let name = &name[..end];
+            assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
+            named += 1;
+        }
+        assert!(named > 10, "{named} metrics in the alerts");
+    }
 }

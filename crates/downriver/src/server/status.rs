@@ -1,9 +1,12 @@
 //! A capture's or a pipeline's status as the admin service shows it.
 
+use std::time::Duration;
+
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
 use downriver_event::{Offset, SourcePosition};
 use downriver_log::StreamState;
+use downriver_pipeline::status::BinlogStatus;
 use downriver_pipeline::{SnapshotProgress, SourceStatus, TableState};
 use downriver_service::problem::to_pb;
 use downriver_source::postgres::slot::SlotState;
@@ -41,6 +44,7 @@ pub(super) fn source_status(
         next_offset: stream.map_or(0, |stream| stream.next.0),
         events: status.events,
         slot: status.slot.as_ref().map(slot),
+        binlog: status.binlog.as_ref().map(binlog),
         warning: status.warning.as_ref().map(to_pb),
         ..pb::Status::default()
     }
@@ -92,6 +96,17 @@ fn slot(state: &SlotState) -> pb::Slot {
         invalidation_reason: state.invalidation_reason.clone().unwrap_or_default(),
         catalog_xmin_age: state.catalog_xmin_age,
         active: state.active,
+    }
+}
+
+fn binlog(status: &BinlogStatus) -> pb::Binlog {
+    let duration = |duration: Option<Duration>| duration.and_then(|d| d.try_into().ok());
+    pb::Binlog {
+        behind: duration(status.behind),
+        behind_bytes: status.behind_bytes,
+        kept_bytes: status.kept_bytes,
+        safe: duration(status.safe),
+        safe_bytes: status.safe_bytes,
     }
 }
 

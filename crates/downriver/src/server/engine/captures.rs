@@ -1,6 +1,7 @@
 //! Captures: one for each source, kept equal to its specification.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use downriver_api::admin::v1 as pb;
@@ -134,7 +135,7 @@ impl NodeEngine {
                 rows_per_second: options.rows_per_second,
             },
             repairs_holes: source.repairs_holes(),
-            spill: self.data.join("spill").join(name),
+            spill: self.spill(name),
         })
     }
 
@@ -189,12 +190,23 @@ impl NodeEngine {
             Connection::Postgres(config) => setup::drop_owned(config).await,
             Connection::Mysql(_) => Ok(()),
         };
+        let spilled = std::fs::remove_dir_all(self.spill(name));
         let forgotten = self.node.put_record(&stream_id_key(name), None).await;
         let log = self.node.drop_stream(name).await;
         on_database.map_err(|error| error.problem())?;
         forgotten.map_err(|error| unavailable(&error))?;
         log.map_err(|error| unavailable(&error))?;
+        if let Err(error) = spilled
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(source = name, %error, "what was spilled of a source that is deleted is left");
+        }
         Ok(dropped)
+    }
+
+    /// Where a source keeps what does not fit into memory.
+    fn spill(&self, name: &str) -> PathBuf {
+        self.data.join("spill").join(name)
     }
 }
 
@@ -210,6 +222,8 @@ fn database(name: &str, source: &Source) -> Result<Database, Problem> {
         })),
         Source::Mysql(spec) => Database::Mysql(MysqlSource {
             connection: mysql_config(spec)?,
+            begin: spec.begin()?,
+            binlog_warn: spec.binlog_warn(),
         }),
     })
 }
@@ -223,7 +237,8 @@ async fn owned(connection: &Connection) -> Result<Vec<String>, SourceError> {
     }
 }
 
-pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
+/// `has_log`: it has begun, so that where it was to begin is of no account.
+pub(super) async fn preflight(name: &str, source: &Source, has_log: bool) -> Vec<Finding> {
     let connection = match connection(name, source) {
         Ok(connection) => connection,
         Err(problem) => {
@@ -234,9 +249,16 @@ pub(super) async fn preflight(name: &str, source: &Source) -> Vec<Finding> {
             }];
         }
     };
-    let findings = match &connection {
-        Connection::Postgres(config) => postgres::check::check(config).await,
-        Connection::Mysql(config) => mysql::check::check(config).await,
+    let findings = match (&connection, source) {
+        (Connection::Postgres(config), _) => postgres::check::check(config).await,
+        (Connection::Mysql(config), Source::Mysql(spec)) => {
+            // It was read when the specification was.
+            let begin = spec.begin().ok().flatten().filter(|_| !has_log);
+            mysql::check::check(config, begin.as_ref(), spec.binlog_warn()).await
+        }
+        (Connection::Mysql(config), Source::Postgres(_)) => {
+            mysql::check::check(config, None, None).await
+        }
     };
     let findings = findings.into_iter().map(|finding| Finding {
         severity: match finding.severity {

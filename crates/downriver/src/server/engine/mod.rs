@@ -288,7 +288,10 @@ impl Engine for NodeEngine {
 
     async fn preflight(&self, name: &str, spec: &Spec) -> Vec<Finding> {
         match spec {
-            Spec::Source(source) => captures::preflight(name, source).await,
+            Spec::Source(source) => {
+                let has_log = self.node.state(name).is_some();
+                captures::preflight(name, source, has_log).await
+            }
             Spec::Sink(sink) => self.preflight_sink(name, sink).await,
             // Everything about it is checked against its source and sink.
             Spec::Pipeline(_) => Vec::new(),

@@ -1,10 +1,8 @@
 //! A source's specification as the sessions with its database take it, its secrets resolved.
 
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-
 use downriver_event::problem::Problem;
 use downriver_service::spec::{Failover, MaskWith, Mysql, Postgres, Source};
-use downriver_source::mysql::config::MysqlConfig;
+use downriver_source::mysql::config::{MysqlConfig, random_server_id};
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::rules::{ColumnRules, HashKey, Mask};
 
@@ -46,12 +44,6 @@ pub(super) fn mysql_config(spec: &Mysql) -> Result<MysqlConfig, Problem> {
     config.tables.clone_from(&spec.tables);
     config.server_id = spec.server_id.unwrap_or_else(random_server_id);
     Ok(config)
-}
-
-/// Numbers that people give servers are small ones.
-fn random_server_id() -> u32 {
-    let random = RandomState::new().build_hasher().finish();
-    (1 << 31) | (random & 0x7fff_ffff) as u32
 }
 
 pub(super) fn postgres_config(name: &str, spec: &Postgres) -> Result<PostgresConfig, Problem> {

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     /// A specification of each kind with everything that it may have.
-    fn specs() -> [(&'static str, Value); 3] {
+    fn specs() -> [(&'static str, Value); 4] {
         let source = json!({ "postgres": {
             "url": "postgres://cdc@db/shop", "password": { "env": "P" }, "tables": ["public.*", "!public.a"],
             "tls": { "ca": { "file": "/ca.pem" } }, "slot": "s", "publication": "p",
@@ -87,13 +87,29 @@ mod tests {
         }});
         let pipeline =
             json!({ "source": "shop", "sink": "lake", "mode": "mirror", "freshness": "10s" });
-        [("Source", source), ("Sink", sink), ("Pipeline", pipeline)]
+        let mysql = json!({ "mysql": {
+            "url": "mysql://cdc@db", "password": { "env": "P" }, "tables": ["shop.*", "!shop.a"],
+            "tls": { "ca": { "file": "/ca.pem" } }, "server_id": 4711, "snapshot": "none",
+            "start": { "gtid": "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5" }, "on_hole": "resnapshot",
+            "binlog_retention": { "warn": "6h" },
+        }});
+        [
+            ("source", source),
+            ("source-mysql", mysql),
+            ("sink", sink),
+            ("pipeline", pipeline),
+        ]
     }
 
     #[test]
     fn specifications_of_format_1_are_read_as_they_were_stored() {
-        for (kind, spec) in specs() {
-            let name = format!("{}-v1.json", kind.to_lowercase());
+        for (form, spec) in specs() {
+            let name = format!("{form}-v1.json");
+            let kind = match form {
+                "sink" => "Sink",
+                "pipeline" => "Pipeline",
+                _ => "Source",
+            };
             let stored = fixture::bytes(&name, || encode(&spec).to_vec()).unwrap();
             assert_eq!(decode(&stored), Ok(spec.clone()), "{name}");
             if let Err(problem) = Spec::parse(kind, &spec) {

@@ -47,6 +47,11 @@ impl NodeEngine {
             }
         }
         let running = self.running(name, &pipeline)?;
+        let captured = running.source.get().tables;
+        if patterns.is_empty() && !captured.is_empty() {
+            // Nor one that the source has no more.
+            tables.retain(|table| captured.contains_key(table));
+        }
         let folder = self
             .data
             .join("verify")
