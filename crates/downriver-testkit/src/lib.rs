@@ -15,6 +15,7 @@ pub mod host;
 pub mod mysql;
 pub mod mysql_history;
 pub mod oracle;
+pub mod player;
 pub mod port;
 pub mod postgres;
 pub mod proxy;

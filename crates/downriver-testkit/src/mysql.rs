@@ -14,6 +14,10 @@ use crate::host;
 use crate::port::Port;
 use crate::postgres::CDC_PASSWORD;
 
+mod replica;
+
+const PURGE_WITHIN: Duration = Duration::from_secs(30);
+
 /// Whose server is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {
@@ -54,6 +58,14 @@ impl Mysql {
 
     /// The same with more lines of my.cnf, behind ours and so stronger.
     pub async fn start_with(product: Product, settings: &[&str]) -> Result<Self> {
+        let server = Self::start_empty(product, settings).await?;
+        let mut administrator = server.connect(None).await?;
+        administrator.query_drop("create database shop").await?;
+        Ok(server)
+    }
+
+    /// The same without the database: nothing was written to its binlog.
+    async fn start_empty(product: Product, settings: &[&str]) -> Result<Self> {
         let root = host::cache_dir().join("mysql").join(product.folder());
         ensure!(
             root.join(".unpacked").exists(),
@@ -69,8 +81,6 @@ impl Mysql {
         };
         server.initialize(settings)?;
         server.run().await?;
-        let mut administrator = server.connect(None).await?;
-        administrator.query_drop("create database shop").await?;
         Ok(server)
     }
 
@@ -93,11 +103,10 @@ impl Mysql {
         let configuration = format!(
             "[mysqld]\nbasedir = {usr}\nlc-messages-dir = {share}\nplugin-dir = {usr}/lib/mysql/plugin\n\
              datadir = {folder}/data\ntmpdir = {folder}/tmp\nsocket = {folder}/socket\npid-file = {folder}/pid\n\
-             log-error = {folder}/server.log\nport = {}\nbind-address = 127.0.0.1\nserver-id = 1\n\
+             log-error = {folder}/server.log\nbind-address = 127.0.0.1\nserver-id = 1\n\
              log-bin = binlog\nbinlog-format = ROW\nbinlog-row-metadata = FULL\ninnodb-buffer-pool-size = 64M\n\
              innodb-flush-log-at-trx-commit = 0\nsync-binlog = 0\ncharacter-set-server = utf8mb4\n\
              default-time-zone = +00:00\nsql-mode =\n{product}\n{}\n",
-            self.port.number(),
             settings.join("\n"),
             usr = usr.display(),
         );
@@ -137,12 +146,17 @@ impl Mysql {
 
     /// One of the server's own clients (`mysqlbinlog`), which connects as its administrator.
     pub fn client_program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.root.join("usr/bin").join(name));
+        let mut command = self.tool(name);
         command
             .args(["--no-defaults", "--protocol=tcp", "--host=127.0.0.1"])
             .arg(format!("--port={}", self.port.number()))
             .arg("--user=root");
         command
+    }
+
+    /// One of the server's programs that connect to nothing.
+    pub fn tool(&self, name: &str) -> Command {
+        Command::new(self.root.join("usr/bin").join(name))
     }
 
     /// Where its files are; MySQL's self-made certificates among them.
@@ -194,6 +208,7 @@ impl Mysql {
             .open(self.log())?;
         let child = self
             .program(name)
+            .arg(format!("--port={}", self.port.number()))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -253,6 +268,26 @@ impl Mysql {
         Ok(files)
     }
 
+    /// Begins a new file of the binlog, and drops all before it.
+    pub async fn purge_binlogs(&self) -> Result<()> {
+        self.administer("flush binary logs").await?;
+        if self.product == Product::Mariadb11 {
+            // It keeps what no replica has asked for.
+            self.administer("set global slave_connections_needed_for_purge = 0")
+                .await?;
+        }
+        let files = self.binlogs()?;
+        let newest = files.last().and_then(|file| file.file_name());
+        let newest = newest.context("there is no binlog")?.to_string_lossy();
+        let purge = format!("purge binary logs to '{newest}'");
+        // MariaDB passes over a file that its engine may need still, and says nothing.
+        host::until("older binlogs to be dropped", PURGE_WITHIN, async || {
+            self.administer(&purge).await?;
+            Ok(self.binlogs()?.len() == 1)
+        })
+        .await
+    }
+
     /// The newest file of the server's binlog, with its first four bytes.
     pub fn newest_binlog(&self) -> Result<Vec<u8>> {
         let files = self.binlogs()?;
@@ -279,18 +314,22 @@ impl Mysql {
     /// A table's rows as canonical texts, in the form that `compare.py` takes.
     pub async fn canonical_rows(&self, table: &str) -> Result<Value> {
         let mut client = self.client().await?;
+        // An instant is written as that of UTC, whatever the server's time zone.
+        client.query_drop("set time_zone = '+00:00'").await?;
         let query = "select column_name, data_type, column_type from information_schema.columns
                       where table_schema = 'shop' and table_name = ? order by ordinal_position";
         let columns: Vec<(String, String, String)> = client.exec(query, (table,)).await?;
         ensure!(!columns.is_empty(), "there is no table {table}");
         let forms: Vec<String> = columns
             .iter()
-            .map(|(name, ty, whole)| {
-                canonical_sql(&format!("`{}`", name.replace('`', "``")), ty, whole)
-            })
+            .map(|(name, ty, whole)| canonical_sql(&identifier(name), ty, whole))
             .collect();
         let rows: Vec<Row> = client
-            .query(format!("select {} from `{table}`", forms.join(", ")))
+            .query(format!(
+                "select {} from {}",
+                forms.join(", "),
+                identifier(table)
+            ))
             .await?;
         let rows = rows.into_iter().map(|row| {
             let cells = (0..row.len()).map(|at| row.get::<Option<String>, _>(at).flatten());
@@ -327,6 +366,10 @@ fn canonical_sql(column: &str, ty: &str, whole: &str) -> String {
         _ if whole.contains("zerofill") => format!("concat({column} + 0)"),
         _ => format!("concat({column})"),
     }
+}
+
+fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
 }
 
 fn is_binlog(path: &Path) -> bool {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use downriver_testkit::history::{self, Played};
+use downriver_testkit::history;
 use downriver_testkit::mysql::Product;
 use downriver_testkit::mysql_history;
+use downriver_testkit::player::Played;
 use downriver_testkit::postgres::Version;
 
 use crate::basis::Basis;

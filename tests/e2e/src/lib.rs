@@ -1,6 +1,8 @@
-//! What the end-to-end tests share: a shop in PostgreSQL and a daemon.
+//! What the end-to-end tests share: a shop in PostgreSQL, or in MySQL and MariaDB, and a daemon.
 
+pub mod history;
 pub mod log;
+pub mod mysql;
 
 use std::time::Duration;
 

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use downriver_testkit::resources;
+use downriver_testkit::{Daemon, resources};
 use serde_json::Value;
 
 use crate::Shop;
 
 /// Every event that the log holds now, in order.
 pub async fn events(shop: &Shop) -> Result<Vec<Value>> {
-    let text = shop
-        .daemon
+    events_of(&shop.daemon).await
+}
+
+/// The same of a daemon beside any server.
+pub async fn events_of(daemon: &Daemon) -> Result<Vec<Value>> {
+    let text = daemon
         .ok(&[
             "tail",
             resources::SOURCE,

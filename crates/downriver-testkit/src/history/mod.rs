@@ -3,40 +3,25 @@
 //! The same seed gives the same SQL. The generator knows the shape of every table, so each statement is valid when
 //! it is run in order; which rows one meets it leaves to their numbers.
 
-mod run;
 mod schema;
+mod stage;
 mod table;
 mod values;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-pub use run::{Played, Player, Style};
+use crate::player::{self, Act};
+pub use stage::Style;
 use table::Table;
 use values::ENUM;
+
+pub type Player = player::Player<crate::postgres::Postgres>;
 
 /// Tables at the start, and at most.
 const TABLES: usize = 4;
 const TABLES_MAX: usize = 7;
 const ACTS: std::ops::Range<usize> = 12..30;
-
-/// What happens next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Statements of one session, with the transactions that they open and end.
-    Sql(String),
-    /// A second session, whose transaction stays open over other acts.
-    Aside(String),
-    /// The daemon is killed; what follows becomes a backlog.
-    Kill,
-    Start,
-    /// The server ends the replication connection.
-    Cut,
-    /// The snapshot of a table is asked for again.
-    Resnapshot(String),
-    /// The same of a part of it.
-    ResnapshotPart(String, String),
-}
 
 #[derive(Clone)]
 pub struct History {
@@ -60,15 +45,15 @@ impl History {
             aside_rows: 0,
         }
     }
+}
 
-    /// The tables of now, as `schema.table`.
-    pub fn tables(&self) -> Vec<String> {
+impl player::History for History {
+    fn tables(&self) -> Vec<String> {
         let own = self.tables.iter().map(|t| format!("public.{}", t.name));
         own.chain(["public.aside".to_owned()]).collect()
     }
 
-    /// What stands before the source is captured.
-    pub fn begin(&mut self) -> Vec<String> {
+    fn begin(&mut self) -> Vec<String> {
         let mut sql = vec![format!(
             "create type {ENUM} as enum ('g0', 'g1', 'g2'); alter type {ENUM} owner to shop_owner;
              create table aside (id bigint primary key, what text); alter table aside owner to shop_owner"
@@ -79,8 +64,7 @@ impl History {
         sql
     }
 
-    /// The acts of one round. Whatever it opened is closed at its end.
-    pub fn round(&mut self) -> Vec<Act> {
+    fn round(&mut self) -> Vec<Act> {
         let mut acts = Vec::new();
         let (mut is_down, mut is_open) = (false, false);
         for _ in 0..self.random.random_range(ACTS) {
@@ -146,7 +130,9 @@ impl History {
         }
         acts
     }
+}
 
+impl History {
     fn any_table(&mut self) -> usize {
         self.random.random_range(0..self.tables.len())
     }

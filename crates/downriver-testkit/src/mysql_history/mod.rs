@@ -3,37 +3,22 @@
 //! The same seed gives the same SQL. The generator knows the shape of every table, so each statement is valid when it is
 //! run in order; which rows one meets it leaves to their numbers.
 
-mod run;
+mod stage;
 mod table;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-pub use run::{Player, Style};
+use crate::player::{self, Act};
+pub use stage::Style;
 use table::Table;
+
+pub type Player = player::Player<crate::mysql::Mysql>;
 
 /// Tables at the start, and at most.
 const TABLES: usize = 4;
 const TABLES_MAX: usize = 7;
 const ACTS: std::ops::Range<usize> = 12..30;
-
-/// What happens next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Statements of one session, with the transactions that they open and end.
-    Sql(String),
-    /// A second session, whose transaction stays open over other acts.
-    Aside(String),
-    /// The daemon is killed; what follows becomes a backlog.
-    Kill,
-    Start,
-    /// The server ends the connection that the binlog is sent by.
-    Cut,
-    /// The server is killed, and started again.
-    Crash,
-    /// The snapshot of a table is asked for again.
-    Resnapshot(String),
-}
 
 pub struct History {
     random: StdRng,
@@ -54,15 +39,15 @@ impl History {
             aside_rows: 0,
         }
     }
+}
 
-    /// The tables of now, all of database `shop`.
-    pub fn tables(&self) -> Vec<String> {
-        let own = self.tables.iter().map(|table| table.name.clone());
-        own.chain(["aside".to_owned()]).collect()
+impl player::History for History {
+    fn tables(&self) -> Vec<String> {
+        let own = self.tables.iter().map(|t| format!("shop.{}", t.name));
+        own.chain(["shop.aside".to_owned()]).collect()
     }
 
-    /// What stands before the source is captured.
-    pub fn begin(&mut self) -> Vec<String> {
+    fn begin(&mut self) -> Vec<String> {
         let aside = "create table aside (id bigint primary key, what text)";
         let mut sql = vec![aside.to_owned()];
         for _ in 0..TABLES {
@@ -71,8 +56,7 @@ impl History {
         sql
     }
 
-    /// The acts of one round. Whatever it opened is closed at its end.
-    pub fn round(&mut self) -> Vec<Act> {
+    fn round(&mut self) -> Vec<Act> {
         let mut acts = Vec::new();
         let (mut is_down, mut is_open) = (false, false);
         for _ in 0..self.random.random_range(ACTS) {
@@ -130,7 +114,9 @@ impl History {
         }
         acts
     }
+}
 
+impl History {
     fn any_table(&mut self) -> usize {
         self.random.random_range(0..self.tables.len())
     }
@@ -221,6 +207,13 @@ impl History {
                 let (sql, table) = self.tables[at].copied(name, &mut self.random);
                 self.tables.push(table);
                 sql
+            }
+            7 => {
+                let told = match self.random.random_bool(0.5) {
+                    true => "FULL",
+                    false => "MINIMAL",
+                };
+                vec![format!("set global binlog_row_metadata = {told}")]
             }
             _ => vec![self.tables[at].alter(&mut self.random, &mut self.columns_made)],
         }

@@ -3,6 +3,18 @@
 
 mod binlog;
 mod chunks;
+mod clocks;
 mod dump;
+mod failover;
 mod history;
+mod kept;
+mod kills;
 mod mirror;
+mod modes;
+mod names;
+mod online_ddl;
+mod places;
+mod shapes;
+mod sources;
+mod starts;
+mod transactions;

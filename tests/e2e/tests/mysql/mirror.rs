@@ -1,128 +1,17 @@
 //! MySQL and MariaDB from the snapshot and the binlog into the lake, as a user sets them up: a real server, a daemon, and
 //! what others read of the lake.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use downriver_testkit::daemon::Daemon;
 use downriver_testkit::mysql::{Mysql, Product};
-use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{daemon, resources};
-use mysql_async::prelude::Queryable as _;
+use e2e::CATCH_UP;
+use e2e::mysql::{ORDERS, Shop, change, ensure_each_came_once};
 use tokio_util::sync::CancellationToken;
 
-const CATCH_UP: Duration = Duration::from_secs(180);
 const TYPES: &str = include_str!("binlog/load.sql");
-const ORDERS: &str = "
-    create table orders (id bigint unsigned auto_increment primary key, customer int not null, total decimal(12,2),
-                         note varchar(80), placed datetime(3) not null default current_timestamp(3), state enum('new','paid','sent'));
-    create table customers (code varchar(20) character set latin1 collate latin1_swedish_ci primary key, name text, vip bit(1));
-    create table pairs (a int, b varchar(10), c int, primary key (b, a));
-    insert into customers values ('a', 'Zo\u{eb}', 1), ('B', null, 0), ('c', '', null);
-    insert into pairs values (1, 'x', 1), (2, 'x', 2), (1, 'y', 3);";
-
-/// Everything of one test. Fields are dropped in this order: the daemon first.
-struct Shop {
-    daemon: Daemon,
-    mysql: Mysql,
-    folder: tempfile::TempDir,
-}
-
-impl Shop {
-    async fn open(product: Product) -> Result<Self> {
-        let mysql = Mysql::start(product).await?;
-        mysql.create_capture_user().await?;
-        mysql.execute(ORDERS).await?;
-        let folder = tempfile::Builder::new()
-            .prefix("downriver-e2e-")
-            .tempdir()?;
-        let mut daemon = Daemon::new(folder.path())?;
-        daemon.start().await?;
-        Ok(Self {
-            daemon,
-            mysql,
-            folder,
-        })
-    }
-
-    async fn deliver(&self, tables: &[&str]) -> Result<()> {
-        let options = ["snapshot: { mode: initial, chunk_rows: 700, max_workers: 2 }"];
-        let source = resources::mysql_source(&self.mysql, tables, &options);
-        let sink = resources::sink_in_folder(&self.folder.path().join("lake"));
-        let pipeline = resources::pipeline("1s");
-        self.daemon.apply(&(source + &sink + &pipeline)).await
-    }
-
-    async fn ensure_equal(&self, tables: &[&str]) -> Result<()> {
-        self.daemon.wait(CATCH_UP).await?;
-        let lake = Lake::builtin(&self.daemon)?;
-        readers::ensure_equal_mysql(&self.mysql, &lake, tables).await?;
-        Ok(())
-    }
-
-    /// `rows` orders more.
-    async fn fill(&self, rows: u32) -> Result<()> {
-        let mut client = self.mysql.client().await?;
-        for first in (0..rows).step_by(500) {
-            let values: Vec<String> = (first..rows.min(first + 500))
-                .map(|row| {
-                    format!(
-                        "({}, {}.{:02}, 'note {row}', 'new')",
-                        row % 97,
-                        row,
-                        row % 100
-                    )
-                })
-                .collect();
-            let values = values.join(", ");
-            client
-                .query_drop(format!(
-                    "insert into orders (customer, total, note, state) values {values}"
-                ))
-                .await?;
-        }
-        Ok(())
-    }
-}
-
-/// Changes of all kinds in transactions of one to twenty, until it is told to stop. How many.
-async fn change(mysql: &Mysql, seed: u64, stop: CancellationToken) -> Result<u64> {
-    let mut client = mysql.client().await?;
-    let (mut state, mut transactions) = (seed, 0);
-    let mut random = |below: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
-    while !stop.is_cancelled() {
-        client.query_drop("begin").await?;
-        for _ in 0..=random(20) {
-            let (id, number) = (random(6_000), random(1_000));
-            client
-                .query_drop(match random(8) {
-                    0..=2 => format!("insert into orders (customer, total) values ({number}, {id}.5)"),
-                    3 | 4 => format!("update orders set total = total + 1, state = 'paid' where id = {id}"),
-                    5 => format!("delete from orders where id = {id}"),
-                    6 => format!("update ignore orders set id = id + 100000 where id = {id}"),
-                    _ => format!("insert into pairs (a, b) values ({number}, 'r') on duplicate key update a = a + 1000"),
-                })
-                .await
-                .or_else(|error| match error {
-                    // A key that is there already.
-                    mysql_async::Error::Server(server) if server.code == 1062 => Ok(()),
-                    error => Err(error),
-                })?;
-        }
-        let end = if random(6) == 0 { "rollback" } else { "commit" };
-        client.query_drop(end).await?;
-        transactions += 1;
-    }
-    Ok(transactions)
-}
-
-async fn is_mirrored(product: Product) -> Result<()> {
-    let shop = Shop::open(product).await?;
+async fn is_mirrored(product: Product, settings: &[&str]) -> Result<()> {
+    let shop = Shop::open_with(product, settings).await?;
     shop.mysql.execute(TYPES).await?;
     shop.fill(5_000).await?;
     let stop = CancellationToken::new();
@@ -180,24 +69,38 @@ async fn is_mirrored(product: Product) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mysql_is_mirrored() -> Result<()> {
-    is_mirrored(Product::Mysql9).await
+    is_mirrored(Product::Mysql9, &[]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mariadb_10_is_mirrored() -> Result<()> {
-    is_mirrored(Product::Mariadb10).await
+    let settings = ["log-bin-compress = ON", "log-bin-compress-min-len = 10"];
+    is_mirrored(Product::Mariadb10, &settings).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mariadb_11_is_mirrored() -> Result<()> {
-    is_mirrored(Product::Mariadb11).await
+    is_mirrored(Product::Mariadb11, &["binlog-row-image = FULL_NODUP"]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_doubled_by_kills_of_daemon_and_server() -> Result<()> {
-    let mut shop = Shop::open(Product::Mysql9).await?;
+    let settings = [
+        "binlog-transaction-compression = ON",
+        "binlog-row-value-options = PARTIAL_JSON",
+    ];
+    let mut shop = Shop::open_with(Product::Mysql9, &settings).await?;
     shop.fill(5_000).await?;
-    shop.deliver(&["shop.orders", "shop.pairs"]).await?;
+    shop.mysql
+        .execute(
+            "create table documents (id int primary key, j json, filler text);
+             insert into documents
+                with recursive n as (select 1 as id union all select id + 1 from n where id < 900)
+                select id, json_object('n', 0, 'list', json_array(id, 'two', null)), repeat(sha2(id, 256), 75) from n;",
+        )
+        .await?;
+    let tables = ["shop.orders", "shop.pairs", "shop.documents"];
+    shop.deliver(&tables).await?;
     for round in 0..4 {
         let stop = CancellationToken::new();
         {
@@ -212,35 +115,19 @@ async fn nothing_is_lost_or_doubled_by_kills_of_daemon_and_server() -> Result<()
             };
             tokio::join!(writing, killing).0?;
         }
+        // One transaction of several blocks, which are being decoded.
+        shop.mysql
+            .execute(&format!(
+                "update documents set filler = concat(filler, {round}),
+                    j = json_set(json_remove(j, '$.list[0]'), '$.n', {round}, '$.list[9]', json_object('round', {round}, 'id', id))"
+            ))
+            .await?;
         shop.daemon.kill();
         shop.daemon.start().await?;
     }
-    shop.ensure_equal(&["orders", "pairs"]).await?;
-    // What the log has, each transaction once.
-    let text = shop
-        .daemon
-        .ok(&[
-            "tail",
-            resources::SOURCE,
-            "--from",
-            "earliest",
-            "--until",
-            "latest",
-            "-o",
-            "json",
-        ])
-        .await?;
-    let mut ends = std::collections::HashSet::new();
-    let mut last = String::new();
-    for line in text.lines() {
-        let event: serde_json::Value = serde_json::from_str(line)?;
-        let transaction = event["txn"].as_str().unwrap_or_default().to_owned();
-        if transaction.contains(':') && transaction != last {
-            ensure!(ends.insert(transaction.clone()), "{transaction} came twice");
-        }
-        last = transaction;
-    }
-    ensure!(ends.len() > 10, "{} transactions", ends.len());
+    shop.ensure_equal(&["orders", "pairs", "documents"]).await?;
+    let transactions = ensure_each_came_once(&shop.daemon).await?;
+    ensure!(transactions > 10, "{transactions} transactions");
     Ok(())
 }
 
@@ -255,22 +142,10 @@ async fn a_purged_binlog_is_a_hole_and_a_new_snapshot_repairs_it() -> Result<()>
         .execute(
             "delete from orders where id % 3 = 0;
              flush binary logs;
-             update orders set note = 'unseen' where id % 5 = 0;
-             flush binary logs;",
+             update orders set note = 'unseen' where id % 5 = 0;",
         )
         .await?;
-    let newest: Option<(String, u64)> = shop
-        .mysql
-        .client()
-        .await?
-        .query::<mysql_async::Row, _>("show binary logs")
-        .await?
-        .pop()
-        .and_then(|row| Some((row.get(0)?, row.get(1)?)));
-    let (newest, _) = newest.context("a binlog")?;
-    shop.mysql
-        .execute(&format!("purge binary logs to '{newest}'"))
-        .await?;
+    shop.mysql.purge_binlogs().await?;
     shop.daemon.start().await?;
     let described = shop
         .daemon
@@ -295,11 +170,7 @@ async fn a_purged_binlog_is_a_hole_and_a_new_snapshot_repairs_it() -> Result<()>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_missing_at_the_server_is_said_with_its_fix() -> Result<()> {
-    let settings = [
-        "binlog-row-metadata = MINIMAL",
-        "binlog-row-image = MINIMAL",
-    ];
-    let mysql = Mysql::start_with(Product::Mysql9, &settings).await?;
+    let mysql = Mysql::start_with(Product::Mysql9, &["binlog-row-image = MINIMAL"]).await?;
     mysql.create_capture_user().await?;
     mysql.execute(ORDERS).await?;
     let folder = tempfile::tempdir()?;
@@ -308,20 +179,14 @@ async fn what_is_missing_at_the_server_is_said_with_its_fix() -> Result<()> {
     let source = resources::mysql_source(&mysql, &["shop.*"], &[]);
     let refused = daemon.try_apply(&source).await?;
     ensure!(refused.code == Some(1), "{}", refused.text());
-    for expected in [
-        "DR-1081",
-        "DR-1082",
-        "SET PERSIST binlog_row_metadata = FULL",
-    ] {
+    for expected in ["DR-1081", "SET PERSIST binlog_row_image = FULL"] {
         ensure!(
             refused.text().contains(expected),
             "{expected}: {}",
             refused.text()
         );
     }
-    mysql
-        .execute("set global binlog_row_metadata = FULL; set global binlog_row_image = FULL")
-        .await?;
+    mysql.execute("set global binlog_row_image = FULL").await?;
     daemon.apply(&source).await?;
     let described = daemon
         .until_described(

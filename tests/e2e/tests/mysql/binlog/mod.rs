@@ -1,6 +1,8 @@
 //! The binlogs of real servers, decoded: what comes out is what the server itself shows.
 
+mod documents;
 pub(crate) mod read;
+mod seeds;
 
 use std::collections::BTreeMap;
 
@@ -58,6 +60,7 @@ const TEXTS: Shown = (
 
 const LOAD: &str = include_str!("load.sql");
 const LOAD_MYSQL: &str = include_str!("load_mysql.sql");
+const LOAD_MARIADB: &str = include_str!("load_mariadb.sql");
 const DOCS: Shown = (
     "docs",
     &[
@@ -67,6 +70,37 @@ const DOCS: Shown = (
         "vector_to_string(ve)",
     ],
 );
+
+const PACKED: Shown = (
+    "packed",
+    &[
+        "id",
+        "v",
+        "vs",
+        "vl",
+        "lower(hex(vb))",
+        "plain",
+        "t",
+        "lt",
+        "tt",
+        "lower(hex(b))",
+        "lower(hex(mb))",
+    ],
+);
+const ADDED: Shown = ("added", &["id", "a", "c"]);
+const FORGET: &str = "drop table if exists numbers, times, texts, docs, packed, added;";
+
+/// How many events of each type a binlog has.
+fn kinds(file: &[u8]) -> BTreeMap<u8, u64> {
+    let mut kinds = BTreeMap::new();
+    let mut rest = file.get(4..).unwrap_or_default();
+    while let Some((head, len)) = rest.get(..9).zip(rest.get(9..13)) {
+        *kinds.entry(head[4]).or_default() += 1;
+        let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]);
+        rest = rest.get(len as usize..).unwrap_or_default();
+    }
+    kinds
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_of_mysql_are_what_it_shows() -> Result<()> {
@@ -79,50 +113,78 @@ async fn values_of_mysql_are_what_it_shows() -> Result<()> {
             .await?;
         Ok(set.unwrap_or_default().parse()?)
     };
-    let before = executed().await?;
-    server.execute(LOAD).await?;
-    server.execute(LOAD_MYSQL).await?;
-    let (decoded, position) = read::tables(&server).await?;
-    for table in [NUMBERS, TIMES, TEXTS, DOCS] {
-        ensure_equal(&server, &decoded, table).await?;
+    const COMPACT: &str = "set global binlog_transaction_compression = on; set global binlog_row_value_options = partial_json;";
+    const TRANSACTION_PAYLOAD: u8 = 40;
+    for settings in ["", COMPACT] {
+        server.execute(&format!("{FORGET}{settings}")).await?;
+        let before = executed().await?;
+        server.execute(LOAD).await?;
+        server.execute(LOAD_MYSQL).await?;
+        let (decoded, position) = read::tables(&server).await?;
+        for table in [NUMBERS, TIMES, TEXTS, DOCS] {
+            ensure_equal(&server, &decoded, table).await?;
+        }
+        let SourcePosition::Mysql { gtids, place } = position else {
+            bail!("{position} is no position of MySQL's");
+        };
+        let expected = executed().await?.without(&before);
+        ensure!(
+            gtids == expected && gtids.to_string().contains(":night:"),
+            "{gtids}, not {expected}"
+        );
+        ensure_all_read(&server, &place)?;
+        let kinds = kinds(&server.newest_binlog()?);
+        let is_compact = kinds.contains_key(&TRANSACTION_PAYLOAD);
+        ensure!(is_compact != settings.is_empty(), "{kinds:?}");
     }
-    let SourcePosition::Mysql { gtids, place } = position else {
-        bail!("{position} is no position of MySQL's");
-    };
-    let expected = executed().await?.without(&before);
-    ensure!(
-        gtids == expected && gtids.to_string().contains(":night:1-2"),
-        "{gtids}, not {expected}"
-    );
-    ensure_all_read(&server, &place)
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_of_mariadb_are_what_it_shows() -> Result<()> {
-    for product in [Product::Mariadb10, Product::Mariadb11] {
+    const COMPACT: &str =
+        "set global log_bin_compress = on; set global log_bin_compress_min_len = 10;";
+    const NODUP: &str = "set global binlog_row_image = full_nodup;";
+    for (product, settings) in [
+        (Product::Mariadb10, &["", COMPACT][..]),
+        (Product::Mariadb11, &["", COMPACT, NODUP]),
+    ] {
         let server = Mysql::start(product).await?;
-        server.execute(LOAD).await?;
-        let (decoded, position) = read::tables(&server).await?;
-        for table in [NUMBERS, TIMES, TEXTS] {
-            ensure_equal(&server, &decoded, table)
+        for settings in settings {
+            server.execute(&format!("{FORGET}{settings}")).await?;
+            is_shown(&server)
                 .await
-                .with_context(|| format!("{product:?}"))?;
+                .with_context(|| format!("{product:?} {settings}"))?;
+            let kinds = kinds(&server.newest_binlog()?);
+            println!("{product:?} {settings}: {kinds:?}");
+            // Statements, and rows of each kind.
+            let is_compact = (165..=168).all(|kind| kinds.contains_key(&kind));
+            ensure!(is_compact != settings.is_empty(), "{kinds:?}");
         }
-        let SourcePosition::Mariadb { gtids, place } = position else {
-            bail!("{position} is no position of MariaDB's");
-        };
-        let reached: Option<String> = server
-            .client()
-            .await?
-            .query_first("select @@gtid_binlog_pos")
-            .await?;
-        ensure!(
-            Some(gtids.to_string()) == reached,
-            "{product:?}: {gtids}, not {reached:?}"
-        );
-        ensure_all_read(&server, &place)?;
     }
     Ok(())
+}
+
+async fn is_shown(server: &Mysql) -> Result<()> {
+    server.execute(LOAD).await?;
+    server.execute(LOAD_MARIADB).await?;
+    let (decoded, position) = read::tables(server).await?;
+    for table in [NUMBERS, TIMES, TEXTS, PACKED, ADDED] {
+        ensure_equal(server, &decoded, table).await?;
+    }
+    let SourcePosition::Mariadb { gtids, place } = position else {
+        bail!("{position} is no position of MariaDB's");
+    };
+    let reached: Option<String> = server
+        .client()
+        .await?
+        .query_first("select @@gtid_binlog_pos")
+        .await?;
+    ensure!(
+        Some(gtids.to_string()) == reached,
+        "{gtids}, not {reached:?}"
+    );
+    ensure_all_read(server, &place)
 }
 
 /// The server's own field for a place has 32 bits, and in some versions is 0: the decoder counts.

@@ -15,6 +15,8 @@ use downriver_event::{
 use downriver_testkit::mysql::Mysql;
 use mysql_async::prelude::Queryable as _;
 
+use super::seeds;
+
 /// By name, rows by their first column, as text.
 pub(crate) type Tables = HashMap<String, BTreeMap<String, Vec<Option<String>>>>;
 
@@ -40,6 +42,7 @@ pub(crate) async fn tables(server: &Mysql) -> Result<(Tables, SourcePosition)> {
         reading.event(event)?;
     }
     ensure!(rest.is_empty());
+    seeds::write(server, &file)?;
     reading.finish()
 }
 
@@ -68,15 +71,18 @@ impl Reading {
     }
 
     pub(crate) fn event(&mut self, event: &[u8]) -> Result<()> {
-        match self.decoder.decode(event, &mut self.builder)? {
-            Decoded::Table(map) => {
-                let shape = self.shape(&map)?;
-                self.decoder.set_shape(Some(shape));
+        let mut events = self.decoder.open(event)?;
+        while let Some(decoded) = self.decoder.next(&mut events, &mut self.builder)? {
+            match decoded {
+                Decoded::Table(map) => {
+                    let shape = self.shape(&map)?;
+                    self.decoder.set_shape(Some(shape));
+                }
+                Decoded::Statement(_) if !self.builder.in_transaction() => {
+                    self.decoder.end_statement(&mut self.builder);
+                }
+                _ => {}
             }
-            Decoded::Statement(_) => {
-                self.decoder.end_statement(&mut self.builder);
-            }
-            _ => {}
         }
         Ok(())
     }
@@ -131,7 +137,14 @@ impl Reading {
                 .context("a schema")?;
             let rows = tables.entry(schema.name.clone()).or_default();
             if let Some(before) = &event.before {
-                rows.remove(&texts(schema, before)[0].clone().unwrap_or_default());
+                let told = texts(schema, before);
+                let left = rows.remove(&told[0].clone().unwrap_or_default());
+                ensure!(
+                    left.as_ref()
+                        .is_none_or(|left| is_told(left, &told, before)),
+                    "{}: {left:?}, not {told:?}",
+                    schema.name
+                );
             }
             if let Some(after) = &event.after {
                 let cells = texts(schema, after);
@@ -160,6 +173,17 @@ async fn charsets(server: &Mysql) -> Result<HashMap<u64, String>> {
         );
     }
     Ok(rows)
+}
+
+/// Whether a change left a row as the server tells of it with the next: what a row was it tells whole.
+fn is_told(left: &[Option<String>], told: &[Option<String>], before: &pb::Row) -> bool {
+    let is_absent = |cell: &pb::Cell| {
+        let absent = pb::Presence::Absent as i32;
+        matches!(&cell.kind, Some(pb::cell::Kind::Presence(presence)) if *presence == absent)
+    };
+    let mut cells = left.iter().zip(told).zip(&before.cells);
+    let is_reshaped = left.len() != told.len();
+    is_reshaped || cells.all(|((left, told), cell)| is_absent(cell) || left == told)
 }
 
 fn texts(schema: &TableSchema, row: &pb::Row) -> Vec<Option<String>> {

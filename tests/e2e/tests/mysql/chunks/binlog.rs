@@ -56,42 +56,45 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
         let len = u32::from_le_bytes(len.try_into()?) as usize;
         let (event, after) = rest.split_at_checked(len).context("a whole event")?;
         rest = after;
-        match decoder.decode(event, &mut builder)? {
-            Decoded::Table(map) => {
-                let next = u32::try_from(ids.len())? + 1;
-                let id = *ids.entry(map.table.clone()).or_insert(next);
-                let version = u32::try_from(schemas.len())? + 1;
-                let described = describe(&map, |collation| charsets.get(&collation).cloned())
-                    .with_context(|| map.table.clone())?;
-                let columns = (1..).zip(&described).map(|(id, column)| Column {
-                    id,
-                    name: column.name.clone(),
-                    ty: column.ty.clone(),
-                    nullable: column.nullable,
-                    source_type: column.source_type.clone(),
-                    cover: Cover::None,
-                });
-                let columns: Vec<Column> = columns.collect();
-                let schema = TableSchema {
-                    id: TableId(id),
-                    version,
-                    namespace: map.database.clone(),
-                    name: map.table.clone(),
-                    columns: columns.clone(),
-                    key: vec![1],
-                    identity: ReplicaIdentity::Full,
-                    withheld: Vec::new(),
-                };
-                let (key, rows) = (map.key.clone(), Vec::new());
-                tables.insert(map.table.clone(), Table { columns, key, rows });
-                schemas.insert((id, version), schema.clone());
-                let plans = described.into_iter().map(|column| column.plan).collect();
-                decoder.set_shape(Some(Shape::new(Arc::new(schema), plans)));
+        let mut events = decoder.open(event)?;
+        while let Some(decoded) = decoder.next(&mut events, &mut builder)? {
+            match decoded {
+                Decoded::Table(map) => {
+                    let next = u32::try_from(ids.len())? + 1;
+                    let id = *ids.entry(map.table.clone()).or_insert(next);
+                    let version = u32::try_from(schemas.len())? + 1;
+                    let described = describe(&map, |collation| charsets.get(&collation).cloned())
+                        .with_context(|| map.table.clone())?;
+                    let columns = (1..).zip(&described).map(|(id, column)| Column {
+                        id,
+                        name: column.name.clone(),
+                        ty: column.ty.clone(),
+                        nullable: column.nullable,
+                        source_type: column.source_type.clone(),
+                        cover: Cover::None,
+                    });
+                    let columns: Vec<Column> = columns.collect();
+                    let schema = TableSchema {
+                        id: TableId(id),
+                        version,
+                        namespace: map.database.clone(),
+                        name: map.table.clone(),
+                        columns: columns.clone(),
+                        key: vec![1],
+                        identity: ReplicaIdentity::Full,
+                        withheld: Vec::new(),
+                    };
+                    let (key, rows) = (map.key.clone(), Vec::new());
+                    tables.insert(map.table.clone(), Table { columns, key, rows });
+                    schemas.insert((id, version), schema.clone());
+                    let plans = described.into_iter().map(|column| column.plan).collect();
+                    decoder.set_shape(Some(Shape::new(Arc::new(schema), plans)));
+                }
+                Decoded::Statement(_) => {
+                    decoder.end_statement(&mut builder);
+                }
+                _ => {}
             }
-            Decoded::Statement(_) => {
-                decoder.end_statement(&mut builder);
-            }
-            _ => {}
         }
     }
     ensure!(rest.is_empty() && !decoder.in_transaction());

@@ -1,0 +1,351 @@
+//! Transactions that are no plain sequence of rows: prepared ones, those that were rolled back in part, statements in the
+//! place of rows, and rows that the storage engine changes by foreign keys. After each the lake is equal to the server.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use downriver_testkit::daemon::{self, Daemon};
+use downriver_testkit::mysql::{Mysql, Product};
+use downriver_testkit::readers::{self, Lake};
+use downriver_testkit::{host, resources};
+use mysql_async::prelude::Queryable as _;
+
+const CATCH_UP: Duration = Duration::from_secs(240);
+const TABLES: [&str; 14] = [
+    "before_start",
+    "held",
+    "large",
+    "killed",
+    "restarted",
+    "rolled",
+    "stated",
+    "fired",
+    "loaded",
+    "parent",
+    "child",
+    "grandchild",
+    "bag",
+    "other",
+];
+const SCHEMA: &str = "
+    create table before_start (id int primary key, v varchar(40));
+    create table held (id int primary key, v varchar(40));
+    create table large (id int primary key, v varchar(2000));
+    create table killed (id int primary key, v varchar(40));
+    create table restarted (id int primary key, v varchar(40));
+    create table rolled (id int primary key, v varchar(40));
+    create table stated (id int auto_increment primary key, v varchar(40));
+    create table fired (id int auto_increment primary key, v varchar(40));
+    create table loaded (id int primary key, v varchar(40));
+    create table parent (id int primary key, v varchar(40));
+    create table child (id int primary key, parent int, foreign key (parent) references parent (id) on delete cascade on update cascade);
+    create table grandchild (id int primary key, child int, foreign key (child) references child (id) on delete set null);
+    create table bag (a int, b varchar(40));
+    create table other (id int primary key, v varchar(40));
+    create table beside (id int primary key, v varchar(40)) engine = MyISAM;
+    create trigger fires after insert on stated for each row insert into fired (v) values (concat('by ', new.v));
+    insert into held values (1, 'a'), (2, 'b'), (3, 'c');
+    insert into parent values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd');
+    insert into child values (10, 1), (11, 1), (20, 2), (30, 3), (40, 4);
+    insert into grandchild values (100, 10), (110, 11), (200, 20), (400, 40);
+    insert into bag values (1, 'x'), (1, 'x'), (2, 'y');
+    insert into killed values (1, 'a');
+    insert into restarted values (1, 'a');";
+
+/// Everything of one test. Fields are dropped in this order: the daemon first.
+struct Shop {
+    daemon: Daemon,
+    mysql: Mysql,
+    folder: tempfile::TempDir,
+}
+
+impl Shop {
+    async fn open(product: Product) -> Result<Self> {
+        let settings = match product {
+            // As servers did before 9.6.
+            Product::Mysql9 => vec!["innodb_native_foreign_keys = ON"],
+            Product::Mariadb10 | Product::Mariadb11 => Vec::new(),
+        };
+        let mysql = Mysql::start_with(product, &settings).await?;
+        mysql.create_capture_user().await?;
+        mysql.execute("grant trigger on *.* to cdc@'%'").await?;
+        mysql.execute(SCHEMA).await?;
+        let folder = tempfile::Builder::new()
+            .prefix("downriver-e2e-")
+            .tempdir()?;
+        let mut daemon = Daemon::new(folder.path())?;
+        daemon.start().await?;
+        Ok(Self {
+            daemon,
+            mysql,
+            folder,
+        })
+    }
+
+    async fn deliver(&self) -> Result<()> {
+        let source = resources::mysql_source(&self.mysql, &["shop.*", "!shop.beside"], &[]);
+        let sink = resources::sink_in_folder(&self.folder.path().join("lake"));
+        let pipeline = resources::pipeline("1s");
+        self.daemon.apply(&(source + &sink + &pipeline)).await
+    }
+
+    async fn ensure_equal(&self, what: &str, tables: &[&str]) -> Result<()> {
+        let began = std::time::Instant::now();
+        self.daemon.wait(CATCH_UP).await?;
+        let lake = Lake::builtin(&self.daemon)?;
+        readers::ensure_equal_mysql(&self.mysql, &lake, tables).await?;
+        println!("{what}: equal after {:.1} s", began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Prepares a transaction, and leaves it to whoever ends it.
+    async fn prepare(&self, xid: &str, statements: &str) -> Result<()> {
+        self.mysql
+            .execute(&format!(
+                "xa start '{xid}'; {statements}; xa end '{xid}'; xa prepare '{xid}'"
+            ))
+            .await
+    }
+
+    /// Ends a prepared transaction, as soon as the session that prepared it has left it.
+    async fn end(&self, statement: &str) -> Result<()> {
+        host::until("the transaction to be ended", CATCH_UP, async || {
+            self.mysql.execute(statement).await.map(|()| true)
+        })
+        .await
+    }
+
+    /// Operations on rows of a table, as the log has them.
+    async fn logged(&self, table: &str) -> Result<Vec<String>> {
+        let arguments = [
+            "tail",
+            resources::SOURCE,
+            "--from",
+            "earliest",
+            "--until",
+            "latest",
+            "-o",
+            "json",
+        ];
+        let text = self.daemon.ok(&arguments).await?;
+        let mut operations = Vec::new();
+        for line in text.lines() {
+            let event: serde_json::Value = serde_json::from_str(line)?;
+            let operation = event["op"].as_str().unwrap_or_default();
+            let is_of_rows = ["insert", "update", "delete", "snapshot"].contains(&operation);
+            if is_of_rows && event["table"] == format!("shop.{table}") {
+                operations.push(operation.to_owned());
+            }
+        }
+        Ok(operations)
+    }
+
+    async fn prepared_transactions(&mut self) -> Result<()> {
+        // They count where they are committed.
+        self.prepare(
+            "one",
+            "insert into held values (4, 'd'); update held set v = 'z' where id = 1; delete from held where id = 2",
+        )
+        .await?;
+        self.prepare("two", "insert into held values (5, 'never')")
+            .await?;
+        self.mysql
+            .execute("insert into held values (6, 'first')")
+            .await?;
+        self.ensure_equal("prepared", &["held"]).await?;
+        self.end("xa commit 'one'").await?;
+        self.end("xa rollback 'two'").await?;
+        self.mysql
+            .execute("xa start 'three'; update held set v = 'one phase' where id = 6; xa end 'three'; xa commit 'three' one phase")
+            .await?;
+        self.ensure_equal("committed", &["held"]).await?;
+        let changes = self.logged("held").await?;
+        let changes: Vec<&String> = changes.iter().filter(|op| *op != "snapshot").collect();
+        ensure!(
+            changes == ["insert", "insert", "update", "delete", "update"],
+            "{changes:?}"
+        );
+        let rows: Vec<String> = (0..500)
+            .map(|id| format!("({id}, '{}')", "long ".repeat(300)))
+            .collect();
+        self.prepare(
+            "large",
+            &format!("insert into large values {}", rows.join(", ")),
+        )
+        .await?;
+        self.end("xa commit 'large'").await?;
+        self.ensure_equal("large", &["large"]).await?;
+
+        // Neither the daemon nor the server has to live through it.
+        self.prepare(
+            "killed",
+            "insert into killed values (2, 'b'); delete from killed where id = 1",
+        )
+        .await?;
+        self.prepare("gone", "insert into killed values (3, 'never')")
+            .await?;
+        self.mysql
+            .execute("insert into other values (1, 'passes')")
+            .await?;
+        self.ensure_equal("passed", &["killed", "other"]).await?;
+        self.daemon.kill();
+        self.daemon.start().await?;
+        self.end("xa commit 'killed'").await?;
+        self.end("xa rollback 'gone'").await?;
+        self.ensure_equal("daemon killed", &["killed"]).await?;
+
+        self.mysql
+            .execute("set global innodb_flush_log_at_trx_commit = 1; set global sync_binlog = 1")
+            .await?;
+        self.prepare(
+            "restarted",
+            "insert into restarted values (2, 'b'); delete from restarted where id = 1",
+        )
+        .await?;
+        self.ensure_equal("prepared before a restart", &["restarted"])
+            .await?;
+        self.mysql.kill()?;
+        self.mysql.start_again().await?;
+        self.end("xa commit 'restarted'").await?;
+        self.ensure_equal("server killed", &["restarted"]).await
+    }
+
+    async fn rolled_back_in_part(&self) -> Result<()> {
+        let mut client = self.mysql.client().await?;
+        for statement in [
+            "begin",
+            "insert into rolled values (1, 'never')",
+            "create temporary table t1 (id int)",
+            "insert into rolled values (2, 'never')",
+            "rollback",
+            "begin",
+            "insert into rolled values (3, 'kept')",
+            "savepoint s",
+            "insert into rolled values (4, 'never'), (5, 'never')",
+            "create temporary table t2 (id int)",
+            "rollback to s",
+            "insert into rolled values (6, 'kept')",
+            "commit",
+        ] {
+            client.query_drop(statement).await?;
+        }
+        if self.mysql.product().is_mariadb() {
+            for statement in [
+                "begin",
+                "insert into rolled values (7, 'kept')",
+                "savepoint s",
+                "insert into rolled values (8, 'never')",
+                "insert into beside values (8, 'stays')",
+                "rollback to s",
+                "commit",
+            ] {
+                client.query_drop(statement).await?;
+            }
+        }
+        self.ensure_equal("rolled back", &["rolled"]).await?;
+        let rolled = self.logged("rolled").await?;
+        let kept: usize = if self.mysql.product().is_mariadb() {
+            3
+        } else {
+            2
+        };
+        ensure!(rolled.len() == kept, "{rolled:?}");
+        Ok(())
+    }
+
+    async fn statements(&self) -> Result<()> {
+        let file = self.folder.path().join("rows.csv");
+        std::fs::write(&file, "1,a\n2,b\n3,c\n")?;
+        let load = format!(
+            "load data infile '{}' into table loaded fields terminated by ','",
+            file.display()
+        );
+        let mut client = self.mysql.client().await?;
+        for statement in [
+            "set session binlog_format = STATEMENT",
+            "begin",
+            "insert into stated (v) values ('a'), ('b'), ('c')",
+            "set @v = 'variable'",
+            "update stated set v = @v where id = 2",
+            "commit",
+            "delete from stated where v = 'c'",
+            &load,
+        ] {
+            client.query_drop(statement).await?;
+        }
+        drop(client);
+        let tables = ["stated", "fired", "loaded"];
+        self.ensure_equal("statements", &tables).await?;
+        for table in ["held", "other"] {
+            let again = self.logged(table).await?;
+            let again = again.iter().filter(|op| *op == "snapshot").count();
+            ensure!(again <= 3, "{table} was read again: {again} rows");
+        }
+        Ok(())
+    }
+
+    async fn cascades(&self) -> Result<()> {
+        self.mysql
+            .execute("delete from parent where id = 1; update parent set v = 'no key' where id = 2")
+            .await?;
+        self.ensure_equal("cascaded", &["parent", "child", "grandchild"])
+            .await?;
+        self.mysql
+            .execute("update parent set id = 33 where id = 3")
+            .await?;
+        let waits = |source: &serde_json::Value| {
+            let table = daemon::table_in(source, "shop.child");
+            table.is_some_and(|table| table["code"] == "DR-1093" && table["state"] == "pending")
+        };
+        self.daemon
+            .until_described(
+                "source",
+                resources::SOURCE,
+                "the table to wait for its next reading",
+                CATCH_UP,
+                waits,
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+async fn are_told(product: Product) -> Result<()> {
+    let mut shop = Shop::open(product).await?;
+    shop.prepare(
+        "before",
+        "insert into before_start values (1, 'unseen'); insert into bag values (3, 'z')",
+    )
+    .await?;
+    shop.deliver().await?;
+    shop.ensure_equal("snapshot", &TABLES).await?;
+    shop.rolled_back_in_part().await?;
+    shop.prepared_transactions().await?;
+    shop.statements().await?;
+    shop.cascades().await?;
+    // What is due survives. Nobody knows what the transaction of before the start changed: everything is read again.
+    shop.end("xa commit 'before'").await?;
+    shop.daemon.kill();
+    shop.daemon.start().await?;
+    shop.ensure_equal("due", &TABLES).await?;
+    println!(
+        "{}",
+        shop.daemon.ok(&["verify", resources::PIPELINE]).await?
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_transactions_of_mysql_do_the_lake_is_equal() -> Result<()> {
+    are_told(Product::Mysql9).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_transactions_of_mariadb_10_do_the_lake_is_equal() -> Result<()> {
+    are_told(Product::Mariadb10).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_transactions_of_mariadb_11_do_the_lake_is_equal() -> Result<()> {
+    are_told(Product::Mariadb11).await
+}
