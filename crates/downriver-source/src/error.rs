@@ -286,8 +286,9 @@ pub(crate) fn from_server(
                 "make the database reachable; capture goes on by itself",
             )
         }
-        // Tables, columns and schemas are named as the catalog had them a moment ago.
-        _ if ["42P01", "42703", "3F000"].contains(&state) || is_gone(state, message) => (
+        // Tables, columns and schemas are named as the catalog had them a moment ago; and a session of ours that was cut
+        // may still have put a table into the publication.
+        _ if ["42P01", "42703", "42710", "3F000"].contains(&state) || is_gone(state, message) => (
             Class::Transient,
             "DR-1005",
             "nothing, if a table was dropped or changed a moment ago: it is tried again by itself",

@@ -5,7 +5,7 @@ use downriver_event::{Column, LogicalType};
 use super::charset::Charset;
 use super::declared::Declared;
 use super::shape::{BINARY, Described};
-use super::table_map::{MapColumn, TableMap};
+use super::table_map::{MapColumn, TableMap, Wire};
 
 /// The rows that a table map announces are not of the shape that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +45,9 @@ pub fn recall<'a>(
             told.as_deref().and_then(Charset::named) == declared
         };
         let has_text = told.collation.is_some() && told.labels.is_none();
-        let is_declared = told.unsigned.is_none_or(|is| is == declared.unsigned)
+        // Servers say of a year that it is unsigned, and nobody declares it so.
+        let has_sign = told.wire.is_some_and(has_sign);
+        let is_declared = (!has_sign || told.unsigned.is_none_or(|is| is == declared.unsigned))
             && (!has_text || is_of(declared.charset, &charset.flatten()));
         let wire = told.wire.filter(|_| is_declared).ok_or_else(unfit)?;
         let name = column.name.clone();
@@ -56,6 +58,13 @@ pub fn recall<'a>(
         fits.then_some(recalled).ok_or_else(unfit)
     };
     map.columns.iter().zip(known).map(recall).collect()
+}
+
+fn has_sign(wire: Wire) -> bool {
+    matches!(
+        wire,
+        Wire::Integer(_) | Wire::Float | Wire::Double | Wire::Decimal { .. }
+    )
 }
 
 /// A column as it is declared, from the words of its type: the reverse of [`Declared::source_type`].
@@ -108,7 +117,7 @@ fn members(source_type: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table_map::{Wire, code};
+    use super::super::table_map::code;
     use super::*;
 
     #[test]
@@ -193,6 +202,9 @@ mod tests {
         assert_eq!(fits(&wide, &signed, &int), unfit("int"));
         let unsigned = column("int unsigned", &long);
         assert_eq!(fits(&of_int(None), &unsigned, &long), Ok(()));
+        let of_year = map(vec![told(code::YEAR, Wire::Year, Some(true))]);
+        let year = column("year", &LogicalType::Int16);
+        assert_eq!(fits(&of_year, &year, &LogicalType::Int16), Ok(()));
         let required = Column {
             nullable: false,
             ..signed

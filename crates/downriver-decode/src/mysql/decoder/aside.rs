@@ -71,6 +71,9 @@ impl Watched {
         let Some(columns) = self.columns.as_ref().filter(|_| !rows.may_change_in_part) else {
             return true;
         };
+        if rows.first.count + rows.second.count == 0 {
+            return true;
+        }
         let mut cursor = Cursor::new(rows.values);
         while !cursor.is_empty() {
             let old = self.values(columns, &mut cursor, rows.columns, rows.first);

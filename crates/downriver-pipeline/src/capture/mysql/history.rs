@@ -256,6 +256,9 @@ impl Run<'_> {
                 self.intake.read_again(id);
             }
         }
+        // Its rows were passed over; and who starts again begins here, where the shape is known.
+        self.decoder.forget_tables();
+        self.has_committed = true;
         self.flush()
     }
 
@@ -284,10 +287,16 @@ impl Run<'_> {
         // Whoever changes a table without the binlog (`sql_log_bin = 0`) is seen by what comes then.
         let now = self.catalog.table(&known.namespace, &known.name).await?;
         match now.is_some_and(|now| is_same(&now.schema, &known)) {
-            true => self.refuse(table, unfit(&known.qualified_name(), &why)),
-            false => self.lose(table),
+            // Until somebody asks for the table again.
+            true => {
+                let why = unfit(&known.qualified_name(), &why);
+                Err(CaptureError::Spoiled(table, why))
+            }
+            false => {
+                self.lose(table);
+                Ok(None)
+            }
         }
-        Ok(None)
     }
 }
 

@@ -38,6 +38,7 @@ impl Run<'_> {
             statuses.insert(name, status);
         }
         for (database, name) in self.unsettled.keys() {
+            self.had_at_first.insert((database.clone(), name.clone()));
             let pending = in_state(TableState::Pending, None);
             statuses.insert(format!("{database}.{name}"), pending);
         }
