@@ -150,8 +150,18 @@ impl Shop {
         Ok(())
     }
 }
+
 /// Changes of all kinds in transactions of one to twenty, until it is told to stop. How many.
 pub async fn change(mysql: &Mysql, seed: u64, stop: CancellationToken) -> Result<u64> {
+    change_until(mysql, seed, |_| stop.is_cancelled()).await
+}
+
+/// The same until so many transactions are enough. How many.
+pub async fn change_until(
+    mysql: &Mysql,
+    seed: u64,
+    is_enough: impl Fn(u64) -> bool,
+) -> Result<u64> {
     let mut client = mysql.client().await?;
     let (mut state, mut transactions) = (seed, 0);
     let mut random = |below: u64| {
@@ -160,7 +170,7 @@ pub async fn change(mysql: &Mysql, seed: u64, stop: CancellationToken) -> Result
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
-    while !stop.is_cancelled() {
+    while !is_enough(transactions) {
         client.query_drop("begin").await?;
         for _ in 0..=random(20) {
             let (id, number) = (random(6_000), random(1_000));

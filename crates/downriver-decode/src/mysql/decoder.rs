@@ -6,30 +6,35 @@
 //!      └───> QUERY: a statement by itself, which changes no rows of tables with transactions
 //! ```
 //!
-//! `xa` has what is different in prepared transactions, and `aside` what a transaction does beside the rows that it logs.
+//! `events` takes an event of the file apart, `reached` has where the decoder is, `xa` what is different in prepared
+//! transactions, and `aside` what a transaction does beside the rows that it logs.
 
 mod aside;
+mod events;
+mod reached;
 mod xa;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::block::BlockBuilder;
-use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition, TableId};
+use downriver_event::{BinlogPlace, SourcePosition, TableId};
 
 use super::cursor::Cursor;
 use super::ddl::Named;
 use super::event::{Event, Format, Kind};
 use super::gtid::{self, Identifier, Opened};
-use super::payload::{Payload, Zstd};
+use super::payload::Zstd;
 use super::rows::{Change, Rows};
 use super::shape::{Shape, Unreadable};
 use super::table_map::TableMap;
 use super::value::ValueError;
 use super::wording::Wording;
-use super::{BinlogError, Flavor, images, inflate};
+use super::{BinlogError, images, inflate};
 pub use aside::Parent;
 use aside::{Aside, Watched};
+pub use events::Events;
+pub use reached::Reached;
 use xa::Holding;
 pub use xa::{Prepared, Xid};
 
@@ -126,76 +131,6 @@ pub struct Committed {
     pub parents: Vec<Parent>,
 }
 
-/// Everything up to here was decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reached {
-    Mysql(GtidSet),
-    /// Of MySQL, by places alone: not every transaction has an identifier.
-    Places,
-    Mariadb(DomainGtids),
-}
-
-impl Reached {
-    fn flavor(&self) -> Flavor {
-        match self {
-            Self::Mysql(_) | Self::Places => Flavor::Mysql,
-            Self::Mariadb(_) => Flavor::Mariadb,
-        }
-    }
-
-    fn contains(&self, id: &Identifier) -> bool {
-        match (self, id) {
-            (Self::Mysql(set), Identifier::Gtid(gtid)) => set.contains(gtid),
-            (Self::Mariadb(position), Identifier::Domain(gtid)) => position.contains(*gtid),
-            _ => false,
-        }
-    }
-
-    fn add(&mut self, id: &Identifier) {
-        match (self, id) {
-            (Self::Mysql(set), Identifier::Gtid(gtid)) => set.add(gtid),
-            (Self::Mariadb(position), Identifier::Domain(gtid)) => position.reach(*gtid),
-            _ => {}
-        }
-    }
-
-    fn has_identifiers(&self) -> bool {
-        match self {
-            Self::Mysql(set) => !set.is_empty(),
-            Self::Places => false,
-            Self::Mariadb(position) => !position.is_empty(),
-        }
-    }
-
-    /// The position of a transaction alone.
-    fn of(&self, id: &Identifier, place: BinlogPlace) -> SourcePosition {
-        match self {
-            Self::Mysql(_) => {
-                let mut only = Self::Mysql(GtidSet::default());
-                only.add(id);
-                only.at(place)
-            }
-            Self::Places => Self::Places.at(place),
-            Self::Mariadb(_) => {
-                let mut only = Self::Mariadb(DomainGtids::default());
-                only.add(id);
-                only.at(place)
-            }
-        }
-    }
-
-    fn at(self, place: BinlogPlace) -> SourcePosition {
-        match self {
-            Self::Mysql(gtids) => SourcePosition::Mysql { gtids, place },
-            Self::Places => SourcePosition::Mysql {
-                gtids: GtidSet::default(),
-                place,
-            },
-            Self::Mariadb(gtids) => SourcePosition::Mariadb { gtids, place },
-        }
-    }
-}
-
 #[derive(Debug)]
 enum State {
     Outside,
@@ -247,37 +182,6 @@ impl Asked {
             watched: None,
         }
     }
-}
-
-/// An event of the file: itself, or, of a compressed transaction, the events in it.
-#[derive(Debug)]
-pub struct Events<'a> {
-    bytes: &'a [u8],
-    has_checksum: bool,
-    what: What<'a>,
-    /// The one that came out of a compressed transaction.
-    inner: Vec<u8>,
-    is_compressed: bool,
-}
-
-impl Events<'_> {
-    /// The event that was decoded last, as [`BinlogDecoder::replay`] takes it, and whether it has a checksum.
-    #[must_use]
-    pub fn last(&self) -> (&[u8], bool) {
-        match self.is_compressed {
-            true => (&self.inner, false),
-            false => (self.bytes, self.has_checksum),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum What<'a> {
-    Nothing,
-    Plain(Event<'a>),
-    Transaction(Payload<'a>),
-    /// Its end came out: nothing is to follow.
-    Ended(Payload<'a>),
 }
 
 /// One for each connection.
@@ -398,97 +302,6 @@ impl BinlogDecoder {
     /// Ends a statement that came by itself.
     pub fn end_statement(&mut self, out: &mut BlockBuilder) -> Committed {
         self.commit(out)
-    }
-
-    /// Takes up an event of the file, with its header and its checksum.
-    ///
-    /// ```text
-    ///   open ──> next ──> next ──> ... ──> None
-    /// ```
-    ///
-    /// What it has is to be decoded to its end before the next one is taken up. A compressed transaction is one place in
-    /// the file: there is no position in its midst.
-    ///
-    /// # Errors
-    /// The bytes are no event, or it has no place here.
-    pub fn open<'a>(&mut self, bytes: &'a [u8]) -> Result<Events<'a>, DecodeError> {
-        let event = Event::parse(bytes, self.format.has_checksums);
-        let event = event.map_err(|error| self.wrong(error))?;
-        if event.header.is_in_file() {
-            self.place.position += u64::from(event.header.len);
-            self.told(event.header.log_pos);
-        }
-        let is_compressed = event.header.kind == Kind::TRANSACTION_PAYLOAD;
-        Ok(Events {
-            bytes,
-            has_checksum: self.format.has_checksums,
-            what: match is_compressed {
-                true => self.transaction(event)?,
-                false => What::Plain(event),
-            },
-            inner: Vec::new(),
-            is_compressed,
-        })
-    }
-
-    /// Decodes the next of an event's events. `None`: there is no more of it.
-    ///
-    /// # Errors
-    /// The bytes are not understood, or nobody would know what they are about.
-    pub fn next(
-        &mut self,
-        events: &mut Events<'_>,
-        out: &mut BlockBuilder,
-    ) -> Result<Option<Decoded>, DecodeError> {
-        let Events { what, inner, .. } = events;
-        let payload = match what {
-            What::Nothing => return Ok(None),
-            What::Plain(event) => {
-                let decoded = self.decode(event, out)?;
-                *what = What::Nothing;
-                return Ok(Some(decoded));
-            }
-            What::Transaction(payload) | What::Ended(payload) => payload,
-        };
-        let came = payload.next(&mut self.zstd, inner);
-        match (&what, came.map_err(|error| self.wrong(error))?) {
-            (What::Transaction(_), true) => {}
-            (What::Transaction(_), false) => {
-                return Err(self.wrong(BinlogError::Compressed("has no end")));
-            }
-            (_, true) => return Err(self.wrong(BinlogError::Compressed("goes on behind its end"))),
-            (_, false) => {
-                *what = What::Nothing;
-                return Ok(None);
-            }
-        }
-        let event = Event::parse(inner, false).map_err(|error| self.wrong(error))?;
-        let decoded = match event.header {
-            header if header.is_nestable() => self.decode(&event, out)?,
-            header if header.is_ignorable() => Decoded::Passed,
-            header => return Err(self.wrong(BinlogError::Nested(header.kind))),
-        };
-        // What is committed at once is opened again to be replayed.
-        let is_over = !self.in_transaction() || decoded == Decoded::CommittedHeld;
-        if is_over && let What::Transaction(payload) = std::mem::replace(what, What::Nothing) {
-            *what = What::Ended(payload);
-        }
-        Ok(Some(decoded))
-    }
-
-    /// A compressed transaction; nothing, if the position contains it.
-    fn transaction<'a>(&mut self, event: Event<'a>) -> Result<What<'a>, DecodeError> {
-        let State::Opened(opened) = &self.state else {
-            return Err(self.out_of_place("compressed transaction"));
-        };
-        if self.reached.contains(&opened.id) {
-            self.state = State::Outside;
-            return Ok(What::Nothing);
-        }
-        let payload = Payload::parse(event.body).map_err(|error| self.wrong(error))?;
-        let begun = payload.begin(&mut self.zstd);
-        begun.map_err(|error| self.wrong(error))?;
-        Ok(What::Transaction(payload))
     }
 
     fn decode(

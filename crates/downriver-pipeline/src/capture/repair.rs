@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, SourcePosition, TableSchema, pb};
-use downriver_log::{Log, Moved};
+use downriver_log::{ChunkDone, Log, Moved};
 
 use super::outbox::{Outbox, Tip};
 use super::progress::{Standing, wanted};
@@ -24,6 +24,8 @@ pub(super) struct Anew {
     pub(super) identity: Bytes,
     /// The tables that are captured, each with its standing there.
     pub(super) tables: Vec<(TableSchema, Standing)>,
+    /// Stored in the place of what was not in the log yet: nothing of before counts any more.
+    pub(super) debts: Option<ChunkDone>,
 }
 
 /// Stands still until the hole is repaired: when somebody asks for it, or at once.
@@ -104,6 +106,7 @@ async fn repair(
         position: start,
         identity,
         tables,
+        debts,
     } = anew;
     let state = log
         .open(&config.name, Some(start.clone()), identity.clone())
@@ -141,6 +144,9 @@ async fn repair(
         let generation = last.max(1) + 1;
         generations.insert(id, generation);
         outbox.chunk_done_with_open(wanted(id, generation, standing, None));
+    }
+    if let Some(debts) = debts {
+        outbox.chunk_done_with_open(debts);
     }
     builder.commit_unplaced();
     outbox.commit(builder.cut(), Some(start.clone()))?;

@@ -88,11 +88,10 @@ async fn of_replica(catalog: &mut Catalog, findings: &mut Vec<Finding>) -> Resul
     if channels.is_none() && server.was_replica {
         findings.push(Finding::warning("replication", replica::unknown()));
     }
-    let channels = channels.unwrap_or_default();
-    if let Some(problem) = replica::unlogged(&server, &channels) {
+    if let Some(problem) = replica::unlogged(&server, channels.as_deref()) {
         findings.push(Finding::error("replication", problem));
     }
-    for problem in replica::warnings(&channels) {
+    for problem in replica::warnings(&channels.unwrap_or_default()) {
         findings.push(Finding::warning("replication", problem));
     }
     Ok(())

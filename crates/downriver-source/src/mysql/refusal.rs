@@ -55,7 +55,7 @@ pub(crate) fn refused(number: u16, message: &str) -> SourceError {
         1044 | 1142 | 1143 | 1227 | 1370 => SourceError::definite(
             "DR-1004",
             reason,
-            "grant what `downriver check` lists to the source's user",
+            "grant select, replication slave, replication client on *.* to the source's user; docs/mysql.md has what else it may need",
         ),
         3159 => SourceError::definite(
             "DR-1006",
@@ -137,7 +137,7 @@ fn cannot_read(reason: String, message: &str) -> SourceError {
     if says(&[
         "cannot replicate anonymous transaction",
         "cannot replicate gtid-transaction",
-        "gtid_mode = off_permissive",
+        "gtid_mode = off",
         "gtid_mode = on_permissive",
     ]) {
         return SourceError::transient(
@@ -153,11 +153,11 @@ fn cannot_read(reason: String, message: &str) -> SourceError {
             "raise max_allowed_packet at the server, to 1G at most; where it is large enough, the binlog is damaged there: resnapshot from a position behind",
         );
     }
-    if says(&["binary log is not open", "gtid_mode = off"]) {
+    if says(&["binary log is not open"]) {
         return SourceError::definite(
             "DR-1066",
             reason,
-            "turn log_bin on, and gtid_mode as it was when the source's position was reached",
+            "turn log_bin on in the server's configuration, and restart it",
         );
     }
     SourceError::definite("DR-1005", reason, "see the server's message")
@@ -317,6 +317,11 @@ mod tests {
             ),
             (
                 "The replication sender thread cannot start in AUTO_POSITION mode: this server has GTID_MODE = ON_PERMISSIVE instead of ON.",
+                "DR-1083",
+                Class::Transient,
+            ),
+            (
+                "The replication sender thread cannot start in AUTO_POSITION mode: this server has GTID_MODE = OFF instead of ON.",
                 "DR-1083",
                 Class::Transient,
             ),

@@ -84,15 +84,27 @@ fn channel(row: &Row) -> Channel {
     }
 }
 
-/// What it takes from another server is not in its own binlog.
-pub(super) fn unlogged(server: &Server, channels: &[Channel]) -> Option<Problem> {
-    (!channels.is_empty() && !server.logs_replica_updates).then(|| {
-        Problem::new(
+/// What it takes from another server is not in its own binlog. `channels`: `None` where the user may not look.
+pub(super) fn unlogged(server: &Server, channels: Option<&[Channel]>) -> Option<Problem> {
+    const LOG: &str = "set log_replica_updates = ON (MariaDB: log_slave_updates) in the server's configuration and restart it, or capture the primary";
+    if server.logs_replica_updates {
+        return None;
+    }
+    match channels {
+        None if server.was_replica => Some(Problem::new(
+            "DR-1070",
+            "the server has taken transactions of another one and log_slave_updates is OFF: if it still does, what its primary changes is not in its binlog, and the source's user may not see it",
+            format!(
+                "{LOG}; if it is no replica any more: grant slave monitor on *.* to the source's user"
+            ),
+        )),
+        None | Some([]) => None,
+        Some(_) => Some(Problem::new(
             "DR-1070",
             "the server is a replica and log_replica_updates is OFF: what its primary changes is not in its binlog",
-            "set log_replica_updates = ON (MariaDB: log_slave_updates) in the server's configuration and restart it, or capture the primary",
-        )
-    })
+            LOG,
+        )),
+    }
 }
 
 /// What keeps it from having what its primary has.

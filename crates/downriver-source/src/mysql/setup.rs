@@ -99,8 +99,8 @@ async fn look(session: &mut Conn) -> Result<Server, SourceError> {
         return Err(SourceError::from_problem(problem));
     }
     if !server.logs_replica_updates {
-        let channels = server.channels(session).await?.unwrap_or_default();
-        if let Some(problem) = unlogged(&server, &channels) {
+        let channels = server.channels(session).await?;
+        if let Some(problem) = unlogged(&server, channels.as_deref()) {
             return Err(SourceError::from_problem(problem));
         }
     }

@@ -4,10 +4,9 @@
 use anyhow::{Context as _, Result, ensure};
 use downriver_testkit::mysql::{Mysql, Product};
 use downriver_testkit::{host, resources};
-use e2e::mysql::{DURABLE, Shop, change, ensure_each_came_once};
+use e2e::mysql::{DURABLE, Shop, change_until, ensure_each_came_once};
 use e2e::{CATCH_UP, log};
 use mysql_async::prelude::Queryable as _;
-use tokio_util::sync::CancellationToken;
 
 const TABLES: [&str; 3] = ["orders", "customers", "pairs"];
 
@@ -27,14 +26,7 @@ async fn with_replica(product: Product) -> Result<(Shop, Mysql)> {
 
 /// Some transactions, with MariaDB of two domains.
 async fn write(mysql: &Mysql, seed: u64) -> Result<()> {
-    let stop = CancellationToken::new();
-    let writing = change(mysql, seed, stop.clone());
-    let stopping = async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        stop.cancel();
-    };
-    let (written, ()) = tokio::join!(writing, stopping);
-    ensure!(written? > 0, "nothing was written");
+    change_until(mysql, seed, |transactions| transactions >= 40).await?;
     let (domain, note) = match mysql.product().is_mariadb() {
         true => ("set gtid_domain_id = 7", format!("of domain 7, {seed}")),
         false => ("set gtid_next = automatic", format!("{seed}")),

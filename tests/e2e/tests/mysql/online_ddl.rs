@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const COPIED: u32 = 250;
 /// Between two changes of rows: whoever makes them again is to come to an end.
 const PAUSE: Duration = Duration::from_millis(2);
-const HELPERS: [&str; 5] = [
+const OF_TOOLS: [&str; 5] = [
     "!shop._*_gho",
     "!shop._*_ghc",
     "!shop._*_del",
@@ -274,13 +274,13 @@ async fn follows(product: Product, patterns: &[&str]) -> Result<()> {
     let source = shop.until_streaming().await?;
     let tables = source["tables"].as_array().context("it has tables")?;
     let names = tables.iter().filter_map(|table| table["table"].as_str());
-    let helpers: Vec<&str> = names.filter(|name| name.contains("._")).collect();
-    ensure!(helpers.is_empty(), "{helpers:?} are captured still");
+    let of_tools: Vec<&str> = names.filter(|name| name.contains("._")).collect();
+    ensure!(of_tools.is_empty(), "{of_tools:?} are captured still");
     Ok(())
 }
 
-async fn follows_with_and_without_helpers(product: Product) -> Result<()> {
-    let without: Vec<&str> = ["shop.*"].into_iter().chain(HELPERS).collect();
+async fn follows_with_and_without_tables_of_tools(product: Product) -> Result<()> {
+    let without: Vec<&str> = ["shop.*"].into_iter().chain(OF_TOOLS).collect();
     let (with, without) = tokio::join!(follows(product, &["shop.*"]), follows(product, &without));
     with.context("with the tools' own tables")?;
     without.context("without the tools' own tables")
@@ -288,10 +288,10 @@ async fn follows_with_and_without_helpers(product: Product) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn online_schema_changes_of_mysql_are_followed() -> Result<()> {
-    follows_with_and_without_helpers(Product::Mysql9).await
+    follows_with_and_without_tables_of_tools(Product::Mysql9).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn online_schema_changes_of_mariadb_are_followed() -> Result<()> {
-    follows_with_and_without_helpers(Product::Mariadb11).await
+    follows_with_and_without_tables_of_tools(Product::Mariadb11).await
 }

@@ -8,7 +8,8 @@ use downriver_event::{BlockBuilder, SourcePosition};
 use downriver_source::SourceError;
 use downriver_source::mysql::dump::BinlogStream;
 
-/// Bytes of events that are read ahead at most, and wait in memory.
+/// Bytes of events that are read ahead at most, also of those that come out of a compressed transaction. They wait in
+/// memory.
 const AHEAD_BYTES_MAX: usize = 64 << 20;
 
 /// What is met ahead.
@@ -77,8 +78,7 @@ impl Binlog {
                 self.ahead.push_back(event);
             }
             let event = &self.ahead[at];
-            bytes += event.len();
-            if bytes > AHEAD_BYTES_MAX || !scouted(&mut scout, event, &mut out, &mut look)? {
+            if !scouted(&mut scout, event, &mut out, &mut bytes, &mut look) {
                 return Ok(false);
             }
         }
@@ -100,11 +100,12 @@ fn scouted(
     scout: &mut BinlogDecoder,
     event: &[u8],
     out: &mut BlockBuilder,
+    bytes: &mut usize,
     look: &mut impl FnMut(Met<'_>) -> bool,
-) -> Result<bool, SourceError> {
+) -> bool {
     let Ok(mut events) = scout.open(event) else {
         // It is said when its turn comes.
-        return Ok(false);
+        return false;
     };
     loop {
         let goes_on = match scout.next(&mut events, out) {
@@ -127,11 +128,12 @@ fn scouted(
                 true
             }
             Ok(Some(_)) => true,
-            Ok(None) => return Ok(true),
+            Ok(None) => return true,
             Err(_) => false,
         };
-        if !goes_on {
-            return Ok(false);
+        *bytes += events.last().0.len();
+        if !goes_on || *bytes > AHEAD_BYTES_MAX {
+            return false;
         }
     }
 }

@@ -110,13 +110,17 @@ impl Debts {
 
     /// What is to be stored, if it is not.
     pub(super) fn unstored(&mut self) -> Option<ChunkDone> {
-        std::mem::take(&mut self.is_changed).then(|| ChunkDone {
+        std::mem::take(&mut self.is_changed).then(|| self.stored())
+    }
+
+    pub(super) fn stored(&self) -> ChunkDone {
+        ChunkDone {
             table: OF_NO_TABLE,
             generation: 0,
             resume_after: self.encode(),
             rows: 0,
             last: true,
-        })
+        }
     }
 
     fn encode(&self) -> Bytes {

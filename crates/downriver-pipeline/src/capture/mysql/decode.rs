@@ -109,13 +109,11 @@ impl Run<'_> {
                     self.lasting.held.push(event, has_checksum)?;
                 }
                 Some(decoded) => {
-                    if let Decoded::Rows { bytes } = &decoded {
-                        turn_bytes += bytes;
-                    }
                     self.decoded(decoded, binlog).await?;
                 }
                 None => break,
             }
+            turn_bytes += events.last().0.len();
             if turn_bytes >= TURN_BYTES {
                 turn_bytes = 0;
                 tokio::task::yield_now().await;
@@ -173,8 +171,8 @@ impl Run<'_> {
         match decoded {
             Decoded::Rows { bytes } => self.intake.rows(bytes)?,
             Decoded::Table(map) => {
-                self.watch(&map).await?;
                 let shape = self.table(&map, binlog).await?;
+                self.watch(&map, shape.is_some()).await?;
                 self.decoder.set_shape(shape);
             }
             Decoded::Statement(statement) => {
@@ -276,30 +274,12 @@ impl Run<'_> {
             self.intake.outbox.chunk_done_with_open(debts);
             self.has_committed = true;
         }
-        let position = self.decoder.position();
-        if is_without_earlier(&self.intake.received, &position) {
-            return Err(SourceError::hole(
-                "DR-1087",
-                format!("the server gives its transactions identifiers again, of which {position} are the first that came: nobody knows which it gave before"),
-            )
-            .into());
-        }
-        self.intake.received = position;
+        self.intake.received = self.decoder.position();
         self.tell_newest();
         if std::mem::take(&mut self.has_committed) {
             self.intake.committed = Some(self.intake.received.clone());
         }
         self.intake.flush_between()
-    }
-}
-
-/// A position that had no identifiers until now has some that are not the server's first ones.
-fn is_without_earlier(before: &SourcePosition, now: &SourcePosition) -> bool {
-    match (before, now) {
-        (SourcePosition::Mysql { gtids: before, .. }, SourcePosition::Mysql { gtids, .. }) => {
-            before.is_empty() && gtids.intervals().any(|(_, first, _)| first > 1)
-        }
-        _ => false,
     }
 }
 
@@ -337,15 +317,5 @@ mod tests {
         assert!(ours.covers(&chunk) && !unplaced(ours.clone()).covers(&chunk));
         assert!(unplaced(ours.clone()).covers(&ours));
         assert_eq!(unplaced(chunk.clone()), chunk);
-    }
-
-    #[test]
-    fn identifiers_are_counted_from_the_first_one_on() {
-        let server = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
-        let of = |numbers: &str| at(&format!("{server}:{numbers}"), "binlog.000001");
-        let none = at("", "binlog.000001");
-        assert!(is_without_earlier(&none, &of("7-9")));
-        assert!(!is_without_earlier(&none, &of("1-9")));
-        assert!(!is_without_earlier(&of("7"), &of("7-9")));
     }
 }

@@ -9,6 +9,7 @@ use super::super::CaptureError;
 use super::super::progress::Standing;
 use super::super::registry::Registry;
 use super::super::repair::Anew;
+use super::debts::Debts;
 use super::numbers::{named, numbered};
 use super::tables::comes;
 use super::{MysqlSource, captured};
@@ -45,5 +46,6 @@ pub(in super::super) async fn begin_anew(
         position: prepared.position.clone(),
         identity: prepared.identity.encode(),
         tables: tables.collect(),
+        debts: Some(Debts::default().stored()),
     })
 }

@@ -138,14 +138,32 @@ impl Run<'_> {
     }
 
     /// Lets the decoder look at the columns of a table that rows of others refer to.
-    pub(super) async fn watch(&mut self, map: &TableMap) -> Result<(), CaptureError> {
+    /// `is_read`: it is captured here, in the shape that the log has.
+    pub(super) async fn watch(
+        &mut self,
+        map: &TableMap,
+        is_read: bool,
+    ) -> Result<(), CaptureError> {
         let keys = self.beyond.keys(&mut self.catalog).await?;
         let columns = keys.referenced(&Named {
             database: map.database.clone(),
             table: map.table.clone(),
         });
-        if !columns.is_empty() {
-            self.decoder.watch(map, &columns);
+        if columns.is_empty() {
+            return Ok(());
+        }
+        let known = self.known(&map.database, &map.table);
+        let known = known.filter(|_| map.columns.iter().all(|column| column.name.is_none()));
+        match known.filter(|known| known.source_columns().count() == map.columns.len()) {
+            // Of a captured table the log says what the columns are called that the map does not name.
+            Some(known) if is_read => {
+                let mut named = map.clone();
+                for (column, (known, _)) in named.columns.iter_mut().zip(known.source_columns()) {
+                    column.name = Some(known.name.clone());
+                }
+                self.decoder.watch(&named, &columns);
+            }
+            _ => self.decoder.watch(map, &columns),
         }
         Ok(())
     }

@@ -80,5 +80,6 @@ pub(in super::super) async fn begin_anew(
         position: SourcePosition::Postgres(repaired.position),
         identity: repaired.identity.encode(),
         tables,
+        debts: None,
     })
 }
