@@ -47,6 +47,7 @@ fn shape(mut map: TableMap, version: u32) -> Option<Shape> {
         nullable: column.nullable,
         source_type: column.source_type.clone(),
         cover: Cover::None,
+        default: None,
     });
     let schema = TableSchema {
         id: TableId(u32::try_from(map.number % 5).ok()?),

@@ -31,7 +31,16 @@ pub struct Column {
     pub nullable: bool,
     pub source_type: String,
     pub cover: Cover,
+    /// What a row has where an insert was logged without the column. `None`: not known, or not needed so far.
+    pub default: Option<DefaultCell>,
 }
+
+/// A value, or that there is none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DefaultCell(pub pb::Cell);
+
+/// No database takes what is no number for a default.
+impl Eq for DefaultCell {}
 
 /// What a rule says of a column's values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -268,6 +277,7 @@ impl Column {
                 Cover::None | Cover::Shown => None,
             },
             shown: self.cover == Cover::Shown,
+            default: self.default.as_ref().map(|default| default.0.clone()),
         }
     }
 
@@ -292,6 +302,7 @@ impl Column {
                 table: table(),
                 column: named(),
             })?,
+            default: column.default.clone().map(DefaultCell),
         })
     }
 }

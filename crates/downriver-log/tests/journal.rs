@@ -238,13 +238,25 @@ fn an_append_without_blocks_moves_what_is_acknowledged_and_no_block() {
     // A transaction without a position of its own has its block's, and an offset's content never changes.
     let stream = &journal.streams["s"];
     let block = stream.unsealed[0].stored(&Bytes::new());
-    assert_eq!(block.position_after, Some(SourcePosition::Postgres(Lsn(10))));
-    assert_eq!(stream.sealed_position, Some(SourcePosition::Postgres(Lsn(0))));
+    assert_eq!(
+        block.position_after,
+        Some(SourcePosition::Postgres(Lsn(10)))
+    );
+    assert_eq!(
+        stream.sealed_position,
+        Some(SourcePosition::Postgres(Lsn(0)))
+    );
     seal(&mut journal, 0, 1);
     let stream = &journal.streams["s"];
     let place = &stream.segments[0].place;
-    assert_eq!(place.position_after, Some(SourcePosition::Postgres(Lsn(10))));
-    assert_eq!(stream.sealed_position, Some(SourcePosition::Postgres(Lsn(25))));
+    assert_eq!(
+        place.position_after,
+        Some(SourcePosition::Postgres(Lsn(10)))
+    );
+    assert_eq!(
+        stream.sealed_position,
+        Some(SourcePosition::Postgres(Lsn(25)))
+    );
 }
 
 #[test]

@@ -165,6 +165,7 @@ mod tests {
             nullable: true,
             source_type: source_type.into(),
             cover: downriver_event::Cover::None,
+            default: None,
         };
         let told = |code, wire, unsigned| MapColumn {
             code,

@@ -7,6 +7,7 @@ use downriver_event::{LogicalType, TableSchema};
 
 use super::charset::Charset;
 use super::declared::Declared;
+use super::rows::Bits;
 use super::table_map::{MapColumn, TableMap, Wire};
 use super::value::{Plan, ValueError};
 
@@ -115,5 +116,17 @@ impl Shape {
 
     pub(super) fn columns(&self) -> usize {
         self.plans.len()
+    }
+
+    /// The same of another version of the schema, with the same columns.
+    pub(super) fn of(&self, schema: Arc<TableSchema>) -> Self {
+        Self::new(schema, self.plans.clone())
+    }
+
+    /// Whether it is not known what rows have of a column that they are logged without.
+    pub(super) fn lacks_default(&self, has: Bits<'_>) -> bool {
+        let columns = self.schema.columns.iter().enumerate();
+        let mut lacking = columns.filter(|(at, _)| !has.has(*at));
+        lacking.any(|(_, column)| column.default.is_none())
     }
 }

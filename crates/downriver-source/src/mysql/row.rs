@@ -44,7 +44,7 @@ impl SelectedRow<'_> {
         Ok(key)
     }
 
-    fn push(
+    pub(super) fn push(
         &self,
         at: usize,
         out: &mut ColumnBuilder,

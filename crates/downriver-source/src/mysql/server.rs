@@ -130,10 +130,11 @@ impl Server {
         self.flavor == Flavor::Mysql && !self.has_gtids()
     }
 
-    /// Whether changes are logged with all that was in a row, and all that is otherwise in it.
+    /// Whether what is logged of a changed row tells all that is in it.
     #[must_use]
-    pub fn logs_whole_rows(&self) -> bool {
-        ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
+    pub fn tells_rows(&self) -> bool {
+        self.flavor == Flavor::Mysql
+            || ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
     }
 
     /// Whether the binlog names the columns of its rows.

@@ -103,6 +103,7 @@ impl ColumnRules {
         let columns = schema.source_columns().map(|(column, ty)| Column {
             ty: ty.clone(),
             cover: Cover::None,
+            default: None,
             ..column.clone()
         });
         let mut columns: Vec<_> = columns.collect();

@@ -7,6 +7,7 @@ mod clocks;
 mod dump;
 mod failover;
 mod history;
+mod images;
 mod kept;
 mod kills;
 mod mirror;

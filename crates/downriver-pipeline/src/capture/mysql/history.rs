@@ -11,8 +11,10 @@
 //! the table is read again. It is stored that it lacks them, so that a crash does not lose that.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Effect, Named};
+use downriver_decode::mysql::decoder::Decoded;
 use downriver_decode::mysql::recall::recall;
 use downriver_decode::mysql::shape::Shape;
 use downriver_decode::mysql::table_map::TableMap;
@@ -26,8 +28,12 @@ use super::super::CaptureError;
 use super::super::progress::Standing;
 use super::Run;
 use super::ahead::{Binlog, Met};
-use super::numbers::{named, numbered};
+use super::decode::undecodable;
+use super::numbers::{is_same_name, named, numbered};
 use super::tables::{comes, has_lapsed};
+
+/// Why rows are passed over.
+pub(super) const NO_SHAPE: &str = "the binlog does not tell the table's shape";
 
 /// A database's name, and the table's.
 type Name = (String, String);
@@ -95,11 +101,71 @@ impl Run<'_> {
         table: TableId,
         binlog: &mut Binlog,
     ) -> Result<(), CaptureError> {
+        // What it may have changed is not known any more, whatever becomes of this run.
+        self.forget_defaults(table);
         if self.names_columns {
             self.unsure.insert(table);
             return Ok(());
         }
         self.settle(table, binlog, true).await.map(|_| ())
+    }
+
+    /// Nobody knows any more what inserts that are logged without columns have in them.
+    pub(super) fn forget_defaults(&mut self, table: TableId) -> Option<Arc<TableSchema>> {
+        self.reshaped(table, |mut schema| {
+            for column in &mut schema.columns {
+                column.default = None;
+            }
+            schema
+        })
+    }
+
+    /// Rows were inserted without columns whose defaults are not known: they are looked up, and hold if nothing changes the
+    /// table up to where that is. Otherwise its rows are passed over up to there.
+    pub(super) async fn lacking(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let schema = self.with_defaults(table, binlog).await?;
+        let decoded = self.decoder.complete(schema, &mut self.intake.builder);
+        if let Decoded::Rows { bytes } = decoded.map_err(undecodable)? {
+            self.intake.rows(bytes)?;
+        }
+        Ok(())
+    }
+
+    async fn with_defaults(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<Option<Arc<TableSchema>>, CaptureError> {
+        let Some(known) = self.intake.registry.newest(table).cloned() else {
+            return Ok(None);
+        };
+        let name = (known.namespace.clone(), known.name.clone());
+        let kept = self.catalog.kept_with_defaults(&name.0, &name.1).await?;
+        let mut is_changed_since = false;
+        let is_reached = self
+            .look_ahead(binlog, false, &kept.at, |met| {
+                if let Met::Statement(statement) = met {
+                    is_changed_since |= is_changed(self.effects_of(statement).as_deref(), &name);
+                }
+                is_changed_since
+            })
+            .await?;
+        let now = kept.now.as_ref().map(|now| &now.schema);
+        let now = now.filter(|now| is_reached && !is_changed_since && is_same(now, &known));
+        let Some(now) = now else {
+            self.lose(
+                table,
+                "an insert was logged without columns whose defaults are not known here",
+            );
+            let is_stale = false;
+            self.unsettled.insert(name, Unsettled { kept, is_stale });
+            return Ok(None);
+        };
+        Ok(self.reshaped(table, |schema| with_defaults_of(schema, now)))
     }
 
     /// Finds the shape that a table has from here on. Whether it is known; if not, its rows are passed over.
@@ -140,7 +206,7 @@ impl Run<'_> {
                 }
             },
             _ => {
-                self.lose(table);
+                self.lose(table, NO_SHAPE);
                 Ok(false)
             }
         }
@@ -158,13 +224,14 @@ impl Run<'_> {
         Ok(binlog.look_ahead(scout, out, place, look).await?)
     }
 
-    /// Nobody knows a table's shape from here on: its rows are passed over until somebody does.
-    pub(super) fn lose(&mut self, table: TableId) {
+    /// Nobody knows a table's rows from here on: they are passed over until somebody does.
+    pub(super) fn lose(&mut self, table: TableId, why: &'static str) {
         let name = self.intake.registry.newest(table);
         tracing::warn!(
             source = self.intake.config.name,
             table = name.map(|known| known.qualified_name()),
-            "the binlog does not tell a table's shape here: its rows are passed over, and it is read again"
+            why,
+            "a table's rows are passed over here, and it is read again"
         );
         self.intake.standings.insert(table, Standing::Lapsed);
         self.intake.leave(table);
@@ -293,7 +360,7 @@ impl Run<'_> {
                 Err(CaptureError::Spoiled(table, why))
             }
             false => {
-                self.lose(table);
+                self.lose(table, NO_SHAPE);
                 Ok(None)
             }
         }
@@ -306,6 +373,15 @@ fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
         effect.concerns(|named| named.database == *database && named.table == *table)
     };
     effects.is_none_or(|effects| effects.iter().any(concerns))
+}
+
+fn with_defaults_of(mut schema: TableSchema, now: &TableSchema) -> TableSchema {
+    for column in &mut schema.columns {
+        let mut columns = now.columns.iter();
+        let now = columns.find(|now| is_same_name(&now.name, &column.name));
+        column.default = now.and_then(|now| now.default.clone());
+    }
+    schema
 }
 
 /// Whether rows of both are read in the same way.

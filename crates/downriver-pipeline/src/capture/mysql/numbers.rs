@@ -96,6 +96,7 @@ mod tests {
             nullable: true,
             source_type: "int".into(),
             cover: Cover::None,
+            default: None,
         });
         TableSchema {
             id: TableId(0),

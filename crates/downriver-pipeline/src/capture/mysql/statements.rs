@@ -1,6 +1,7 @@
 //! What statements in the binlog do to the captured tables.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Change, Effect, Named, effects_as};
 use downriver_decode::mysql::decoder::Statement;
@@ -253,12 +254,16 @@ impl Run<'_> {
     }
 
     /// Gives a table another shape, before any row of it.
-    fn reshaped(&mut self, id: TableId, change: impl FnOnce(TableSchema) -> TableSchema) {
-        if let Some(known) = self.intake.registry.newest(id) {
-            let schema = change((**known).clone());
-            let registered = self.intake.registry.register(schema);
-            self.intake.announce(&registered);
-        }
+    pub(super) fn reshaped(
+        &mut self,
+        id: TableId,
+        change: impl FnOnce(TableSchema) -> TableSchema,
+    ) -> Option<Arc<TableSchema>> {
+        let known = self.intake.registry.newest(id)?;
+        let schema = change((**known).clone());
+        let registered = self.intake.registry.register(schema);
+        self.intake.announce(&registered);
+        Some(Arc::clone(registered.schema()))
     }
 }
 

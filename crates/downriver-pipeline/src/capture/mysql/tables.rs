@@ -18,6 +18,7 @@ use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::ahead::Binlog;
+use super::history::NO_SHAPE;
 use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -84,8 +85,11 @@ impl Run<'_> {
         }
         let is_whole = |known: &TableSchema| self.names_columns || !has_lapsed(state, known.id);
         let schema = match known {
-            // The binlog says when its shape changes.
-            Some(known) if is_whole(&known) => known,
+            // The binlog says when its shape changes. Of one that was left nobody heard of other defaults.
+            Some(known) if is_whole(&known) => match has_lapsed(state, known.id) {
+                true => self.forget_defaults(known.id).unwrap_or(known),
+                false => known,
+            },
             known => {
                 let schema = numbered(&self.intake.registry, known.as_deref(), today);
                 let registered = self.intake.registry.register(schema);
@@ -172,6 +176,7 @@ impl Run<'_> {
             nullable: column.nullable,
             source_type: column.source_type.clone(),
             cover: Cover::None,
+            default: None,
         });
         let key = map.key.iter().flatten();
         let key: Vec<u32> = key.filter_map(|at| u32::try_from(at + 1).ok()).collect();
@@ -193,9 +198,14 @@ impl Run<'_> {
         Ok(Some(Shape::new(schema, plans)))
     }
 
-    /// The shape of a table's rows from here on. Where old rows may have other values they are read again.
+    /// The shape of a table's rows from here on, with the defaults that are known. Where old rows may have other values they are read again.
     pub(super) fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
-        let now = numbered(&self.intake.registry, Some(before), now);
+        let mut now = numbered(&self.intake.registry, Some(before), now);
+        for column in &mut now.columns {
+            let mut known = before.columns.iter();
+            let known = known.find(|known| known.id == column.id && known.ty == column.ty);
+            column.default = known.and_then(|known| known.default.clone());
+        }
         let registered = self.intake.registry.register(now);
         self.intake.announce(&registered);
         let schema = Arc::clone(registered.schema());
@@ -261,7 +271,7 @@ impl Run<'_> {
             _ if told => {}
             // It was changed, and the binlog says nothing of it.
             Some(_) if !self.names_columns => {
-                self.lose(table);
+                self.lose(table, NO_SHAPE);
                 self.flush()?;
             }
             Some(now) if now.problem.is_none() => {

@@ -100,6 +100,7 @@ impl Reading {
             nullable: column.nullable,
             source_type: String::new(),
             cover: Cover::None,
+            default: None,
         });
         let schema = TableSchema {
             id: TableId(id),

@@ -72,6 +72,7 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
                         nullable: column.nullable,
                         source_type: column.source_type.clone(),
                         cover: Cover::None,
+                        default: None,
                     });
                     let columns: Vec<Column> = columns.collect();
                     let schema = TableSchema {
