@@ -528,3 +528,15 @@ fn mariadb_does_not_tell_what_a_row_in_part_leaves_out() -> Result<(), DecodeErr
     }
     Ok(())
 }
+
+#[test]
+fn events_that_the_server_lost_are_a_hole() {
+    let (mut decoder, mut out) = (mysql_decoder(""), BlockBuilder::new());
+    // LOST_EVENTS, and a message.
+    let incident = event(26, b"\x01\x00\x05error");
+    let lost = decode(&mut decoder, &incident, &mut out);
+    assert!(
+        matches!(lost, Err(DecodeError::Incident { .. })),
+        "{lost:?}"
+    );
+}

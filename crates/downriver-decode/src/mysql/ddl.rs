@@ -223,7 +223,7 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
     };
     waits(words);
     let mut changes = Vec::new();
-    let mut renamed = None;
+    let (mut renamed, mut other) = (None, None);
     for mut words in words.parts() {
         let mut change = |change| {
             if !changes.contains(&change) {
@@ -241,12 +241,22 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
             }
             Operation::ColumnRenamed { from, to } => change(Change::ColumnRenamed { from, to }),
             Operation::Renamed => renamed = named(&mut words, &table.database),
+            Operation::Exchanged => {
+                change(Change::Rows);
+                let changes = vec![Change::Rows];
+                other = named(&mut words, database).map(|table| Effect::Altered { table, changes });
+            }
+            Operation::Converted => {
+                change(Change::Rows);
+                other = converted(&mut words, database);
+            }
         }
     }
     effects.push(Effect::Altered {
         table: table.clone(),
         changes,
     });
+    effects.extend(other);
     effects.extend(renamed.map(|to| Effect::Renamed { from: table, to }));
 }
 
@@ -264,6 +274,21 @@ enum Operation {
     },
     /// To the name that follows.
     Renamed,
+    /// A partition's rows for those of the table whose name follows.
+    Exchanged,
+    /// Of MariaDB: a partition becomes a table, or a table a partition.
+    Converted,
+}
+
+/// `PARTITION p TO TABLE t`, or `TABLE t TO PARTITION p`.
+fn converted(words: &mut Words, database: &str) -> Option<Effect> {
+    if words.take("TABLE") {
+        return named(words, database).map(Effect::Dropped);
+    }
+    words.take("PARTITION");
+    words.name();
+    words.take_all(&["TO", "TABLE"]);
+    named(words, database).map(Effect::Created)
 }
 
 /// One of the operations of an `ALTER TABLE`.
@@ -294,6 +319,14 @@ fn operation(words: &mut Words) -> Operation {
             }
         }
         "RENAME" => renamed(words),
+        "CONVERT" if words.is_any(&["PARTITION", "TABLE"]) => Operation::Converted,
+        "EXCHANGE" if words.take("PARTITION") => {
+            words.name();
+            match words.take("WITH") && words.take("TABLE") {
+                true => Operation::Exchanged,
+                false => Operation::Rows,
+            }
+        }
         // Defaults and visibility.
         "ALTER" => Operation::Nothing,
         "ALGORITHM"

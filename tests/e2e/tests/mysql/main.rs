@@ -4,6 +4,7 @@
 mod binlog;
 mod chunks;
 mod clocks;
+mod corners;
 mod dump;
 mod failover;
 mod history;

@@ -235,6 +235,8 @@ impl Run<'_> {
         );
         self.intake.standings.insert(table, Standing::Lapsed);
         self.intake.leave(table);
+        // That it is read again is stored with what ends next, though nothing of it has events.
+        self.has_committed = true;
     }
 
     /// Takes note of a statement's effects on tables whose rows are passed over.
