@@ -10,6 +10,7 @@ mod gtid;
 mod images;
 mod inflate;
 mod json;
+pub mod native;
 mod payload;
 pub mod recall;
 mod rows;
