@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Effect, Named};
 use downriver_decode::mysql::decoder::Decoded;
+use downriver_decode::mysql::is_same_name;
 use downriver_decode::mysql::native::is_open;
 use downriver_decode::mysql::recall::recall;
 use downriver_decode::mysql::shape::{Described, Shape};
@@ -34,7 +35,7 @@ use super::super::progress::Standing;
 use super::Run;
 use super::ahead::{Binlog, Met};
 use super::decode::undecodable;
-use super::numbers::{is_same_name, named, numbered};
+use super::numbers::{named, numbered};
 use super::tables::{comes, has_lapsed};
 
 /// Why rows are passed over.
@@ -67,8 +68,7 @@ impl Run<'_> {
                 comes(state, id)
             });
             let is_told = |schema: &TableSchema| self.is_told(schema);
-            let is_told =
-                is_told(&table.schema) && known.as_deref().is_none_or(|known| is_told(known));
+            let is_told = is_told(&table.schema) && known.as_deref().is_none_or(is_told);
             if is_told || known.is_some_and(|known| !has_lapsed(state, known.id)) {
                 settled.push(table);
             } else {
