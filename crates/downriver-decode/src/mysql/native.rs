@@ -46,11 +46,7 @@ impl Native {
     }
 
     /// A value's bytes, from whose end zeros are cut, as its cell.
-    pub(super) fn push(
-        self,
-        bytes: &[u8],
-        out: &mut ColumnBuilder,
-    ) -> Result<(), ValueError> {
+    pub(super) fn push(self, bytes: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
         let mut whole = [0; 16];
         let bytes_max = usize::from(self.bytes());
         let room = whole[..bytes_max].get_mut(..bytes.len());
@@ -67,7 +63,11 @@ impl Native {
     }
 
     /// What the server shows of a value, as its cell.
-    pub(super) fn push_shown(self, shown: &[u8], out: &mut ColumnBuilder) -> Result<(), ValueError> {
+    pub(super) fn push_shown(
+        self,
+        shown: &[u8],
+        out: &mut ColumnBuilder,
+    ) -> Result<(), ValueError> {
         match self {
             Self::Uuid => {
                 let bytes = hex::uuid(shown).ok_or(ValueError::Invalid("uuid"))?;

@@ -68,7 +68,13 @@ impl Described {
             ..Declared::default()
         };
         let (name, nullable) = (self.name, self.nullable);
-        Some(Self::new(name, nullable, code::STRING, Wire::Char(bytes), declared))
+        Some(Self::new(
+            name,
+            nullable,
+            code::STRING,
+            Wire::Char(bytes),
+            declared,
+        ))
     }
 }
 
