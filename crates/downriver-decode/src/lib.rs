@@ -10,5 +10,6 @@
 //! - `mysql::decoder`: events into the rows of a block.
 
 mod civil;
+mod hex;
 pub mod mysql;
 pub mod postgres;

@@ -16,6 +16,17 @@ pub struct Named {
     pub table: String,
 }
 
+impl Named {
+    /// As it is called where case makes no difference.
+    #[must_use]
+    pub fn in_lower_case(&self) -> Self {
+        Self {
+            database: self.database.to_lowercase(),
+            table: self.table.to_lowercase(),
+        }
+    }
+}
+
 /// What a statement did, in its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -37,18 +48,23 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// Whether one of the tables that it makes, drops, renames or changes is the one. What goes
-    /// with its database is not named.
+    /// Whether one of the tables that it makes, drops, renames or changes is the one.
     #[must_use]
     pub fn concerns(&self, is: impl Fn(&Named) -> bool) -> bool {
-        match self {
+        self.tables().any(is)
+    }
+
+    /// The tables that it makes, drops, renames or changes. What goes with its database is not named.
+    pub fn tables(&self) -> impl Iterator<Item = &Named> {
+        let (first, second) = match self {
             Self::Created(table)
             | Self::Replaced(table)
             | Self::Dropped(table)
-            | Self::Altered { table, .. } => is(table),
-            Self::Renamed { from, to } => is(from) || is(to),
-            Self::DatabaseDropped(_) | Self::Truncated(_) => false,
-        }
+            | Self::Altered { table, .. } => (Some(table), None),
+            Self::Renamed { from, to } => (Some(from), Some(to)),
+            Self::DatabaseDropped(_) | Self::Truncated(_) => (None, None),
+        };
+        first.into_iter().chain(second)
     }
 
     /// The same with other names for its tables.

@@ -7,8 +7,9 @@ use downriver_event::{LogicalType, TableSchema};
 
 use super::charset::Charset;
 use super::declared::Declared;
+use super::native::{Native, open_bytes};
 use super::rows::Bits;
-use super::table_map::{MapColumn, TableMap, Wire};
+use super::table_map::{MapColumn, TableMap, Wire, code};
 use super::value::{Plan, ValueError};
 
 /// The collation of bytes that are no text.
@@ -50,6 +51,31 @@ impl Described {
             plan,
         }
     }
+
+    /// The same column of a table map that leaves its type open (see `native`), as one of a type that is known from
+    /// elsewhere. `None`: values of that type have another form.
+    #[must_use]
+    pub fn known_as(self, source_type: &str) -> Option<Self> {
+        let bytes = open_bytes(&self.source_type)?;
+        if open_bytes(source_type) != Some(bytes) {
+            return None;
+        }
+        let Some(native) = Native::named(source_type) else {
+            return Some(self);
+        };
+        let declared = Declared {
+            native: Some(native),
+            ..Declared::default()
+        };
+        let (name, nullable) = (self.name, self.nullable);
+        Some(Self::new(
+            name,
+            nullable,
+            code::STRING,
+            Wire::Char(bytes),
+            declared,
+        ))
+    }
 }
 
 /// The columns of a table map that tells everything. `charset_of` names a collation's character set.
@@ -83,6 +109,7 @@ pub fn describe(
             charset,
             labels: labels
                 .ok_or_else(|| Unshaped::Charset(name.clone(), of_labels.name().into()))?,
+            native: None,
         };
         let (nullable, code) = (column.nullable, column.code);
         Ok(Described::new(name, nullable, code, wire, declared))

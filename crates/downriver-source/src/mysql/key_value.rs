@@ -76,6 +76,9 @@ pub(super) fn literal(column: &KnownColumn, printed: &[u8]) -> Option<String> {
         Wire::Date | Wire::Datetime(_) | Wire::Timestamp(_) | Wire::Time(_) => {
             of(b"-:. ").map(|text| format!("'{text}'"))
         }
+        Wire::Char(_) if let Some(native) = column.declared.native => {
+            of(b"abcdef-:.").map(|text| format!("cast('{text}' as {})", native.word()))
+        }
         Wire::Char(_) | Wire::Bytes(_) => Some(match &column.charset {
             Some(charset) => format!("_{charset} {}", hex(printed)),
             None => hex(printed),
@@ -124,6 +127,10 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
         }
     };
     let text = || std::str::from_utf8(&printed).ok();
+    if let (Some(native), LogicalType::Uuid) = (column.declared.native, ty) {
+        let shown = native.shown(&printed)?;
+        return Some(format!("{name} = {}", literal(column, shown.as_bytes())?));
+    }
     match column.wire {
         Wire::Enum(_) => {
             let numbers = numbers(&column.declared.labels, text()?);

@@ -87,12 +87,7 @@ async fn is_told(product: Product) -> Result<()> {
     ensure!(metric(&daemon, "downriver_source_behind_bytes").await? > Some(0.0));
 
     // What it needs is gone.
-    let files = mysql.binlogs()?;
-    let newest = files.last().and_then(|file| file.file_name());
-    let newest = newest.and_then(|name| name.to_str()).context("a binlog")?;
-    mysql
-        .execute(&format!("purge binary logs to '{newest}'"))
-        .await?;
+    mysql.purge_binlogs().await?;
     let gone = until(&daemon, "the hole to be foreseen", |s| {
         s["binlog"]["safe_seconds"] == 0.0
     })

@@ -14,6 +14,7 @@ mod kills;
 mod mirror;
 mod modes;
 mod names;
+mod natives;
 mod online_ddl;
 mod places;
 mod shapes;

@@ -145,7 +145,7 @@ async fn a_purged_binlog_is_a_hole_and_a_new_snapshot_repairs_it() -> Result<()>
              update orders set note = 'unseen' where id % 5 = 0;",
         )
         .await?;
-    shop.mysql.purge_binlogs().await?;
+    shop.mysql.flush_and_purge_binlogs().await?;
     shop.daemon.start().await?;
     let described = shop
         .daemon

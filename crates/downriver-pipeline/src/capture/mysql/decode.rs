@@ -177,7 +177,7 @@ impl Run<'_> {
                 self.decoder.set_shape(shape);
             }
             Decoded::Statement(statement) => {
-                self.reach_changed(&statement.text);
+                self.reach_changed(&statement);
                 self.statement(&statement, binlog).await?;
             }
             Decoded::Unseen(statement) => {

@@ -9,19 +9,25 @@
 //! nothing change the table in between, its shape is known from the statement on, and stored with it. Does no row come
 //! before the next change, it does not matter. Otherwise nobody knows it: rows are passed over up to such a place, and
 //! the table is read again. It is stored that it lacks them, so that a crash does not lose that.
+//!
+//! So it is too, whatever the binlog names, with tables of MariaDB's that have columns whose types it leaves open (`uuid`,
+//! `inet4`, `inet6`, and `binary(n)` of their lengths).
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Effect, Named};
 use downriver_decode::mysql::decoder::Decoded;
+use downriver_decode::mysql::is_same_name;
+use downriver_decode::mysql::native::is_open;
 use downriver_decode::mysql::recall::recall;
-use downriver_decode::mysql::shape::Shape;
+use downriver_decode::mysql::shape::{Described, Shape};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::{BlockBuilder, SourcePosition, TableId, TableSchema};
 use downriver_log::StreamState;
 use downriver_source::mysql::catalog::SourceTable;
 use downriver_source::mysql::kept::Kept;
+use downriver_source::mysql::server::Flavor;
 use downriver_source::mysql::unfit;
 
 use super::super::CaptureError;
@@ -29,7 +35,7 @@ use super::super::progress::Standing;
 use super::Run;
 use super::ahead::{Binlog, Met};
 use super::decode::undecodable;
-use super::numbers::{is_same_name, named, numbered};
+use super::numbers::{named, numbered};
 use super::tables::{comes, has_lapsed};
 
 /// Why rows are passed over.
@@ -61,7 +67,9 @@ impl Run<'_> {
             let known = named(&self.intake.registry, &name.0, &name.1, |id| {
                 comes(state, id)
             });
-            if self.names_columns || known.is_some_and(|known| !has_lapsed(state, known.id)) {
+            let is_told = |schema: &TableSchema| self.is_told(schema);
+            let is_told = is_told(&table.schema) && known.as_deref().is_none_or(is_told);
+            if is_told || known.is_some_and(|known| !has_lapsed(state, known.id)) {
                 settled.push(table);
             } else {
                 let kept = self.catalog.kept(&name.0, &name.1).await?;
@@ -103,7 +111,7 @@ impl Run<'_> {
     ) -> Result<(), CaptureError> {
         // What it may have changed is not known any more, whatever becomes of this run.
         self.forget_defaults(table);
-        if self.names_columns {
+        if self.will_be_told(table).await? {
             self.unsure.insert(table);
             return Ok(());
         }
@@ -166,6 +174,56 @@ impl Run<'_> {
             return Ok(None);
         };
         Ok(self.reshaped(table, |schema| with_defaults_of(schema, now)))
+    }
+
+    /// Whether a table map says all of the shape that rows of this schema have.
+    pub(super) fn is_told(&self, schema: &TableSchema) -> bool {
+        self.names_columns && is_closed(self.flavor(), schema)
+    }
+
+    fn flavor(&self) -> Flavor {
+        self.catalog.server().flavor
+    }
+
+    /// Whether a table's next rows tell its shape. Where they leave types open the log is to have those before it goes
+    /// on: who starts again would take the former ones for them.
+    async fn will_be_told(&mut self, table: TableId) -> Result<bool, CaptureError> {
+        let Some(before) = self.intake.registry.newest(table).cloned() else {
+            return Ok(self.names_columns);
+        };
+        if !self.is_told(&before) || self.flavor() == Flavor::Mysql {
+            return Ok(self.is_told(&before));
+        }
+        let now = self.catalog.table(&before.namespace, &before.name).await?;
+        Ok(now.is_none_or(|now| self.is_told(&now.schema)))
+    }
+
+    /// The columns of a table map, with the types that it leaves open; and the schema that tells these. `None`: nobody
+    /// knows them, and the rows are passed over.
+    pub(super) async fn closed(
+        &mut self,
+        before: Arc<TableSchema>,
+        told: Vec<Described>,
+        binlog: &mut Binlog,
+    ) -> Result<Option<(Arc<TableSchema>, Vec<Described>)>, CaptureError> {
+        let is_open = |column: &Described| is_open(&column.source_type);
+        if self.flavor() == Flavor::Mysql || !told.iter().any(is_open) {
+            return Ok(Some((before, told)));
+        }
+        if let Some(columns) = known_as(&told, &before) {
+            return Ok(Some((before, columns)));
+        }
+        // The log has no column of the name, or one of another form.
+        let table = before.id;
+        if !self.settle(table, binlog, false).await? {
+            return Ok(None);
+        }
+        let settled = self.intake.registry.newest(table).cloned();
+        let settled = settled.and_then(|now| known_as(&told, &now).map(|columns| (now, columns)));
+        if settled.is_none() {
+            self.lose(table, NO_SHAPE);
+        }
+        Ok(settled)
     }
 
     /// Finds the shape that a table has from here on. Whether it is known; if not, its rows are passed over.
@@ -367,6 +425,25 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Whether a table map that names columns says of each what it is.
+pub(super) fn is_closed(flavor: Flavor, schema: &TableSchema) -> bool {
+    let mut columns = schema.source_columns();
+    flavor == Flavor::Mysql || !columns.any(|(column, _)| is_open(&column.source_type))
+}
+
+/// Columns of a table map, those that it leaves open by a schema. `None`: it has others.
+fn known_as(told: &[Described], schema: &TableSchema) -> Option<Vec<Described>> {
+    let known_as = |column: &Described| {
+        if !is_open(&column.source_type) {
+            return Some(column.clone());
+        }
+        let mut known = schema.source_columns().map(|(column, _)| column);
+        let known = known.find(|known| is_same_name(&known.name, &column.name))?;
+        column.clone().known_as(&known.source_type)
+    };
+    told.iter().map(known_as).collect()
 }
 
 /// Whether effects may have made another of the table of a name. `None`: of a statement that is not understood.

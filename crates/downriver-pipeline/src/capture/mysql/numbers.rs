@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use downriver_decode::mysql::is_same_name;
 use downriver_event::{Column, TableId, TableSchema};
 
 use super::super::registry::Registry;
@@ -70,11 +71,6 @@ pub(super) fn numbered(
             .collect(),
         ..schema
     }
-}
-
-/// Names of columns are compared without regard to case, as every server does.
-pub(super) fn is_same_name(one: &str, other: &str) -> bool {
-    one == other || one.to_lowercase() == other.to_lowercase()
 }
 
 fn next_table(registry: &Registry) -> TableId {

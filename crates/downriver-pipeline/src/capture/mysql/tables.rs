@@ -83,7 +83,9 @@ impl Run<'_> {
             self.refused.insert((today.namespace, today.name));
             return Ok(refused(problem));
         }
-        let is_whole = |known: &TableSchema| self.names_columns || !has_lapsed(state, known.id);
+        let is_whole = |known: &TableSchema| {
+            self.is_told(known) && self.is_told(&today) || !has_lapsed(state, known.id)
+        };
         let schema = match known {
             // The binlog says when its shape changes. Of one that was left nobody heard of other defaults.
             Some(known) if is_whole(&known) => match has_lapsed(state, known.id) {
@@ -167,6 +169,9 @@ impl Run<'_> {
                 self.refuse(before.id, unshaped(&before.qualified_name(), &why));
                 return Ok(None);
             }
+        };
+        let Some((before, described)) = self.closed(before, described, binlog).await? else {
+            return Ok(None);
         };
         let places = (1..).zip(&described);
         let columns = places.map(|(id, column)| Column {
@@ -270,7 +275,7 @@ impl Run<'_> {
         match lost.reshaped.now {
             _ if told => {}
             // It was changed, and the binlog says nothing of it.
-            Some(_) if !self.names_columns => {
+            Some(now) if !self.is_told(&lost.schema) || !self.is_told(&now.schema) => {
                 self.lose(table, NO_SHAPE);
                 self.flush()?;
             }
