@@ -79,6 +79,11 @@ impl ForeignKeys {
         keys.map(|at| &self.keys[*at].parent)
     }
 
+    /// All tables that refer to others, or are referred to. Some come more than once.
+    pub fn tables(&self) -> impl Iterator<Item = &Named> {
+        self.keys.iter().flat_map(|key| [&key.parent, &key.child])
+    }
+
     /// The tables whose rows may change when rows of this one are deleted, or get others values of the columns that are
     /// referred to.
     #[must_use]

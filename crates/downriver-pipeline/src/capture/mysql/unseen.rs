@@ -253,12 +253,16 @@ impl Run<'_> {
                 Some(asked) if tables.is_empty() => asked.is_stale = true,
                 _ => self.beyond.changed.extend(tables),
             }
+            let is_of_keys = has(&["foreign", "references", "constraint"]);
+            let is_of = |table: &Named| mentions(&text, &table.table.to_lowercase());
             if let Some(asked) = &self.beyond.keys
                 && takes_away
                 && !position.covers(&asked.at)
+                // By another name a table has the keys that it had.
+                && (is_of_keys || asked.found.tables().any(is_of))
             {
                 let tables = self.captured_and_parents(&asked.found).into_iter();
-                let named = tables.filter(|table| mentions(&text, &table.table.to_lowercase()));
+                let named = tables.filter(is_of);
                 let reached = asked.found.beyond(named.collect());
                 self.all_changed_unseen(&reached);
             }
