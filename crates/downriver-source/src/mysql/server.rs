@@ -130,8 +130,13 @@ impl Server {
     /// Whether what is logged of a changed row tells all that is in it.
     #[must_use]
     pub fn tells_rows(&self) -> bool {
-        self.flavor == Flavor::Mysql
-            || ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
+        self.flavor == Flavor::Mysql || !self.logs_in_part()
+    }
+
+    /// Whether rows are logged without columns that a statement leaves out.
+    #[must_use]
+    pub fn logs_in_part(&self) -> bool {
+        !["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
     }
 
     /// Whether the binlog names the columns of its rows.

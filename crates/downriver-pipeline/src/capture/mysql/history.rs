@@ -62,6 +62,7 @@ impl Run<'_> {
         binlog: &mut Binlog,
     ) -> Result<Vec<SourceTable>, CaptureError> {
         let (mut settled, mut asked) = (Vec::new(), Vec::new());
+        let logs_in_part = self.catalog.server().logs_in_part();
         for table in tables {
             let name = (table.schema.namespace.clone(), table.schema.name.clone());
             let known = named(&self.intake.registry, &name.0, &name.1, |id| {
@@ -69,7 +70,9 @@ impl Run<'_> {
             });
             let is_told = |schema: &TableSchema| self.is_told(schema);
             let is_told = is_told(&table.schema) && known.as_deref().is_none_or(is_told);
-            if is_told || known.is_some_and(|known| !has_lapsed(state, known.id)) {
+            let has_lapsed = known.map(|known| has_lapsed(state, known.id));
+            // Where rows are logged in part, one that was passed over would be again, up to where its defaults are known.
+            if has_lapsed == Some(false) || is_told && !(logs_in_part && has_lapsed == Some(true)) {
                 settled.push(table);
             } else {
                 let kept = self.catalog.kept(&name.0, &name.1).await?;
