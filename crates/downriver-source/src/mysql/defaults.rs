@@ -93,6 +93,8 @@ fn value(column: &KnownColumn, default: &str) -> Option<Value> {
         Wire::Date | Wire::Datetime(_) | Wire::Timestamp(_) => instant(default)?,
         Wire::Time(_) => clock(default)?,
         Wire::Decimal { .. } => Value::Bytes(default.into()),
+        // Only MariaDB has them, and writes defaults as expressions.
+        Wire::Char(_) if column.declared.native.is_some() => return None,
         Wire::Char(_) | Wire::Bytes(_) => {
             Value::Bytes(bytes(default).unwrap_or_else(|| default.into()))
         }

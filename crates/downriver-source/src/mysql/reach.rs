@@ -10,7 +10,7 @@ use mysql_async::Row;
 use mysql_async::prelude::Queryable as _;
 
 use super::catalog::Catalog;
-use super::sql::{literal, text};
+use super::sql::{literal, qualified, text};
 use crate::error::SourceError;
 
 /// Rules by which rows change with those that they refer to.
@@ -131,6 +131,32 @@ fn compared(table: &Named, folds_names: bool) -> Named {
     match folds_names {
         true => table.in_lower_case(),
         false => table.clone(),
+    }
+}
+
+/// Whether rows change by a key of a table when those that they refer to are deleted, and when these change. Where the
+/// statement that makes the table does not say, they may.
+///
+/// The servers write a table's keys each on a line, names always between backticks, and some do not double these.
+fn rules_in(create: &str, name: &str) -> (bool, bool) {
+    let names = [name.to_owned(), name.replace('`', "``")];
+    let rules = create.lines().find_map(|line| {
+        let line = line.trim_start().strip_prefix("CONSTRAINT `")?;
+        let mut names = names.iter();
+        let rest =
+            names.find_map(|name| line.strip_prefix(name)?.strip_prefix("` FOREIGN KEY "))?;
+        // They stand behind the last list of columns.
+        rest.rsplit_once(')').map(|(_, rules)| rules)
+    });
+    let changes = |on: &str| {
+        let rule = rules.and_then(|rules| rules.split_once(&format!("ON {on} ")));
+        let rule = rule.map(|(_, rule)| rule);
+        let words = ["CASCADE", "SET NULL", "SET DEFAULT"];
+        rule.is_some_and(|rule| words.iter().any(|word| rule.starts_with(word)))
+    };
+    match rules {
+        Some(_) => (changes("DELETE"), changes("UPDATE")),
+        None => (true, true),
     }
 }
 
@@ -281,18 +307,6 @@ impl Catalog {
                 format!("and {schema} = {database} and table_name = {table}")
             }
         };
-        // Two queries: the server joins its catalog row by row.
-        let query = format!(
-            "select constraint_schema, table_name, constraint_name,
-                    delete_rule in {CHANGES}, update_rule in {CHANGES}
-               from information_schema.referential_constraints
-              where (delete_rule in {CHANGES} or update_rule in {CHANGES}) {}",
-            of_child("constraint_schema")
-        );
-        let rules: Vec<Row> = self.session.query(query).await?;
-        if rules.is_empty() {
-            return Ok(Vec::new());
-        }
         let query = format!(
             "select table_schema, table_name, constraint_name,
                     referenced_table_schema, referenced_table_name, referenced_column_name
@@ -305,7 +319,7 @@ impl Catalog {
             let (database, table) = (text(row, at)?, text(row, at + 1)?);
             Some(Named { database, table })
         };
-        let mut parents: HashMap<(Named, String), (Named, Vec<String>)> = HashMap::new();
+        let mut parents: BTreeMap<(Named, String), (Named, Vec<String>)> = BTreeMap::new();
         for row in &columns {
             let (Some(child), Some(name), Some(parent)) =
                 (named(row, 0), text(row, 2), named(row, 3))
@@ -317,20 +331,63 @@ impl Catalog {
                 .or_insert_with(|| (parent, Vec::new()));
             columns.extend(text(row, 5));
         }
-        let keys = rules.iter().filter_map(|rule| {
-            let (child, name) = (named(rule, 0)?, text(rule, 2)?);
-            let (parent, columns) = parents.get(&(child.clone(), name.clone()))?.clone();
-            let is_set = |at| text(rule, at).as_deref() == Some("1");
-            Some(ForeignKey {
-                name,
-                child,
-                parent,
-                columns,
-                on_delete: is_set(3),
-                on_update: is_set(4),
-            })
-        });
-        Ok(keys.collect())
+        if parents.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Two queries: the server joins its catalog row by row.
+        let query = format!(
+            "select constraint_schema, table_name, constraint_name,
+                    delete_rule in {CHANGES}, update_rule in {CHANGES}
+               from information_schema.referential_constraints where true {}",
+            of_child("constraint_schema")
+        );
+        let rows: Vec<Row> = self.session.query(query).await?;
+        let is_set = |row: &Row, at| text(row, at).as_deref() == Some("1");
+        let rule = |row: &Row| {
+            let of = (named(row, 0)?, text(row, 2)?);
+            Some((of, (is_set(row, 3), is_set(row, 4))))
+        };
+        let rules: HashMap<(Named, String), (bool, bool)> = rows.iter().filter_map(rule).collect();
+        let mut keys = Vec::new();
+        // Of the table that was asked for last: they come in order.
+        let mut shown: Option<(Named, String)> = None;
+        for ((child, name), (parent, columns)) in parents {
+            let of = (child, name);
+            let rule = match rules.get(&of) {
+                Some(rule) => *rule,
+                None => {
+                    // MariaDB lists no rules to who may only read a table, and shows them with the table.
+                    if shown.as_ref().is_none_or(|(table, _)| *table != of.0) {
+                        shown = Some((of.0.clone(), self.shown(&of.0).await));
+                    }
+                    let create = shown.as_ref().map_or("", |(_, create)| create);
+                    rules_in(create, &of.1)
+                }
+            };
+            let ((child, name), (on_delete, on_update)) = (of, rule);
+            if on_delete || on_update {
+                keys.push(ForeignKey {
+                    name,
+                    child,
+                    parent,
+                    columns,
+                    on_delete,
+                    on_update,
+                });
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The statement that makes a table; empty if the server does not show it.
+    async fn shown(&mut self, table: &Named) -> String {
+        let name = qualified(&table.database, &table.table);
+        let query = format!("show create table {name}");
+        let row: Result<Option<Row>, _> = self.session.query_first(query).await;
+        row.ok()
+            .flatten()
+            .and_then(|row| text(&row, 1))
+            .unwrap_or_default()
     }
 
     /// By the tables that they change rows of.
@@ -432,6 +489,21 @@ mod tests {
         assert_eq!(reach(false, false), "");
         assert_eq!(keys.referenced(&named("a")), ["id"]);
         assert!(keys.referenced(&named("c")).is_empty());
+    }
+
+    #[test]
+    fn a_keys_rules_are_read_where_the_table_is_shown() {
+        let create = "CREATE TABLE `renamed` (\n  `id` int(11) NOT NULL,\n  KEY `by_p` (`p`),
+  CONSTRAINT `by_p` FOREIGN KEY (`p`, `ON DELETE CASCADE`) REFERENCES `p1` (`id`, `a)b`) ON DELETE CASCADE,
+  CONSTRAINT `by`q` FOREIGN KEY (`q`) REFERENCES `p2` (`id`) ON DELETE NO ACTION ON UPDATE SET NULL,
+  CONSTRAINT `by``r` FOREIGN KEY (`q`) REFERENCES `p2` (`id`) ON DELETE SET DEFAULT ON UPDATE CASCADE,
+  CONSTRAINT `none` FOREIGN KEY (`ON UPDATE CASCADE`) REFERENCES `p2` (`id`)\n) ENGINE=InnoDB";
+        assert_eq!(rules_in(create, "by_p"), (true, false));
+        assert_eq!(rules_in(create, "by`q"), (false, true));
+        assert_eq!(rules_in(create, "by`r"), (true, true));
+        assert_eq!(rules_in(create, "none"), (false, false));
+        assert_eq!(rules_in(create, "by"), (true, true));
+        assert_eq!(rules_in("", "none"), (true, true));
     }
 
     #[test]

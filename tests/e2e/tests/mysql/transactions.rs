@@ -361,7 +361,8 @@ async fn keys_are_followed(product: Product) -> Result<()> {
         .iter()
         .filter(|found| found["code"] == "DR-1089")
         .collect();
-    let reason = of_keys[0]["reason"].as_str().unwrap_or_default();
+    let reason = of_keys.first().and_then(|found| found["reason"].as_str());
+    let reason = reason.unwrap_or_default();
     ensure!(
         of_keys.len() == 1 && reason.contains("by_p (to shop.p1), by_q (to shop.p2)"),
         "{of_keys:?}"

@@ -273,6 +273,26 @@ impl Run<'_> {
         }
     }
 
+    /// Whether what the catalog has of a table may not be what the statement made of it that was decoded last.
+    pub(super) async fn is_changed_since(
+        &mut self,
+        table: &Named,
+        binlog: &mut Binlog,
+    ) -> Result<bool, CaptureError> {
+        let name = (table.database.clone(), table.table.clone());
+        let kept = self.catalog.kept(&name.0, &name.1).await?;
+        let mut is_changed_again = false;
+        let is_reached = self
+            .look_ahead(binlog, true, &kept.at, |met| {
+                if let Met::Statement(statement) = met {
+                    is_changed_again = is_changed(self.effects_of(statement).as_deref(), &name);
+                }
+                is_changed_again
+            })
+            .await?;
+        Ok(is_changed_again || !is_reached)
+    }
+
     async fn look_ahead(
         &self,
         binlog: &mut Binlog,

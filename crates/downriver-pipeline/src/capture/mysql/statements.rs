@@ -212,7 +212,7 @@ impl Run<'_> {
             self.refuse(id, problem);
             return Ok(());
         }
-        let mut is_other = false;
+        let (mut is_other, mut is_typed_anew) = (false, false);
         for change in changes {
             match change {
                 Change::ColumnRenamed { from, to } => {
@@ -226,11 +226,13 @@ impl Run<'_> {
                 }
                 Change::Retyped(column) => {
                     is_other |= self.is_retyped(id, now.as_ref(), &column);
+                    is_typed_anew = true;
                 }
                 Change::Rows => is_other = true,
             }
         }
-        if is_other {
+        // Values that were cut to a type do not come back with the former one.
+        if is_other || is_typed_anew && self.is_changed_since(table, binlog).await? {
             self.intake.rows_are_others(id);
         }
         self.shape_changed(id, binlog).await
