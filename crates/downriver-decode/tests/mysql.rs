@@ -161,6 +161,7 @@ fn shape(map: &TableMap) -> Shape {
     Shape::new(
         schema.into(),
         described.into_iter().map(|column| column.plan).collect(),
+        Vec::new(),
     )
 }
 

@@ -80,6 +80,7 @@ impl Effect {
 pub enum Change {
     /// A column has another name; its values are as they were.
     ColumnRenamed { from: String, to: String },
+    ColumnDropped(String),
     /// A column may have another type, and its values with it.
     Retyped(String),
     /// Rows may be others than they were: some are gone, or have values that no event tells.
@@ -240,6 +241,7 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
                 }
             }
             Operation::ColumnRenamed { from, to } => change(Change::ColumnRenamed { from, to }),
+            Operation::ColumnDropped(column) => change(Change::ColumnDropped(column)),
             Operation::Renamed => renamed = named(&mut words, &table.database),
         }
     }
@@ -262,6 +264,7 @@ enum Operation {
         from: String,
         to: String,
     },
+    ColumnDropped(String),
     /// To the name that follows.
     Renamed,
 }
@@ -383,7 +386,12 @@ fn dropped(words: &mut Words) -> Operation {
     if words.is_any(&["PRIMARY", "PARTITION", "SYSTEM", "PERIOD"]) {
         return Operation::Rows;
     }
-    Operation::Nothing
+    if words.is_any(&OF_INDEXES) || words.is_any(&["CONSTRAINT"]) {
+        return Operation::Nothing;
+    }
+    words.take("COLUMN");
+    words.take_all(&["IF", "EXISTS"]);
+    words.name().map_or(Operation::Nothing, Operation::ColumnDropped)
 }
 
 fn renamed(words: &mut Words) -> Operation {

@@ -591,7 +591,7 @@ impl BinlogDecoder {
         }
         // What an insert leaves out is the column's default, which nobody tells; and without a key all of a row tells it.
         let needs_all = rows.change == Change::Insert || shape.schema.key.is_empty();
-        if needs_all && rows.first.count < rows.columns {
+        if needs_all && !shape.is_whole(rows.first) {
             return Err(DecodeError::InPart {
                 id: shape.schema.id,
                 table: shape.schema.qualified_name(),
@@ -602,8 +602,7 @@ impl BinlogDecoder {
         pushed.map_err(|Unreadable { column, error }| DecodeError::Value {
             id: shape.schema.id,
             table: shape.schema.qualified_name(),
-            column: (shape.schema.columns.get(column))
-                .map_or_else(String::new, |column| column.name.clone()),
+            column: shape.name(column),
             error,
             at: self.place.clone(),
         })?;

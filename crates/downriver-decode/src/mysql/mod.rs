@@ -10,7 +10,9 @@ mod gtid;
 mod images;
 mod inflate;
 mod json;
+mod masked;
 mod payload;
+mod printed;
 pub mod recall;
 mod rows;
 pub mod selected;
@@ -26,6 +28,7 @@ pub use charset::Charset;
 use downriver_event::block::ColumnBuilder;
 use downriver_event::pb;
 use event::Kind;
+pub use printed::constant;
 use prost::Message as _;
 
 /// A buffer that was larger is given back before it is used again.

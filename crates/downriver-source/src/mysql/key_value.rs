@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use downriver_decode::mysql::table_map::Wire;
+use downriver_event::filter::Comparator;
 use downriver_event::{LogicalType, Presence};
 use mysql_async::Value;
 
@@ -101,7 +102,32 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
         }
         _ => return None,
     }
-    let printed: Cow<'_, [u8]> = match ty {
+    let printed = printed_key(ty, rest)?;
+    let text = || std::str::from_utf8(&printed).ok();
+    match column.wire {
+        Wire::Enum(_) => {
+            let numbers = numbers(&column.declared.labels, text()?);
+            (!numbers.is_empty()).then(|| format!("{name} in ({})", numbers.join(", ")))
+        }
+        Wire::Set(_) => Some(format!(
+            "{name} = {}",
+            members(&column.declared.labels, text()?)?
+        )),
+        Wire::Char(_) | Wire::Bytes(_) => {
+            let bytes = match column.declared.charset {
+                Some(charset) => charset.encode(text()?)?,
+                None => Cow::Borrowed(&*printed),
+            };
+            Some(format!("{name} = {}", literal(column, &bytes)?))
+        }
+        _ => Some(format!("{name} = {}", literal(column, &printed)?)),
+    }
+}
+
+/// A key's value in front of the rest of one that `Column::write_key` wrote, as bytes that [`literal`] reads; of text in
+/// UTF-8.
+fn printed_key<'a>(ty: &LogicalType, rest: &mut &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    Some(match ty {
         LogicalType::Bool => Cow::Owned(u8::from(take(rest, 1)? != [0]).to_string().into_bytes()),
         LogicalType::Int16 | LogicalType::Int32 => {
             Cow::Owned(i32::from_le_bytes(array(rest)?).to_string().into_bytes())
@@ -122,25 +148,51 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
             let len = u64::from_le_bytes(array(rest)?);
             Cow::Borrowed(take(rest, usize::try_from(len).ok()?)?)
         }
-    };
-    let text = || std::str::from_utf8(&printed).ok();
+    })
+}
+
+/// A comparison of a column of the key with a value, which stands in a key that `Column::write_key` wrote. Text is compared
+/// byte by byte, whatever the column's collation calls equal.
+pub(super) fn compares(
+    column: &KnownColumn,
+    ty: &LogicalType,
+    comparator: Comparator,
+    mut value: &[u8],
+) -> Option<String> {
+    let mut after_presence = value.split_first()?.1;
+    let is_equality = matches!(comparator, Comparator::Equal | Comparator::NotEqual);
+    let printed = printed_key(ty, &mut after_presence)?;
     match column.wire {
-        Wire::Enum(_) => {
-            let numbers = numbers(&column.declared.labels, text()?);
-            (!numbers.is_empty()).then(|| format!("{name} in ({})", numbers.join(", ")))
-        }
-        Wire::Set(_) => Some(format!(
-            "{name} = {}",
-            members(&column.declared.labels, text()?)?
-        )),
-        Wire::Char(_) | Wire::Bytes(_) => {
-            let bytes = match column.declared.charset {
-                Some(charset) => charset.encode(text()?)?,
-                None => Cow::Borrowed(&*printed),
+        Wire::Char(_) | Wire::Bytes(_) if column.declared.charset.is_some() => {
+            let name = compared(column);
+            let is = format!(
+                "cast(convert({name} using utf8mb4) as binary) {} {}",
+                comparator.symbol(),
+                hex(&printed)
+            );
+            // What has the same bytes is equal: by this the server finds the rows in the key's index.
+            let found = match comparator {
+                Comparator::Equal => equal(column, ty, &mut value),
+                _ => None,
             };
-            Some(format!("{name} = {}", literal(column, &bytes)?))
+            Some(found.map_or(is.clone(), |found| format!("({found} and {is})")))
         }
-        _ => Some(format!("{name} = {}", literal(column, &printed)?)),
+        Wire::Enum(_) => match (comparator, equal(column, ty, &mut value)) {
+            (Comparator::Equal, found) => Some(found.unwrap_or_else(|| "false".to_owned())),
+            (Comparator::NotEqual, Some(found)) => Some(format!("not {found}")),
+            (Comparator::NotEqual, None) => Some("true".to_owned()),
+            _ => None,
+        },
+        Wire::Set(_) => None,
+        // As it is printed: of two texts of one time whoever else compares takes only one for it.
+        Wire::Time(_) => is_equality.then(|| {
+            let (name, symbol) = (compared(column), comparator.symbol());
+            format!("cast(cast({name} as char) as binary) {symbol} {}", hex(&printed))
+        }),
+        _ => {
+            let (name, value) = (compared(column), literal(column, &printed)?);
+            Some(format!("{name} {} {value}", comparator.symbol()))
+        }
     }
 }
 

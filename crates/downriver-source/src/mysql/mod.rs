@@ -8,6 +8,7 @@ mod columns;
 pub mod config;
 pub mod cut;
 pub mod dump;
+pub mod filter;
 pub mod identity;
 pub mod kept;
 mod key;

@@ -15,7 +15,7 @@ use super::extent::{self, RelationKind};
 use super::key::{KEYS, Keys};
 use super::partitions::Role;
 use super::publication::Seen;
-use super::rules::{ColumnRules, uncovered};
+use crate::rules::{ColumnRules, uncovered};
 use super::sql;
 use crate::error::SourceError;
 

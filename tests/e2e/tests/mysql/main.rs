@@ -4,6 +4,7 @@
 mod binlog;
 mod chunks;
 mod clocks;
+mod columns;
 mod dump;
 mod failover;
 mod history;
@@ -13,6 +14,7 @@ mod mirror;
 mod modes;
 mod names;
 mod online_ddl;
+mod parts;
 mod places;
 mod shapes;
 mod sources;

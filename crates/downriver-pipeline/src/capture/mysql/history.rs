@@ -21,6 +21,7 @@ use downriver_log::StreamState;
 use downriver_source::mysql::catalog::SourceTable;
 use downriver_source::mysql::kept::Kept;
 use downriver_source::mysql::unfit;
+use downriver_source::rules::keep_covered;
 
 use super::super::CaptureError;
 use super::super::progress::Standing;
@@ -130,10 +131,7 @@ impl Run<'_> {
         match kept.now {
             _ if is_changed_again && !has_rows => Ok(false),
             Some(now) if is_reached && !is_changed_again => match now.problem {
-                None => {
-                    self.reshape(&before, now.schema);
-                    Ok(true)
-                }
+                None => Ok(self.reshape(&before, now.schema).is_some()),
                 Some(problem) => {
                     self.refuse(table, problem);
                     Ok(false)
@@ -242,10 +240,16 @@ impl Run<'_> {
         self.flush()?;
         let known = self.known(&now.schema.namespace, &now.schema.name);
         let is_new = known.is_none();
-        let schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
+        let mut schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
+        let refusal = known.and_then(|known| keep_covered(&known, &mut schema));
         let registered = self.intake.registry.register(schema);
         self.intake.announce(&registered);
         let id = registered.schema().id;
+        if let Some(problem) = refusal {
+            self.intake.captured.insert(id, true);
+            self.refuse(id, problem);
+            return self.flush();
+        }
         self.intake.captured.insert(id, true);
         self.intake.standings.insert(id, Standing::Unknown);
         match is_new {
@@ -280,7 +284,7 @@ impl Run<'_> {
         let why = match recall(map, known.source_columns(), charset_of) {
             Ok(described) => {
                 let plans = described.into_iter().map(|column| column.plan).collect();
-                return Ok(Some(Shape::new(known, plans)));
+                return Ok(Some(self.shape(known, plans)));
             }
             Err(why) => why,
         };

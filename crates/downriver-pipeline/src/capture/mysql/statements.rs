@@ -157,8 +157,9 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match captured {
                 Some(id) if is_selected && !is_taken => {
-                    self.called(*id, to);
-                    self.intake.rows_are_others(*id);
+                    if self.called(*id, to) {
+                        self.intake.rows_are_others(*id);
+                    }
                 }
                 Some(id) => {
                     self.intake.leave(*id);
@@ -171,21 +172,14 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match known {
                 Some(id) if is_selected && self.captured(to).is_none() => {
-                    self.called(*id, to);
-                    self.take_up(*id, binlog).await?;
+                    if self.called(*id, to) {
+                        self.take_up(*id, binlog).await?;
+                    }
                 }
                 _ => self.created(to, binlog).await?,
             }
         }
         Ok(())
-    }
-
-    pub(super) fn called(&mut self, id: TableId, name: &Named) {
-        self.reshaped(id, |schema| TableSchema {
-            namespace: name.database.clone(),
-            name: name.table.clone(),
-            ..schema
-        });
     }
 
     async fn altered(
@@ -211,23 +205,19 @@ impl Run<'_> {
             self.refuse(id, problem);
             return Ok(());
         }
-        let mut is_other = false;
+        let (mut renames, mut dropped, mut is_other) = (Vec::new(), Vec::new(), false);
         for change in changes {
             match change {
-                Change::ColumnRenamed { from, to } => {
-                    self.reshaped(id, |mut schema| {
-                        let mut columns = schema.columns.iter_mut();
-                        if let Some(column) = columns.find(|c| is_same_name(&c.name, &from)) {
-                            column.name.clone_from(&to);
-                        }
-                        schema
-                    });
-                }
+                Change::ColumnRenamed { from, to } => renames.push((from, to)),
+                Change::ColumnDropped(column) => dropped.push(column),
                 Change::Retyped(column) => {
                     is_other |= self.is_retyped(id, now.as_ref(), &column);
                 }
                 Change::Rows => is_other = true,
             }
+        }
+        if !self.columns_changed(id, &renames, &dropped, now.as_ref()) {
+            return Ok(());
         }
         if is_other {
             self.intake.rows_are_others(id);
@@ -238,7 +228,7 @@ impl Run<'_> {
     /// Whether the catalog has another type for a column than its rows have so far.
     fn is_retyped(&self, id: TableId, now: Option<&SourceTable>, column: &str) -> bool {
         let of = |schema: &TableSchema| {
-            let mut columns = schema.columns.iter();
+            let mut columns = schema.source_columns().map(|(column, _)| column);
             let column = columns.find(|c| is_same_name(&c.name, column))?;
             Some((column.source_type.clone(), column.nullable))
         };
@@ -249,15 +239,6 @@ impl Run<'_> {
                 before != now || was_nullable && !is_nullable
             }
             _ => true,
-        }
-    }
-
-    /// Gives a table another shape, before any row of it.
-    fn reshaped(&mut self, id: TableId, change: impl FnOnce(TableSchema) -> TableSchema) {
-        if let Some(known) = self.intake.registry.newest(id) {
-            let schema = change((**known).clone());
-            let registered = self.intake.registry.register(schema);
-            self.intake.announce(&registered);
         }
     }
 }
