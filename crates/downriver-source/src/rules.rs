@@ -364,3 +364,127 @@ fn not_of_type(schema: &TableSchema, column: &Column, error: &Unmaskable) -> Pro
         "give a constant of the column's type, or mask it with null",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use downriver_event::{LogicalType, ReplicaIdentity, TableId};
+
+    use super::*;
+
+    fn rules(excluded: &[&str]) -> ColumnRules {
+        let excluded: Vec<String> = excluded.iter().map(|it| (*it).to_owned()).collect();
+        let hash = Mask::Hash(HashKey::new(b"0123456789abcdef"));
+        let masks = vec![(vec!["*.*.card".to_owned()], hash)];
+        ColumnRules::new(&excluded, masks, ColumnOrder::Places)
+    }
+
+    /// Columns with their numbers: of text, and those called after a number of integers.
+    fn table(name: &str, columns: &[(u32, &str)]) -> TableSchema {
+        let columns = columns.iter().map(|(id, name)| Column {
+            id: *id,
+            name: (*name).to_owned(),
+            ty: match name.starts_with('n') {
+                true => LogicalType::Int32,
+                false => LogicalType::Text,
+            },
+            nullable: true,
+            source_type: "text".into(),
+            cover: Cover::None,
+        });
+        TableSchema {
+            id: TableId(1),
+            version: 1,
+            namespace: "shop".into(),
+            name: name.into(),
+            columns: columns.collect(),
+            key: vec![1],
+            identity: ReplicaIdentity::Default,
+            withheld: Vec::new(),
+        }
+    }
+
+    fn covered_by(rules: &ColumnRules, schema: TableSchema) -> TableSchema {
+        rules.cover_again(&schema).unwrap()
+    }
+
+    fn names(schema: &TableSchema) -> Vec<&str> {
+        let columns = schema.source_columns();
+        columns.map(|(column, _)| column.name.as_str()).collect()
+    }
+
+    #[test]
+    fn columns_keep_their_places_whatever_covers_them() {
+        let rules = rules(&["*.*.photo", "*.*.first"]);
+        let columns = [(7, "first"), (1, "id"), (9, "photo"), (3, "card"), (2, "n")];
+        let covered = covered_by(&rules, table("people", &columns));
+        assert_eq!(names(&covered), ["first", "id", "photo", "card", "n"]);
+        assert_eq!(covered.columns.len(), 3);
+        let told = TableSchema::from_pb(&covered.to_pb()).unwrap();
+        assert_eq!(told, covered);
+        assert!(rules.fit(&told));
+        let treatments = rules.treatments(&covered);
+        let withheld = treatments.iter().map(|it| matches!(it, Treatment::Withheld));
+        let withheld: Vec<bool> = withheld.collect();
+        assert_eq!(withheld, [true, false, true, false, false]);
+        assert!(matches!(treatments[3], Treatment::Masked(_)));
+    }
+
+    #[test]
+    fn what_was_covered_stays_so_until_a_rule_speaks_of_its_name() {
+        let first = rules(&["*.*.photo"]);
+        let before = covered_by(&first, table("people", &[(1, "id"), (2, "card"), (3, "photo")]));
+        let columns = [(1, "id"), (2, "plastic"), (3, "photo")];
+        let mut now = covered_by(&first, table("people", &columns));
+        let problem = keep_covered(&before, &mut now).unwrap();
+        assert_eq!(problem.code, "DR-1050");
+        assert_eq!(names(&now), ["id", "plastic", "photo"]);
+        assert_eq!(now.columns.len(), 1);
+        // It is stored, and the same is said at every start.
+        let told = TableSchema::from_pb(&now.to_pb()).unwrap();
+        let mut again = covered_by(&first, told.clone());
+        assert_eq!(again, told);
+        assert!(kept_covered(&again).is_some());
+        assert!(keep_covered(&told, &mut again).is_some());
+        let mut today = covered_by(&first, table("people", &columns));
+        assert!(keep_covered(&told, &mut today).is_some());
+        for spoken in ["*.*.plastic", "!*.*.plastic"] {
+            let rules = rules(&["*.*.photo", spoken]);
+            let mut now = covered_by(&rules, told.clone());
+            assert_eq!(keep_covered(&told, &mut now), None, "{spoken}");
+        }
+        // So does that of a table of another name.
+        let only = ["shop.people.photo"];
+        let before = covered_by(&rules(&only), table("people", &[(1, "id"), (3, "photo")]));
+        let mut now = covered_by(&rules(&only), table("persons", &[(1, "id"), (3, "photo")]));
+        assert!(keep_covered(&before, &mut now).is_some());
+    }
+
+    #[test]
+    fn a_column_that_may_be_a_covered_one_is_not_shown() {
+        let rules = rules(&["*.*.photo"]);
+        let before = covered_by(&rules, table("people", &[(1, "id"), (3, "photo")]));
+        let is_kept = |columns: &[(u32, &str)]| {
+            let mut now = covered_by(&rules, table("people", columns));
+            keep_covered(&before, &mut now).is_some()
+        };
+        assert!(is_kept(&[(1, "id"), (4, "picture")]));
+        assert!(!is_kept(&[(1, "id"), (4, "number")]), "it is of another type");
+        assert!(!is_kept(&[(1, "id"), (4, "picture"), (3, "photo")]));
+        assert!(!is_kept(&[(1, "id"), (4, "card")]), "it is masked");
+        assert!(!is_kept(&[(1, "id")]));
+    }
+
+    #[test]
+    fn a_generated_column_is_covered_by_nobody() {
+        let rules = rules(&[]);
+        let mut schema = table("people", &[(1, "id"), (2, "v"), (3, "b")]);
+        let place = 0;
+        let why = WhyWithheld::Generated;
+        schema.columns[1].cover = Cover::Withheld(Withheld { place, why });
+        let before = covered_by(&rules, schema);
+        assert_eq!(names(&before), ["id", "v", "b"]);
+        let mut now = covered_by(&rules, table("people", &[(1, "id"), (2, "v2"), (3, "b")]));
+        assert_eq!(keep_covered(&before, &mut now), None);
+    }
+}

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use downriver_decode::mysql::ddl::Named;
+use downriver_decode::mysql::ddl::{Change, Named};
 use downriver_event::problem::Problem;
 use downriver_event::schema::Masked;
 use downriver_event::{Column, Cover, TableId, TableSchema};
@@ -66,8 +66,7 @@ impl Run<'_> {
     pub(super) fn columns_changed(
         &mut self,
         id: TableId,
-        renames: &[(String, String)],
-        dropped: &[String],
+        changes: &[Change],
         now: Option<&SourceTable>,
     ) -> bool {
         let Some(before) = self.intake.registry.newest(id).cloned() else {
@@ -75,7 +74,11 @@ impl Run<'_> {
         };
         let is_dropped = |column: &Column| {
             let is_covered = !matches!(column.cover, Cover::None | Cover::Shown);
-            is_covered && dropped.iter().any(|name| is_same_name(name, &column.name))
+            is_covered
+                && changes.iter().any(|change| match change {
+                    Change::ColumnDropped(name) => is_same_name(name, &column.name),
+                    _ => false,
+                })
         };
         let columns = before.source_columns().map(|(column, _)| column);
         let columns = columns.filter(|column| !is_dropped(column));
@@ -86,9 +89,13 @@ impl Run<'_> {
         };
         for column in &mut changed.columns {
             // All at once: columns may take each other's names.
-            let rename = renames.iter();
-            let mut rename = rename.filter(|(from, _)| is_same_name(from, &column.name));
-            if let Some((_, to)) = rename.next() {
+            let to = changes.iter().find_map(|change| match change {
+                Change::ColumnRenamed { from, to } => {
+                    is_same_name(from, &column.name).then_some(to)
+                }
+                _ => None,
+            });
+            if let Some(to) = to {
                 column.name.clone_from(to);
             }
         }

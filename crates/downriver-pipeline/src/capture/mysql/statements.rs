@@ -7,6 +7,7 @@ use downriver_decode::mysql::decoder::Statement;
 use downriver_event::{TableId, TableSchema, pb};
 use downriver_source::SourceError;
 use downriver_source::mysql::catalog::SourceTable;
+use downriver_source::rules::kept_covered;
 
 use super::super::CaptureError;
 use super::Run;
@@ -189,15 +190,7 @@ impl Run<'_> {
         binlog: &mut Binlog,
     ) -> Result<(), CaptureError> {
         let Some(id) = self.captured(table) else {
-            // It may be one that can be captured now.
-            let key = (table.database.clone(), table.table.clone());
-            if self.refused.contains(&key)
-                && let Some(now) = self.catalog.table(&key.0, &key.1).await?
-                && now.problem.is_none()
-            {
-                return Err(CaptureError::Mended(now.schema.qualified_name()));
-            }
-            return Ok(());
+            return self.altered_refused(table, &changes, binlog).await;
         };
         // What cannot be captured any more no row says.
         let now = self.catalog.table(&table.database, &table.table).await?;
@@ -205,24 +198,48 @@ impl Run<'_> {
             self.refuse(id, problem);
             return Ok(());
         }
-        let (mut renames, mut dropped, mut is_other) = (Vec::new(), Vec::new(), false);
-        for change in changes {
-            match change {
-                Change::ColumnRenamed { from, to } => renames.push((from, to)),
-                Change::ColumnDropped(column) => dropped.push(column),
-                Change::Retyped(column) => {
-                    is_other |= self.is_retyped(id, now.as_ref(), &column);
-                }
-                Change::Rows => is_other = true,
-            }
-        }
-        if !self.columns_changed(id, &renames, &dropped, now.as_ref()) {
+        let is_other = changes.iter().any(|change| match change {
+            Change::Retyped(column) => self.is_retyped(id, now.as_ref(), column),
+            Change::Rows => true,
+            Change::ColumnRenamed { .. } | Change::ColumnDropped(_) => false,
+        });
+        if !self.columns_changed(id, &changes, now.as_ref()) {
             return Ok(());
         }
         if is_other {
             self.intake.rows_are_others(id);
         }
         self.shape_changed(id, binlog).await
+    }
+
+    /// A table that cannot be captured: after the statement it may be one that can.
+    async fn altered_refused(
+        &mut self,
+        table: &Named,
+        changes: &[Change],
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let key = (table.database.clone(), table.table.clone());
+        if !self.refused.contains(&key) {
+            return Ok(());
+        }
+        let Some(now) = self.catalog.table(&key.0, &key.1).await? else {
+            return Ok(());
+        };
+        if now.problem.is_some() {
+            return Ok(());
+        }
+        match self.known(&key.0, &key.1) {
+            // Under other names its columns may be covered again.
+            Some(known) if kept_covered(&known).is_some() => {
+                if self.columns_changed(known.id, changes, Some(&now)) {
+                    self.refused.remove(&key);
+                    self.take_up(known.id, binlog).await?;
+                }
+                Ok(())
+            }
+            _ => Err(CaptureError::Mended(now.schema.qualified_name())),
+        }
     }
 
     /// Whether the catalog has another type for a column than its rows have so far.

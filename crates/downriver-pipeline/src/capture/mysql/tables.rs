@@ -90,9 +90,7 @@ impl Run<'_> {
         let (schema, is_other) = match self.taken_up(known, today, state) {
             Ok(taken_up) => taken_up,
             Err((id, problem)) => {
-                if let Some(id) = id {
-                    self.intake.captured.insert(id, false);
-                }
+                self.intake.captured.insert(id, false);
                 self.refused.insert(name);
                 return Ok(refused(problem));
             }
@@ -144,14 +142,13 @@ impl Run<'_> {
     }
 
     /// The shape that a table's rows have, under the rules of now. Whether these are other ones than the log's: then its
-    /// rows are to be read again. Or why it is refused, and its number if it has one.
-    #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
+    /// rows are to be read again. Or its number, and why it is refused.
     fn taken_up(
         &mut self,
         known: Option<Arc<TableSchema>>,
         today: TableSchema,
         state: &StreamState,
-    ) -> Result<(Arc<TableSchema>, bool), (Option<TableId>, Problem)> {
+    ) -> Result<(Arc<TableSchema>, bool), (TableId, Problem)> {
         let registry = &self.intake.registry;
         let Some(known) = known else {
             let schema = numbered(registry, None, today);
@@ -165,7 +162,8 @@ impl Run<'_> {
             true => {
                 let left_out = leave_out_today(&known, &today);
                 let covered = self.connection.columns.cover_again(&left_out);
-                covered.map_err(|problem| (Some(known.id), problem))?
+                // What keeps them from holding is one of the statements to come.
+                covered.unwrap_or_else(|_| numbered(registry, Some(&known), today))
             }
             false => numbered(registry, Some(&known), today),
         };
@@ -174,7 +172,7 @@ impl Run<'_> {
         let registered = self.intake.registry.register(schema);
         self.intake.announce(&registered);
         match problem {
-            Some(problem) => Err((Some(known.id), problem)),
+            Some(problem) => Err((known.id, problem)),
             None => Ok((Arc::clone(registered.schema()), is_other)),
         }
     }
