@@ -60,7 +60,10 @@ mod tests {
     fn a_day_has_the_date_that_has_its_number() {
         for number in (-719_528..2_932_897).step_by(17) {
             let (year, month, day) = of_days(number);
-            let (month, day) = (month.try_into().expect("small"), day.try_into().expect("small"));
+            let (month, day) = (
+                month.try_into().expect("small"),
+                day.try_into().expect("small"),
+            );
             assert_eq!(days(year, month, day).map(i64::from), Some(number));
         }
     }

@@ -25,8 +25,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
 use downriver_decode::mask::{Constant, HashKey, Mask, Treatment};
+use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
 use downriver_decode::postgres::shape::Shape;
 use downriver_event::{
     BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition,

@@ -204,7 +204,9 @@ impl TableSchema {
     pub fn source_columns(&self) -> impl Iterator<Item = (&Column, &LogicalType)> {
         let mut columns: Vec<&Column> = self.columns.iter().collect();
         for withheld in &self.withheld {
-            let place = withheld.why_withheld().map(|withheld| withheld.place as usize);
+            let place = withheld
+                .why_withheld()
+                .map(|withheld| withheld.place as usize);
             let last = columns.len();
             columns.insert(place.unwrap_or(last).min(last), withheld);
         }

@@ -47,11 +47,7 @@ enum Word<'a> {
 
 impl ColumnRules {
     #[must_use]
-    pub fn new(
-        excluded: &[String],
-        masks: Vec<(Vec<String>, Mask)>,
-        order: ColumnOrder,
-    ) -> Self {
+    pub fn new(excluded: &[String], masks: Vec<(Vec<String>, Mask)>, order: ColumnOrder) -> Self {
         let lower = |patterns: &[String]| patterns.iter().map(|p| p.to_lowercase()).collect();
         let masks = masks.into_iter();
         Self {
@@ -215,11 +211,7 @@ pub fn is_generated(column: &Column) -> bool {
 }
 
 /// The column that one was before, if that was covered, it is called otherwise now, and no rule speaks of its name.
-fn got_out<'a>(
-    before: &'a TableSchema,
-    now: &TableSchema,
-    column: &Column,
-) -> Option<&'a Column> {
+fn got_out<'a>(before: &'a TableSchema, now: &TableSchema, column: &Column) -> Option<&'a Column> {
     let same_table = before.namespace == now.namespace && before.name == now.name;
     let was = covered(before).find(|was| was.id == column.id)?;
     let why = was.why_withheld().map(|withheld| withheld.why);
@@ -299,7 +291,9 @@ fn renamed(before: &TableSchema, was: &str, now: &TableSchema, column: &Column) 
     let before = format!("{}.{was}", before.qualified_name());
     let now = format!("{}.{}", now.qualified_name(), column.name);
     let reason = match before == now {
-        true => format!("{now} was excluded or masked under another name, and no rule speaks of this one"),
+        true => format!(
+            "{now} was excluded or masked under another name, and no rule speaks of this one"
+        ),
         false => format!(
             "{before} is excluded or masked, was renamed to {now}, and no rule speaks of that name"
         ),
@@ -307,7 +301,9 @@ fn renamed(before: &TableSchema, was: &str, now: &TableSchema, column: &Column) 
     Problem::new(
         "DR-1050",
         reason,
-        format!("add {now:?} to a list of exclude_columns or mask, or \"!{now}\" to let it through"),
+        format!(
+            "add {now:?} to a list of exclude_columns or mask, or \"!{now}\" to let it through"
+        ),
     )
 }
 
@@ -424,7 +420,9 @@ mod tests {
         assert_eq!(told, covered);
         assert!(rules.fit(&told));
         let treatments = rules.treatments(&covered);
-        let withheld = treatments.iter().map(|it| matches!(it, Treatment::Withheld));
+        let withheld = treatments
+            .iter()
+            .map(|it| matches!(it, Treatment::Withheld));
         let withheld: Vec<bool> = withheld.collect();
         assert_eq!(withheld, [true, false, true, false, false]);
         assert!(matches!(treatments[3], Treatment::Masked(_)));
@@ -433,7 +431,10 @@ mod tests {
     #[test]
     fn what_was_covered_stays_so_until_a_rule_speaks_of_its_name() {
         let first = rules(&["*.*.photo"]);
-        let before = covered_by(&first, table("people", &[(1, "id"), (2, "card"), (3, "photo")]));
+        let before = covered_by(
+            &first,
+            table("people", &[(1, "id"), (2, "card"), (3, "photo")]),
+        );
         let columns = [(1, "id"), (2, "plastic"), (3, "photo")];
         let mut now = covered_by(&first, table("people", &columns));
         let problem = keep_covered(&before, &mut now).unwrap();
@@ -469,7 +470,10 @@ mod tests {
             keep_covered(&before, &mut now).is_some()
         };
         assert!(is_kept(&[(1, "id"), (4, "picture")]));
-        assert!(!is_kept(&[(1, "id"), (4, "number")]), "it is of another type");
+        assert!(
+            !is_kept(&[(1, "id"), (4, "number")]),
+            "it is of another type"
+        );
         assert!(!is_kept(&[(1, "id"), (4, "picture"), (3, "photo")]));
         assert!(!is_kept(&[(1, "id"), (4, "card")]), "it is masked");
         assert!(!is_kept(&[(1, "id")]));

@@ -79,7 +79,10 @@ impl Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A column has another name; its values are as they were.
-    ColumnRenamed { from: String, to: String },
+    ColumnRenamed {
+        from: String,
+        to: String,
+    },
     ColumnDropped(String),
     /// A column may have another type, and its values with it.
     Retyped(String),
@@ -391,7 +394,9 @@ fn dropped(words: &mut Words) -> Operation {
     }
     words.take("COLUMN");
     words.take_all(&["IF", "EXISTS"]);
-    words.name().map_or(Operation::Nothing, Operation::ColumnDropped)
+    words
+        .name()
+        .map_or(Operation::Nothing, Operation::ColumnDropped)
 }
 
 fn renamed(words: &mut Words) -> Operation {

@@ -148,9 +148,9 @@ fn over<'a>(
             (true, ..) => null(out),
             (false, true, _) if out.is_none() => skip_changes(row),
             (false, false, _) => value(plan, out, row, scratch),
-            (false, true, Before::At(mut before)) => out.map_or(Ok(()), |out| {
-                out.changed(plan, &mut before, row, scratch)
-            }),
+            (false, true, Before::At(mut before)) => {
+                out.map_or(Ok(()), |out| out.changed(plan, &mut before, row, scratch))
+            }
             (false, true, Before::Null) => Err(ValueError::Invalid("change of a JSON document")),
             (false, true, Before::Absent) => Err(ValueError::InPart),
         };

@@ -46,7 +46,9 @@ impl Plan {
         let ty = column.source_ty();
         let mut cell = ColumnBuilder::new(column.id, ty);
         push(&mut cell)?;
-        let cell = cell.read().ok_or(ValueError::Invalid("value of its type"))?;
+        let cell = cell
+            .read()
+            .ok_or(ValueError::Invalid("value of its type"))?;
         let text = self.printed(ty, &cell)?;
         Ok(mask.push(column, Some(&text), out)?)
     }

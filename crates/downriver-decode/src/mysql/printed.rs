@@ -140,7 +140,11 @@ pub fn constant(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Resul
         LogicalType::Date | LogicalType::Timestamp | LogicalType::Decimal { .. }
             if text.iter().any(u8::is_ascii_alphabetic) || text.contains(&b'$') =>
         {
-            return is_not(if *ty == LogicalType::Date { "date" } else { "value" });
+            return is_not(if *ty == LogicalType::Date {
+                "date"
+            } else {
+                "value"
+            });
         }
         LogicalType::Enum { labels } => {
             let is_label = |label: &String| label.as_bytes() == text;
@@ -205,7 +209,11 @@ mod tests {
             (code::DATE, Wire::Date, "1969-12-31"),
             (code::DATE, Wire::Date, "0000-00-00"),
             (code::DATETIME2, Wire::Datetime(0), "2026-01-31 12:00:00"),
-            (code::DATETIME2, Wire::Datetime(3), "1000-01-01 00:00:00.001"),
+            (
+                code::DATETIME2,
+                Wire::Datetime(3),
+                "1000-01-01 00:00:00.001",
+            ),
             (
                 code::TIMESTAMP2,
                 Wire::Timestamp(6),

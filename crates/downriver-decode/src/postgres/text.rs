@@ -77,7 +77,11 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
 ///
 /// # Errors
 /// What it is not.
-pub(crate) fn constant(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<(), String> {
+pub(crate) fn constant(
+    ty: &LogicalType,
+    text: &[u8],
+    out: &mut ColumnBuilder,
+) -> Result<(), String> {
     push(ty, text, out).map_err(|error| error.to_string())
 }
 

@@ -48,10 +48,7 @@ fn compared(schema: &TableSchema, written: &Written) -> Result<Comparison, Sourc
 }
 
 fn value_of(column: &Column, literal: &str) -> Option<pb::Value> {
-    let is_instant = matches!(
-        column.ty,
-        LogicalType::Timestamp | LogicalType::TimestampTz
-    );
+    let is_instant = matches!(column.ty, LogicalType::Timestamp | LogicalType::TimestampTz);
     let of_day = match is_instant && !literal.contains(':') {
         true => format!("{literal} 00:00:00"),
         false => literal.to_owned(),
@@ -92,7 +89,8 @@ impl SnapshotSession {
             return Ok(None);
         };
         let table = qualified(namespace, name);
-        let explain = format!("explain format = traditional select 1 from {table} as t where {filter}");
+        let explain =
+            format!("explain format = traditional select 1 from {table} as t where {filter}");
         let plan: Vec<Row> = match self.session().query(explain).await {
             Ok(plan) => plan,
             Err(mysql_async::Error::Server(_)) => return Ok(None),
@@ -101,7 +99,9 @@ impl SnapshotSession {
         Ok(plan.first().and_then(|plan| {
             let of = |name: &str| {
                 let columns = plan.columns_ref().iter();
-                let at = columns.clone().position(|column| column.name_str() == name)?;
+                let at = columns
+                    .clone()
+                    .position(|column| column.name_str() == name)?;
                 number(plan, at)
             };
             of("rows")
@@ -171,7 +171,13 @@ mod tests {
             ("int", int.clone(), Less, "-7", true),
             ("int", int.clone(), Less, "7.5", false),
             ("int", int.clone(), Less, "3000000000", false),
-            ("bigint unsigned", decimal(20, 0), Less, "18446744073709551615", true),
+            (
+                "bigint unsigned",
+                decimal(20, 0),
+                Less,
+                "18446744073709551615",
+                true,
+            ),
             ("decimal(5,2)", decimal(5, 2), Equal, "1.50", true),
             ("decimal(5,2)", decimal(5, 2), Equal, "1.505", false),
             ("decimal(40,2)", decimal(40, 2), Equal, "1.50", false),
@@ -184,7 +190,13 @@ mod tests {
             ("date", LogicalType::Date, Less, "2026-02-28", true),
             ("date", LogicalType::Date, Less, "0000-00-00", false),
             ("datetime", LogicalType::Timestamp, Less, "2026-02-28", true),
-            ("datetime(6)", LogicalType::Timestamp, Less, "2026-02-28 12:00:00.5", true),
+            (
+                "datetime(6)",
+                LogicalType::Timestamp,
+                Less,
+                "2026-02-28 12:00:00.5",
+                true,
+            ),
             ("time", LogicalType::Other, Equal, "12:00:00", true),
             ("time", LogicalType::Other, Less, "12:00:00", false),
             ("inet6", LogicalType::Other, Equal, "::1", false),

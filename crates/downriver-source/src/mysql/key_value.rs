@@ -187,7 +187,10 @@ pub(super) fn compares(
         // As it is printed: of two texts of one time whoever else compares takes only one for it.
         Wire::Time(_) => is_equality.then(|| {
             let (name, symbol) = (compared(column), comparator.symbol());
-            format!("cast(cast({name} as char) as binary) {symbol} {}", hex(&printed))
+            format!(
+                "cast(cast({name} as char) as binary) {symbol} {}",
+                hex(&printed)
+            )
         }),
         _ => {
             let (name, value) = (compared(column), literal(column, &printed)?);

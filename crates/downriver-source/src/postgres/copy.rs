@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
-use downriver_decode::postgres::binary;
 use downriver_decode::mask::Mask;
+use downriver_decode::postgres::binary;
 use downriver_event::block::RowColumns;
 use downriver_event::{Column, LogicalType, Presence, TableSchema};
 use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
 
-use crate::rules::{ColumnRules, rules_moved};
 use super::sql::identifier;
 use crate::chunk::Row;
 use crate::error::SourceError;
+use crate::rules::{ColumnRules, rules_moved};
 
 /// One row of COPY's binary form.
 #[derive(Debug)]

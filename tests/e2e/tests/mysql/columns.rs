@@ -114,7 +114,10 @@ async fn ensure_masked(shop: &Shop, card: &str, more: &str) -> Result<()> {
         ("of_year", "cast(of_year as char)"),
         ("of_old", "convert(of_old using utf8mb4)"),
     ];
-    let texts: Vec<String> = texts.iter().map(|(name, text)| hashed(name, text)).collect();
+    let texts: Vec<String> = texts
+        .iter()
+        .map(|(name, text)| hashed(name, text))
+        .collect();
     let partial = format!(
         "case when {card} is null then null when char_length({card}) <= 3 then '***'
               else concat(left({card}, 1), '***', right({card}, 2)) end"
@@ -288,7 +291,10 @@ async fn is_masked_from_its_first_value(product: Product, settings: &[&str]) -> 
     ensure_masked(&shop, "card", ", cast(null as char) as ssn_old, other").await?;
     let events = ensure_nothing_told(&shop).await?;
     let after = &event_of(&events, 2001)?["after"];
-    ensure!(after["ssn_old"] == "(masked)" && after["other"] == "seen", "{after}");
+    ensure!(
+        after["ssn_old"] == "(masked)" && after["other"] == "seen",
+        "{after}"
+    );
     Ok(())
 }
 
@@ -304,9 +310,8 @@ async fn a_column_that_is_added_later_is_masked_where_the_binlog_names_none() ->
 
 async fn until_refused(shop: &Shop, table: &str) -> Result<Value> {
     shop.until_source("the table to be refused", |source| {
-        daemon::table_in(source, table).is_some_and(|table| {
-            table["code"] == "DR-1050" && table["state"] == "refused"
-        })
+        daemon::table_in(source, table)
+            .is_some_and(|table| table["code"] == "DR-1050" && table["state"] == "refused")
     })
     .await
 }
@@ -329,7 +334,9 @@ async fn does_not_get_out_by_another_name(product: Product, settings: &[&str]) -
     // Nor after a start.
     shop.daemon.kill();
     shop.mysql
-        .execute("update people set plastic = 'hush-2' where id = 2; delete from people where id = 3")
+        .execute(
+            "update people set plastic = 'hush-2' where id = 2; delete from people where id = 3",
+        )
         .await?;
     shop.daemon.start().await?;
     until_refused(&shop, "shop.people").await?;
@@ -580,7 +587,11 @@ async fn generated_columns_are_left_out(settings: &[&str]) -> Result<()> {
     ensure_without_generated(&shop).await?;
     let events = log::events_of(&shop.daemon).await?;
     let has = |event: &Value, name: &str| event["after"].get(name).is_some();
-    ensure!(!events.iter().any(|event| has(event, "v") || has(event, "passing")));
+    ensure!(
+        !events
+            .iter()
+            .any(|event| has(event, "v") || has(event, "passing"))
+    );
     Ok(())
 }
 

@@ -15,7 +15,9 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         "smallint",
         "k between -1 and 300 or k = 32767",
         None,
-        &["-32768", "-2", "-1", "0", "1", "299", "300", "301", "32766", "32767"],
+        &[
+            "-32768", "-2", "-1", "0", "1", "299", "300", "301", "32766", "32767",
+        ],
     ),
     (
         "bigint",
@@ -35,7 +37,14 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         "bigint unsigned",
         "k >= 9223372036854775808 or k = 7",
         None,
-        &["0", "7", "8", "9223372036854775807", "9223372036854775808", "18446744073709551615"],
+        &[
+            "0",
+            "7",
+            "8",
+            "9223372036854775807",
+            "9223372036854775808",
+            "18446744073709551615",
+        ],
     ),
     (
         "int unsigned",
@@ -47,13 +56,23 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         "decimal(12,2)",
         "k > 1.5 and k <= 1000000000.01",
         None,
-        &["-1.50", "1.49", "1.50", "1.51", "1000000000.00", "1000000000.01", "1000000000.02"],
+        &[
+            "-1.50",
+            "1.49",
+            "1.50",
+            "1.51",
+            "1000000000.00",
+            "1000000000.01",
+            "1000000000.02",
+        ],
     ),
     (
         "varchar(20)",
         "k in ('b', 'Zo\u{eb}', 'it''s', '') or k = 'a b'",
         Some("binary k in ('b', 'Zo\u{eb}', 'it''s', '', 'a b')"),
-        &["a", "b", "c", "Zo\u{eb}", "x", "it's", "its", "", "a b", "a  b", "a\\b"],
+        &[
+            "a", "b", "c", "Zo\u{eb}", "x", "it's", "its", "", "a b", "a  b", "a\\b",
+        ],
     ),
     (
         // Case makes no difference for its collation.
@@ -84,7 +103,14 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         "date",
         "k >= '1999-12-31' and k < '2000-03-01'",
         None,
-        &["1000-01-01", "1999-12-30", "1999-12-31", "2000-02-29", "2000-03-01", "9999-12-31"],
+        &[
+            "1000-01-01",
+            "1999-12-30",
+            "1999-12-31",
+            "2000-02-29",
+            "2000-03-01",
+            "9999-12-31",
+        ],
     ),
     (
         "timestamp(6)",
@@ -102,13 +128,24 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         "datetime",
         "k < '2000-01-01'",
         None,
-        &["1000-01-01 00:00:00", "1999-12-31 23:59:59", "2000-01-01 00:00:00", "9999-12-31 23:59:59"],
+        &[
+            "1000-01-01 00:00:00",
+            "1999-12-31 23:59:59",
+            "2000-01-01 00:00:00",
+            "9999-12-31 23:59:59",
+        ],
     ),
     (
         "time(2)",
         "k not in ('12:00:00.00', '-01:00:00.50', '12:00')",
         Some("k not in ('12:00:00.00', '-01:00:00.50')"),
-        &["-838:59:59.00", "-01:00:00.50", "00:00:00.00", "12:00:00.00", "12:00:00.01"],
+        &[
+            "-838:59:59.00",
+            "-01:00:00.50",
+            "00:00:00.00",
+            "12:00:00.00",
+            "12:00:00.01",
+        ],
     ),
     (
         "varbinary(10)",
@@ -117,11 +154,17 @@ const PARTS: [(&str, &str, Option<&str>, &[&str]); 17] = [
         &["", "`z", "a", "a0", "b", "\u{ff}"],
     ),
     ("bit(10)", "k > 7", Some("k > 7"), &["6", "7", "8", "100"]),
-    ("year", "k between 0 and 1999", Some("(k + 0) between 0 and 1999"), &["0", "1901", "1999", "2000", "2155"]),
+    (
+        "year",
+        "k between 0 and 1999",
+        Some("(k + 0) between 0 and 1999"),
+        &["0", "1901", "1999", "2000", "2155"],
+    ),
 ];
 
 fn create(at: usize, ty: &str, keys: &[&str]) -> String {
-    let is_number = ty.contains("int") || ty.contains("decimal") || ty.contains("bit") || ty == "year";
+    let is_number =
+        ty.contains("int") || ty.contains("decimal") || ty.contains("bit") || ty == "year";
     let rows: Vec<String> = keys
         .iter()
         .enumerate()
@@ -148,7 +191,9 @@ fn create(at: usize, ty: &str, keys: &[&str]) -> String {
 /// Changes that the binlog does not have.
 async fn change_unseen(mysql: &Mysql, statements: &str) -> Result<()> {
     mysql
-        .execute(&format!("set sql_log_bin = 0; {statements}; set sql_log_bin = 1"))
+        .execute(&format!(
+            "set sql_log_bin = 0; {statements}; set sql_log_bin = 1"
+        ))
         .await
 }
 
@@ -172,7 +217,14 @@ async fn a_part_becomes_the_sources(product: Product) -> Result<()> {
         );
         change_unseen(&shop.mysql, &unseen).await?;
         let table = format!("shop.{table}");
-        let asked = ["resnapshot", resources::PIPELINE, "--tables", &table, "--where", part];
+        let asked = [
+            "resnapshot",
+            resources::PIPELINE,
+            "--tables",
+            &table,
+            "--where",
+            part,
+        ];
         shop.daemon
             .ok(&asked)
             .await
@@ -302,9 +354,20 @@ async fn what_selects_no_part_is_refused_by_name() -> Result<()> {
         ("heap", "a = 1"),
     ] {
         let table = format!("shop.{table}");
-        let asked = ["resnapshot", resources::PIPELINE, "--tables", &table, "--where", part];
+        let asked = [
+            "resnapshot",
+            resources::PIPELINE,
+            "--tables",
+            &table,
+            "--where",
+            part,
+        ];
         let answer = shop.daemon.run(&asked).await?;
-        ensure!(answer.text().contains("DR-2057"), "{part}: {}", answer.text());
+        ensure!(
+            answer.text().contains("DR-2057"),
+            "{part}: {}",
+            answer.text()
+        );
     }
     Ok(())
 }

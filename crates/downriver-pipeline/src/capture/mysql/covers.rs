@@ -53,12 +53,13 @@ impl Run<'_> {
     /// Says which columns of a table are left out.
     pub(super) fn tell_left_out(&self, schema: &TableSchema) {
         let warning = left_out_of(schema);
-        self.intake.table_status(schema.id, |status: &mut TableStatus| {
-            let is_of_it = |problem: &Problem| problem.code == "DR-1079";
-            if status.problem.as_ref().is_none_or(is_of_it) {
-                status.problem = warning;
-            }
-        });
+        self.intake
+            .table_status(schema.id, |status: &mut TableStatus| {
+                let is_of_it = |problem: &Problem| problem.code == "DR-1079";
+                if status.problem.as_ref().is_none_or(is_of_it) {
+                    status.problem = warning;
+                }
+            });
     }
 
     /// What a statement did to the columns that rules speak of: those that have other names, and those that are gone. `now`:

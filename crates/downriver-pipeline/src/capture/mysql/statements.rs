@@ -158,7 +158,8 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match captured {
                 Some(id) if is_selected && !is_taken => {
-                    if self.called(*id, to) {
+                    let is_captured = self.called(*id, to);
+                    if is_captured {
                         self.intake.rows_are_others(*id);
                     }
                 }
@@ -173,7 +174,8 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match known {
                 Some(id) if is_selected && self.captured(to).is_none() => {
-                    if self.called(*id, to) {
+                    let is_captured = self.called(*id, to);
+                    if is_captured {
                         self.take_up(*id, binlog).await?;
                     }
                 }

@@ -65,7 +65,10 @@ pub(super) fn postgres_config(name: &str, spec: &Postgres) -> Result<PostgresCon
 }
 
 /// The masks of rules, with the patterns of their columns. `constant` makes those of the source's database.
-fn masks(rules: &[MaskRule], constant: fn(String) -> Constant) -> Result<Vec<(Vec<String>, Mask)>, Problem> {
+fn masks(
+    rules: &[MaskRule],
+    constant: fn(String) -> Constant,
+) -> Result<Vec<(Vec<String>, Mask)>, Problem> {
     let masks = rules.iter();
     let masks = masks.map(|rule| Ok((rule.columns.clone(), mask(&rule.with, constant)?)));
     masks.collect()

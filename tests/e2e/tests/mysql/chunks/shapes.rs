@@ -133,7 +133,10 @@ async fn a_part_of_a_table_is_read_by_chunks_and_by_keys() -> Result<()> {
             let (rows, _) = rows_of(&mut session, &schema, nothing).await?;
             ensure!(rows.is_empty(), "{product:?} {name}: {rows:?}");
             let expected = session.estimated_rows(&schema, &part).await?;
-            ensure!(expected.is_some_and(|rows| rows <= 5), "{product:?}: {expected:?}");
+            ensure!(
+                expected.is_some_and(|rows| rows <= 5),
+                "{product:?}: {expected:?}"
+            );
         }
     }
     Ok(())
