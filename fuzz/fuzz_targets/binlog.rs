@@ -17,8 +17,8 @@ use downriver_decode::mysql::decoder::{BinlogDecoder, Decoded, Reached};
 use downriver_decode::mysql::shape::{Shape, describe};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::{
-    BinlogPlace, BlockBuilder, Column, Cover, DomainGtids, GtidSet, ReplicaIdentity, TableId,
-    TableSchema,
+    BinlogPlace, BlockBuilder, Column, Cover, DefaultCell, DomainGtids, GtidSet, Presence,
+    ReplicaIdentity, TableId, TableSchema, view,
 };
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -47,6 +47,7 @@ fn shape(mut map: TableMap, version: u32) -> Option<Shape> {
         nullable: column.nullable,
         source_type: column.source_type.clone(),
         cover: Cover::None,
+        default: (version % 2 == 1).then(|| DefaultCell(view::presence_cell(Presence::Null))),
     });
     let schema = TableSchema {
         id: TableId(u32::try_from(map.number % 5).ok()?),
@@ -154,6 +155,9 @@ fuzz_target!(|data: &[u8]| {
                     decoder.watch(&map, &["a".into()]);
                     decoder.set_shape(shape(map, version));
                 }
+                Decoded::Lacking(_) => {
+                    let _ = decoder.complete(None, &mut builder);
+                }
                 Decoded::Held => {
                     let (event, has_checksum) = events.last();
                     held.push((event.to_vec(), has_checksum));
@@ -165,6 +169,9 @@ fuzz_target!(|data: &[u8]| {
                             Ok(Decoded::Table(map)) => {
                                 version += 1;
                                 decoder.set_shape(shape(map, version));
+                            }
+                            Ok(Decoded::Lacking(_)) => {
+                                let _ = decoder.complete(None, &mut builder);
                             }
                             Ok(_) => {}
                             Err(_) => return,

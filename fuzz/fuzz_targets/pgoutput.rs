@@ -65,6 +65,7 @@ fn shape(relation: &Relation) -> Shape {
             nullable: true,
             source_type: String::new(),
             cover: Cover::None,
+            default: None,
         };
         let mut treatment = match id {
             1 => Treatment::Kept,

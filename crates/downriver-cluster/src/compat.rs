@@ -43,6 +43,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         nullable: id > 1,
         source_type: "x".into(),
         cover: Cover::None,
+        default: None,
     };
     let mut columns = vec![column(1, "id", LogicalType::Int64)];
     if version > 1 {

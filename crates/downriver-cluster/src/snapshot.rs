@@ -199,7 +199,8 @@ fn unsealed_item(block: &Unsealed) -> pb::UnsealedBlock {
         }),
         position_after: block.position_after.as_ref().map(SourcePosition::to_pb),
         raft_index: block.raft_index,
-        ends_append: block.ends_append,
+        ends_append: block.seals.is_some(),
+        seals: block.seals.as_ref().map(SourcePosition::to_pb),
     }
 }
 
@@ -352,6 +353,10 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
 
 fn read_unsealed(item: pb::UnsealedBlock) -> Result<Unsealed, String> {
     let payload = item.payload.ok_or("it has a block without a payload")?;
+    let position_after = position(item.position_after.as_ref())?;
+    // Where a snapshot of before `seals` does not say it, the position moved with the block.
+    let seals = position(item.seals.as_ref())?
+        .or_else(|| position_after.clone().filter(|_| item.ends_append));
     Ok(Unsealed {
         base: Offset(item.base_offset),
         events: payload.events,
@@ -366,8 +371,8 @@ fn read_unsealed(item: pb::UnsealedBlock) -> Result<Unsealed, String> {
         time_min_us: payload.time_min_us,
         time_max_us: payload.time_max_us,
         tables: payload.table_ids,
-        position_after: position(item.position_after.as_ref())?,
-        ends_append: item.ends_append,
+        position_after,
+        seals,
         raft_index: item.raft_index,
     })
 }

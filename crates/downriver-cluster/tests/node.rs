@@ -29,6 +29,7 @@ fn schema() -> Arc<TableSchema> {
             nullable: false,
             source_type: "bigint".into(),
             cover: Cover::None,
+            default: None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Default,

@@ -11,6 +11,7 @@
 //! - `mask`: values that are made into others before anything is stored of them.
 
 mod civil;
+mod hex;
 pub mod mask;
 pub mod mysql;
 pub mod postgres;

@@ -1,11 +1,13 @@
 //! Events that no server of the tests sends.
 
+use downriver_decode::mysql::Flavor;
 use downriver_decode::mysql::decoder::{BinlogDecoder, DecodeError, Decoded, Reached};
-use downriver_decode::mysql::shape::{Shape, describe};
+use downriver_decode::mysql::shape::{Described, Shape, describe};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::block::BlockBuilder;
 use downriver_event::{
-    BinlogPlace, Column, Cover, ReplicaIdentity, SourcePosition, TableId, TableSchema,
+    BinlogPlace, Column, Cover, DefaultCell, Presence, ReplicaIdentity, SourcePosition, TableId,
+    TableSchema, pb,
 };
 
 fn event(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -138,8 +140,17 @@ fn rows(kind: u8, flags: u8, rows: &[(i32, &str)]) -> Vec<u8> {
     event(kind, &body)
 }
 
+fn described(map: &TableMap) -> Vec<Described> {
+    describe(map, |_| Some("utf8mb4".into())).expect("it is understood")
+}
+
 fn shape(map: &TableMap) -> Shape {
-    let described = describe(map, |_| Some("utf8mb4".into())).expect("it is understood");
+    let plans = described(map).into_iter().map(|column| column.plan);
+    Shape::new(schema(map).into(), plans.collect(), Vec::new())
+}
+
+fn schema(map: &TableMap) -> TableSchema {
+    let described = described(map);
     let columns = (1..).zip(&described).map(|(id, column)| Column {
         id,
         name: column.name.clone(),
@@ -147,8 +158,9 @@ fn shape(map: &TableMap) -> Shape {
         nullable: column.nullable,
         source_type: column.source_type.clone(),
         cover: Cover::None,
+        default: None,
     });
-    let schema = TableSchema {
+    TableSchema {
         id: TableId(1),
         version: 1,
         namespace: map.database.clone(),
@@ -157,12 +169,7 @@ fn shape(map: &TableMap) -> Shape {
         key: vec![1],
         identity: ReplicaIdentity::Default,
         withheld: Vec::new(),
-    };
-    Shape::new(
-        schema.into(),
-        described.into_iter().map(|column| column.plan).collect(),
-        Vec::new(),
-    )
+    }
 }
 
 fn xa_prepare(is_one_phase: bool) -> Vec<u8> {
@@ -448,5 +455,88 @@ fn rows_in_fragments_are_refused_by_name() {
     assert!(
         error.contains("binlog_row_event_fragment_threshold"),
         "{error}"
+    );
+}
+
+/// Rows of the table with their first column alone.
+fn ids(kind: u8, ids: &[i32]) -> Vec<u8> {
+    let mut body = vec![22, 0, 0, 0, 0, 0, 1, 0, 2, 1];
+    if kind == 24 {
+        body.push(1);
+    }
+    for id in ids {
+        body.push(0xfe);
+        body.extend(id.to_le_bytes());
+    }
+    event(kind, &body)
+}
+
+#[test]
+fn what_an_insert_leaves_out_is_asked_for_and_filled_in() -> Result<(), DecodeError> {
+    let (mut decoder, mut out) = (mysql_decoder(""), BlockBuilder::new());
+    for event in [mysql_gtid(1), query("BEGIN"), table_map()] {
+        decode(&mut decoder, &event, &mut out)?;
+    }
+    let lacking = decode(&mut decoder, &ids(23, &[1, 2]), &mut out)?;
+    assert_eq!(lacking, Decoded::Lacking(TableId(1)));
+    let map = TableMap::parse(&table_map()[19..], Flavor::Mysql).expect("a table map");
+    let mut schema = schema(&map);
+    // A version that does not know it either.
+    let unknown = decoder.complete(Some(schema.clone().into()), &mut out);
+    assert!(
+        matches!(unknown, Err(DecodeError::InPart { .. })),
+        "{unknown:?}"
+    );
+
+    let lacking = decode(&mut decoder, &ids(23, &[1, 2]), &mut out)?;
+    assert_eq!(lacking, Decoded::Lacking(TableId(1)));
+    schema.version = 2;
+    let text = pb::value::Kind::Text("default".into());
+    let cell = pb::cell::Kind::Value(pb::Value { kind: Some(text) });
+    schema.columns[1].default = Some(DefaultCell(pb::Cell { kind: Some(cell) }));
+    let filled = decoder.complete(Some(schema.into()), &mut out)?;
+    assert!(matches!(filled, Decoded::Rows { .. }));
+    // It is known from here on; and what an update leaves out is as it was.
+    let known = decode(&mut decoder, &ids(23, &[3]), &mut out)?;
+    assert!(matches!(known, Decoded::Rows { .. }));
+    decode(&mut decoder, &ids(24, &[4, 5]), &mut out)?;
+    let (_, block) = out.cut_and_read().expect("rows");
+    let group = &block.groups[0];
+    assert_eq!((group.schema_version, group.events.len()), (2, 4));
+    let texts = group.new_column(2).expect("the column");
+    assert_eq!(texts.bytes(2), Some(&b"default"[..]));
+    assert_eq!(texts.presence(3), Presence::Unchanged);
+    Ok(())
+}
+
+#[test]
+fn mariadb_does_not_tell_what_a_row_in_part_leaves_out() -> Result<(), DecodeError> {
+    for rows in [ids(23, &[1]), ids(24, &[1, 1])] {
+        let (mut decoder, mut out) = (decoder("0-1-7"), BlockBuilder::new());
+        decode(&mut decoder, &gtid(8), &mut out)?;
+        decode(&mut decoder, &table_map(), &mut out)?;
+        let refused = decode(&mut decoder, &rows, &mut out);
+        assert!(
+            matches!(refused, Err(DecodeError::InPart { .. })),
+            "{refused:?}"
+        );
+    }
+    // A row that is deleted is known by its key.
+    let (mut decoder, mut out) = (decoder("0-1-7"), BlockBuilder::new());
+    for event in [gtid(8), table_map(), ids(25, &[1])] {
+        decode(&mut decoder, &event, &mut out)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn events_that_the_server_lost_are_a_hole() {
+    let (mut decoder, mut out) = (mysql_decoder(""), BlockBuilder::new());
+    // LOST_EVENTS, and a message.
+    let incident = event(26, b"\x01\x00\x05error");
+    let lost = decode(&mut decoder, &incident, &mut out);
+    assert!(
+        matches!(lost, Err(DecodeError::Incident { .. })),
+        "{lost:?}"
     );
 }

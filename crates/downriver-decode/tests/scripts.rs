@@ -293,6 +293,7 @@ impl Session {
                 nullable: true,
                 source_type: String::new(),
                 cover: Cover::None,
+                default: None,
             };
             let treatment = treatment(&described.name);
             if let Treatment::Masked(mask) = &treatment {

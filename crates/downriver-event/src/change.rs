@@ -178,6 +178,7 @@ mod tests {
             ty,
             nullable: true,
             cover: Cover::None,
+            default: None,
         }
     }
 

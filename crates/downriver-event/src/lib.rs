@@ -21,4 +21,4 @@ pub use position::{
     InvalidPlace, Lsn, Offset, SourcePosition, UnknownPosition,
 };
 pub use presence::Presence;
-pub use schema::{Column, Cover, LogicalType, ReplicaIdentity, TableId, TableSchema};
+pub use schema::{Column, Cover, DefaultCell, LogicalType, ReplicaIdentity, TableId, TableSchema};

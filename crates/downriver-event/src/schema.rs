@@ -31,7 +31,16 @@ pub struct Column {
     pub nullable: bool,
     pub source_type: String,
     pub cover: Cover,
+    /// What a row has where an insert was logged without the column. `None`: not known, or not needed so far.
+    pub default: Option<DefaultCell>,
 }
+
+/// A value, or that there is none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DefaultCell(pub pb::Cell);
+
+/// No database takes what is no number for a default.
+impl Eq for DefaultCell {}
 
 /// What a rule says of a column's values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -312,6 +321,7 @@ impl Column {
             },
             shown: self.cover == Cover::Shown,
             withheld: self.why_withheld().map(Withheld::to_pb),
+            default: self.default.as_ref().map(|default| default.0.clone()),
         }
     }
 
@@ -344,6 +354,7 @@ impl Column {
                 table: table(),
                 column: named(),
             })?,
+            default: column.default.clone().map(DefaultCell),
         })
     }
 }

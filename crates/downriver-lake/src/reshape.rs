@@ -150,6 +150,7 @@ mod tests {
             nullable: true,
             source_type: "any".into(),
             cover: Cover::None,
+            default: None,
         };
         TableSchema {
             id: TableId(1),

@@ -28,6 +28,7 @@ fn schema() -> Arc<TableSchema> {
         nullable: true,
         source_type: source_type.into(),
         cover: Cover::None,
+        default: None,
     };
     Arc::new(TableSchema {
         id: TABLE,

@@ -28,6 +28,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         nullable: true,
         source_type: source_type.into(),
         cover: Cover::None,
+        default: None,
     };
     let (ty, name) = match version {
         1 => (LogicalType::Text, "text"),

@@ -31,6 +31,7 @@ fn schema(version: u32) -> Arc<TableSchema> {
         nullable,
         source_type: String::new(),
         cover: Cover::None,
+        default: None,
     };
     let mut columns = vec![
         column(1, "id", LogicalType::Int64, false),

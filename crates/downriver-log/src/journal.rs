@@ -51,10 +51,11 @@ pub struct Unsealed {
     pub time_max_us: i64,
     /// Tables of an inline block.
     pub tables: Vec<u32>,
-    /// Where its append moved the stream to.
+    /// Where its append moved the stream to: what its transactions without a position of their own have, for good.
     pub position_after: Option<SourcePosition>,
-    /// Whether it is the last of its append: the stream's position is then `position_after`.
-    pub ends_append: bool,
+    /// The stream's sealed position once this block is sealed, if it is the last of its append: `position_after`, or where
+    /// appends without blocks moved the stream to since.
+    pub seals: Option<SourcePosition>,
     /// Of the Raft entry that brought it: the Raft log is kept from there on.
     pub raft_index: u64,
 }
@@ -206,8 +207,8 @@ impl Journal {
         let mut epoch = stream.epoch;
         while let Some(block) = stream.unsealed.pop_front_if(|block| block.end() <= end) {
             epoch = block.epoch;
-            if block.ends_append {
-                stream.sealed_position.clone_from(&block.position_after);
+            if block.seals.is_some() {
+                stream.sealed_position = block.seals;
             }
             position_after = block.position_after;
         }
@@ -364,7 +365,7 @@ impl Stream {
                 time_max_us: block.time_max_us,
                 tables: block.table_ids,
                 position_after: position_after.clone(),
-                ends_append: false,
+                seals: None,
                 raft_index,
             });
             base = base.plus(block.events);
@@ -383,10 +384,7 @@ impl Stream {
         self.next = base;
         self.position.clone_from(&position_after);
         match blocks.last_mut().or_else(|| self.unsealed.back_mut()) {
-            Some(last) => {
-                last.ends_append = true;
-                last.position_after.clone_from(&position_after);
-            }
+            Some(last) => last.seals = position_after,
             None => self.sealed_position = position_after,
         }
         self.unsealed.extend(blocks);
@@ -397,7 +395,7 @@ impl Stream {
     /// No position from before this offset is acknowledged any more.
     fn forget_sealed_position(&mut self, base: Offset) {
         for block in self.unsealed.iter_mut().filter(|block| block.base < base) {
-            block.ends_append = false;
+            block.seals = None;
         }
         if self.sealed <= base {
             self.sealed_position = None;
@@ -426,8 +424,8 @@ impl Stream {
             let UnsealedPayload::Object(object) = block.payload else {
                 continue;
             };
-            if block.ends_append {
-                self.sealed_position.clone_from(&block.position_after);
+            if block.seals.is_some() {
+                self.sealed_position = block.seals;
             }
             self.sealed = block.base.plus(block.events);
             self.segments.push(Segment {

@@ -225,6 +225,41 @@ fn seal(journal: &mut Journal, base: u64, end: u64) {
 }
 
 #[test]
+fn an_append_without_blocks_moves_what_is_acknowledged_and_no_block() {
+    let mut journal = journal(0);
+    let applied = journal.append(append(0, 0, 10), 1);
+    assert_eq!(applied, Applied::Appended { next: Offset(1) });
+    let idle = pb::AppendBlocks {
+        blocks: Vec::new(),
+        ..append(1, 10, 25)
+    };
+    let applied = journal.append(idle, 2);
+    assert_eq!(applied, Applied::Appended { next: Offset(1) });
+    // A transaction without a position of its own has its block's, and an offset's content never changes.
+    let stream = &journal.streams["s"];
+    let block = stream.unsealed[0].stored(&Bytes::new());
+    assert_eq!(
+        block.position_after,
+        Some(SourcePosition::Postgres(Lsn(10)))
+    );
+    assert_eq!(
+        stream.sealed_position,
+        Some(SourcePosition::Postgres(Lsn(0)))
+    );
+    seal(&mut journal, 0, 1);
+    let stream = &journal.streams["s"];
+    let place = &stream.segments[0].place;
+    assert_eq!(
+        place.position_after,
+        Some(SourcePosition::Postgres(Lsn(10)))
+    );
+    assert_eq!(
+        stream.sealed_position,
+        Some(SourcePosition::Postgres(Lsn(25)))
+    );
+}
+
+#[test]
 fn a_source_that_moved_acknowledges_nothing_that_was_sealed_before() {
     let mut journal = journal(2);
     // Unsealed when the move comes, and sealed after it.

@@ -51,7 +51,9 @@ impl LogReads {
             Some(At::Special(special)) if *special == pb::start::Special::Latest as i32 => {
                 state.next
             }
-            Some(At::Special(_)) => return Err(Status::invalid_argument("the start is not known")),
+            Some(At::Special(special)) => {
+                return Err(unknown_start(format!("start {special} is not known")));
+            }
             Some(At::Offset(offset)) => Offset(*offset),
             Some(At::Time(time)) => {
                 let micros = time.seconds.saturating_mul(1_000_000) + i64::from(time.nanos / 1_000);
@@ -62,7 +64,7 @@ impl LogReads {
             }
             Some(At::Position(position)) => {
                 let position = SourcePosition::from_pb(position).ok_or_else(|| {
-                    Status::invalid_argument("the position is of no known kind of source")
+                    unknown_start("the position is of no known kind of source".into())
                 })?;
                 self.offset_after(source, &position).await?
             }
@@ -162,6 +164,11 @@ fn stream(log: &dyn Log, source: &str) -> Result<Arc<StreamState>, Status> {
     })
 }
 
+fn unknown_start(reason: String) -> Status {
+    let fix = "update the node to the client's version, or start at an offset or a time";
+    status(Code::InvalidArgument, &Problem::new("DR-2038", reason, fix))
+}
+
 fn open(stored: &StoredBlock) -> Result<Block, Status> {
     Block::decode(&stored.frame).map_err(|error| Status::data_loss(error.to_string()))
 }
@@ -215,7 +222,9 @@ impl UpTo {
             let reason = format!(
                 "the source's positions are such as {of}, and {asked} is of another database"
             );
-            return Err(Status::invalid_argument(reason));
+            let fix = "name a position of the source's own database, an offset, or a time";
+            let problem = Problem::new("DR-2039", reason, fix);
+            return Err(status(Code::InvalidArgument, &problem));
         }
         Ok(Self(position))
     }

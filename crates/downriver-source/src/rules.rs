@@ -111,6 +111,7 @@ impl ColumnRules {
                     ColumnOrder::Numbers => Cover::None,
                     ColumnOrder::Places => Cover::Withheld(Withheld { place, why }),
                 };
+                column.default = None;
                 schema.withheld.push(column);
                 continue;
             }
@@ -155,6 +156,14 @@ impl ColumnRules {
             ..schema.clone()
         };
         self.cover(&mut again)?;
+        for column in &mut again.columns {
+            let mut known = schema.columns.iter();
+            let is_same = |known: &Column| known.id == column.id && known.cover == column.cover;
+            if !known.any(is_same) {
+                // What it is of other values nobody is to be told.
+                column.default = None;
+            }
+        }
         Ok(again)
     }
 
@@ -276,6 +285,7 @@ fn withhold(schema: &mut TableSchema, ids: &[u32]) {
         if ids.contains(&column.id) {
             let why = WhyWithheld::Renamed;
             column.cover = Cover::Withheld(Withheld { place, why });
+            column.default = None;
         }
         match &mut column.cover {
             Cover::Withheld(withheld) => {
@@ -387,6 +397,7 @@ mod tests {
             nullable: true,
             source_type: "text".into(),
             cover: Cover::None,
+            default: None,
         });
         TableSchema {
             id: TableId(1),

@@ -269,8 +269,13 @@ impl Mysql {
     }
 
     /// Begins a new file of the binlog, and drops all before it.
-    pub async fn purge_binlogs(&self) -> Result<()> {
+    pub async fn flush_and_purge_binlogs(&self) -> Result<()> {
         self.administer("flush binary logs").await?;
+        self.purge_binlogs().await
+    }
+
+    /// Drops all files of the binlog but the newest.
+    pub async fn purge_binlogs(&self) -> Result<()> {
         if self.product == Product::Mariadb11 {
             // It keeps what no replica has asked for.
             self.administer("set global slave_connections_needed_for_purge = 0")

@@ -20,6 +20,7 @@ fn schema() -> Arc<TableSchema> {
         nullable: true,
         source_type: "x".into(),
         cover: Cover::None,
+        default: None,
     };
     Arc::new(TableSchema {
         id: TableId(16_400),

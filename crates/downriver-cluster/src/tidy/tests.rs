@@ -125,6 +125,7 @@ fn schema(table: u32) -> Arc<TableSchema> {
             nullable: false,
             source_type: "bigint".into(),
             cover: Cover::None,
+            default: None,
         }],
         key: vec![1],
         identity: ReplicaIdentity::Default,

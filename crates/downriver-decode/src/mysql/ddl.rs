@@ -16,6 +16,17 @@ pub struct Named {
     pub table: String,
 }
 
+impl Named {
+    /// As it is called where case makes no difference.
+    #[must_use]
+    pub fn in_lower_case(&self) -> Self {
+        Self {
+            database: self.database.to_lowercase(),
+            table: self.table.to_lowercase(),
+        }
+    }
+}
+
 /// What a statement did, in its order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -37,18 +48,23 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// Whether one of the tables that it makes, drops, renames or changes is the one. What goes
-    /// with its database is not named.
+    /// Whether one of the tables that it makes, drops, renames or changes is the one.
     #[must_use]
     pub fn concerns(&self, is: impl Fn(&Named) -> bool) -> bool {
-        match self {
+        self.tables().any(is)
+    }
+
+    /// The tables that it makes, drops, renames or changes. What goes with its database is not named.
+    pub fn tables(&self) -> impl Iterator<Item = &Named> {
+        let (first, second) = match self {
             Self::Created(table)
             | Self::Replaced(table)
             | Self::Dropped(table)
-            | Self::Altered { table, .. } => is(table),
-            Self::Renamed { from, to } => is(from) || is(to),
-            Self::DatabaseDropped(_) | Self::Truncated(_) => false,
-        }
+            | Self::Altered { table, .. } => (Some(table), None),
+            Self::Renamed { from, to } => (Some(from), Some(to)),
+            Self::DatabaseDropped(_) | Self::Truncated(_) => (None, None),
+        };
+        first.into_iter().chain(second)
     }
 
     /// The same with other names for its tables.
@@ -227,7 +243,7 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
     };
     waits(words);
     let mut changes = Vec::new();
-    let mut renamed = None;
+    let (mut renamed, mut other) = (None, None);
     for mut words in words.parts() {
         let mut change = |change| {
             if !changes.contains(&change) {
@@ -246,12 +262,22 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
             Operation::ColumnRenamed { from, to } => change(Change::ColumnRenamed { from, to }),
             Operation::ColumnDropped(column) => change(Change::ColumnDropped(column)),
             Operation::Renamed => renamed = named(&mut words, &table.database),
+            Operation::Exchanged => {
+                change(Change::Rows);
+                let changes = vec![Change::Rows];
+                other = named(&mut words, database).map(|table| Effect::Altered { table, changes });
+            }
+            Operation::Converted => {
+                change(Change::Rows);
+                other = converted(&mut words, database);
+            }
         }
     }
     effects.push(Effect::Altered {
         table: table.clone(),
         changes,
     });
+    effects.extend(other);
     effects.extend(renamed.map(|to| Effect::Renamed { from: table, to }));
 }
 
@@ -270,6 +296,21 @@ enum Operation {
     ColumnDropped(String),
     /// To the name that follows.
     Renamed,
+    /// A partition's rows for those of the table whose name follows.
+    Exchanged,
+    /// Of MariaDB: a partition becomes a table, or a table a partition.
+    Converted,
+}
+
+/// `PARTITION p TO TABLE t`, or `TABLE t TO PARTITION p`.
+fn converted(words: &mut Words, database: &str) -> Option<Effect> {
+    if words.take("TABLE") {
+        return named(words, database).map(Effect::Dropped);
+    }
+    words.take("PARTITION");
+    words.name();
+    words.take_all(&["TO", "TABLE"]);
+    named(words, database).map(Effect::Created)
 }
 
 /// One of the operations of an `ALTER TABLE`.
@@ -300,6 +341,14 @@ fn operation(words: &mut Words) -> Operation {
             }
         }
         "RENAME" => renamed(words),
+        "CONVERT" if words.is_any(&["PARTITION", "TABLE"]) => Operation::Converted,
+        "EXCHANGE" if words.take("PARTITION") => {
+            words.name();
+            match words.take("WITH") && words.take("TABLE") {
+                true => Operation::Exchanged,
+                false => Operation::Rows,
+            }
+        }
         // Defaults and visibility.
         "ALTER" => Operation::Nothing,
         "ALGORITHM"

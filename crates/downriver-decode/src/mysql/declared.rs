@@ -1,6 +1,7 @@
 //! A column as it is declared, and its type in the server's words.
 
 use super::charset::Charset;
+use super::native::Native;
 use super::table_map::Wire;
 
 /// A column as it is declared, as far as its values depend on it.
@@ -11,6 +12,8 @@ pub struct Declared {
     pub charset: Option<Charset>,
     /// Of an enumeration or a set.
     pub labels: Vec<String>,
+    /// A type of MariaDB's that the binlog does not tell from bytes.
+    pub native: Option<Native>,
 }
 
 impl Declared {
@@ -57,6 +60,7 @@ impl Declared {
                 format!("set({})", labels.join(","))
             }
             Wire::Json(_) => "json".into(),
+            Wire::Char(_) if let Some(native) = self.native => native.word().into(),
             Wire::Char(bytes) => text("char", &format!("binary({bytes})")),
             Wire::Bytes(_) if code == VECTOR => "vector".into(),
             Wire::Bytes(_) if code == GEOMETRY => "geometry".into(),

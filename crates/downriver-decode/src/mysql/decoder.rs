@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::block::BlockBuilder;
-use downriver_event::{BinlogPlace, SourcePosition, TableId};
+use downriver_event::{BinlogPlace, SourcePosition, TableId, TableSchema};
 
 use super::cursor::Cursor;
 use super::ddl::Named;
@@ -30,7 +30,7 @@ use super::shape::{Shape, Unreadable};
 use super::table_map::TableMap;
 use super::value::ValueError;
 use super::wording::Wording;
-use super::{BinlogError, images, inflate};
+use super::{BinlogError, Flavor, images, inflate};
 pub use aside::Parent;
 use aside::{Aside, Watched};
 pub use events::Events;
@@ -62,7 +62,7 @@ pub enum DecodeError {
         at: BinlogPlace,
     },
     #[error(
-        "a row of {table} was logged without all of its columns (binlog_row_image is not FULL in the session that wrote it), at {at}"
+        "a row of {table} was logged without columns that nothing else tells (binlog_row_image is not FULL in the session that wrote it), at {at}"
     )]
     InPart {
         id: TableId,
@@ -88,6 +88,9 @@ pub enum Decoded {
         /// Of the event, uncompressed.
         bytes: usize,
     },
+    /// Rows that were inserted without columns whose defaults are not known. Answer with [`BinlogDecoder::complete`] before
+    /// the next event.
+    Lacking(TableId),
     /// A statement that changes no rows by itself: a change of a table's shape, say. Unless rows of its own follow, as
     /// [`BinlogDecoder::in_transaction`] tells, its identifier is reached with [`BinlogDecoder::end_statement`].
     Statement(Statement),
@@ -184,6 +187,14 @@ impl Asked {
     }
 }
 
+/// An event with rows that waits for the defaults of columns.
+#[derive(Debug)]
+struct Lacking {
+    table: u64,
+    kind: Kind,
+    body: Vec<u8>,
+}
+
 /// One for each connection.
 #[derive(Debug)]
 pub struct BinlogDecoder {
@@ -193,6 +204,7 @@ pub struct BinlogDecoder {
     state: State,
     tables: HashMap<u64, Described>,
     asked: Option<Asked>,
+    lacking: Option<Lacking>,
     aside: Aside,
     /// The open transaction came earlier, and was held.
     is_replaying: bool,
@@ -217,6 +229,7 @@ impl BinlogDecoder {
             state: State::Outside,
             tables: HashMap::new(),
             asked: None,
+            lacking: None,
             aside: Aside::default(),
             is_replaying: false,
             zstd: Zstd::default(),
@@ -253,6 +266,31 @@ impl BinlogDecoder {
                 watched: asked.watched,
             };
             self.tables.insert(asked.number, described);
+        }
+    }
+
+    /// Decodes the rows that lacked defaults by a version of their table's schema that has them; `None`: the table's rows
+    /// are passed over from here on.
+    ///
+    /// # Errors
+    /// As of [`Self::next`]; and they are not known in this version either.
+    pub fn complete(
+        &mut self,
+        schema: Option<Arc<TableSchema>>,
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
+        let Some(lacking) = self.lacking.take() else {
+            return Ok(Decoded::Passed);
+        };
+        let mut shape = None;
+        if let Some(described) = self.tables.get_mut(&lacking.table) {
+            let of = described.shape.take().zip(schema);
+            shape = of.map(|(shape, schema)| Arc::new(shape.of(schema)));
+            described.shape.clone_from(&shape);
+        }
+        match (self.rows(lacking.kind, &lacking.body, out)?, shape) {
+            (Decoded::Lacking(_), Some(shape)) => Err(self.in_part(&shape)),
+            (decoded, _) => Ok(decoded),
         }
     }
 
@@ -346,7 +384,9 @@ impl BinlogDecoder {
             | Kind::PARTIAL_UPDATE_ROWS
             | Kind::MARIA_WRITE_ROWS_COMPRESSED_V1
             | Kind::MARIA_UPDATE_ROWS_COMPRESSED_V1
-            | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => self.rows(event, out),
+            | Kind::MARIA_DELETE_ROWS_COMPRESSED_V1 => {
+                self.rows(event.header.kind, event.body, out)
+            }
             Kind::XID => self.end(out),
             Kind::INCIDENT => Err(DecodeError::Incident {
                 at: self.place.clone(),
@@ -403,6 +443,14 @@ impl BinlogDecoder {
     fn unsupported(&self, what: &'static str) -> DecodeError {
         let at = self.place.clone();
         DecodeError::Unsupported { what, at }
+    }
+
+    fn in_part(&self, shape: &Shape) -> DecodeError {
+        DecodeError::InPart {
+            id: shape.schema.id,
+            table: shape.schema.qualified_name(),
+            at: self.place.clone(),
+        }
     }
 
     fn out_of_place(&self, what: &'static str) -> DecodeError {
@@ -535,13 +583,18 @@ impl BinlogDecoder {
         Ok(Decoded::Table(map))
     }
 
-    fn rows(&mut self, event: &Event<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
+    fn rows(
+        &mut self,
+        kind: Kind,
+        body: &[u8],
+        out: &mut BlockBuilder,
+    ) -> Result<Decoded, DecodeError> {
         match self.state {
             State::Inside(_) => {}
             State::Dropping => return Ok(Decoded::Passed),
             _ => return Err(self.out_of_place("row")),
         }
-        let rows = Rows::parse(event.header.kind, event.body).map_err(|error| self.wrong(error))?;
+        let rows = Rows::parse(kind, body).map_err(|error| self.wrong(error))?;
         let Some(described) = self.tables.get(&rows.table) else {
             // What ends a statement that changed nothing has a number of its own.
             if rows.values.is_empty() {
@@ -554,6 +607,17 @@ impl BinlogDecoder {
         let is_asked = described.shape.is_some() || described.watched.is_some();
         if !is_asked && rows.change != Change::Delete {
             return Ok(Decoded::Passed);
+        }
+        if let Some(shape) = &described.shape
+            && self.fills_in()
+            && rows.lacks_defaults(shape)
+        {
+            self.lacking = Some(Lacking {
+                table: rows.table,
+                kind,
+                body: body.to_vec(),
+            });
+            return Ok(Decoded::Lacking(shape.schema.id));
         }
         let mut inflated = std::mem::take(&mut self.inflated);
         let decoded = self.rows_of_known(rows, &mut inflated, out);
@@ -589,14 +653,8 @@ impl BinlogDecoder {
                 at: self.place.clone(),
             });
         }
-        // What an insert leaves out is the column's default, which nobody tells; and without a key all of a row tells it.
-        let needs_all = rows.change == Change::Insert || shape.schema.key.is_empty();
-        if needs_all && !shape.is_whole(rows.first) {
-            return Err(DecodeError::InPart {
-                id: shape.schema.id,
-                table: shape.schema.qualified_name(),
-                at: self.place.clone(),
-            });
+        if !rows.tell_all(&shape, self.fills_in()) {
+            return Err(self.in_part(&shape));
         }
         let pushed = images::push(&shape, &rows, out, &mut self.scratch);
         pushed.map_err(|Unreadable { column, error }| DecodeError::Value {
@@ -608,6 +666,13 @@ impl BinlogDecoder {
         })?;
         let bytes = rows.values.len();
         Ok(Decoded::Rows { bytes })
+    }
+
+    /// Whether a column that a row is logged without is known all the same: it has its default in an insert, and what it
+    /// had before in an update. MariaDB logs `REPLACE` as an update without the columns that it leaves out, though it gives
+    /// them their defaults; replicas have other rows then.
+    fn fills_in(&self) -> bool {
+        self.reached.flavor() == Flavor::Mysql
     }
 
     fn end(&mut self, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {

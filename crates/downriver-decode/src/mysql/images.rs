@@ -2,10 +2,10 @@
 //!
 //! A new row may lack what its old row has: columns that did not change (`binlog_row_image` of MariaDB's `FULL_NODUP`, of
 //! others in part), and documents that were changed in part. What is missing of it is taken from the old row, and what is
-//! in neither is as it was.
+//! in neither is as it was. What an insert lacks is the column's default.
 
-use downriver_event::Presence;
 use downriver_event::block::{BlockBuilder, ColumnBuilder, OldImage, RowColumns, RowOp};
+use downriver_event::{Column, Presence, view};
 
 use super::cursor::Cursor;
 use super::rows::{Bits, Change, Present, Rows, changed_in_part, nulls};
@@ -51,16 +51,36 @@ pub(super) fn push(
         let left = cursor.rest().len();
         let RowColumns { new, old } = out.row(&shape.schema, op, old_image);
         match rows.change {
-            Change::Insert => whole(shape, &mut cursor, rows.first, new, scratch, |_| {})?,
-            Change::Delete => whole(shape, &mut cursor, rows.first, old, scratch, |_| {})?,
+            Change::Insert => {
+                image(
+                    shape,
+                    &mut cursor,
+                    rows.first,
+                    new,
+                    scratch,
+                    default,
+                    |_| {},
+                )?;
+            }
+            Change::Delete => {
+                image(shape, &mut cursor, rows.first, old, scratch, absent, |_| {})?;
+            }
             Change::Update if is_whole => {
-                whole(shape, &mut cursor, rows.first, old, scratch, |_| {})?;
-                whole(shape, &mut cursor, rows.second, new, scratch, |_| {})?;
+                image(shape, &mut cursor, rows.first, old, scratch, absent, |_| {})?;
+                image(
+                    shape,
+                    &mut cursor,
+                    rows.second,
+                    new,
+                    scratch,
+                    absent,
+                    |_| {},
+                )?;
             }
             Change::Update => {
                 before.clear();
                 let note = |value| before.push(value);
-                whole(shape, &mut cursor, rows.first, old, scratch, note)?;
+                image(shape, &mut cursor, rows.first, old, scratch, absent, note)?;
                 over(shape, &mut cursor, rows, &before, new, scratch)?;
             }
         }
@@ -72,21 +92,35 @@ pub(super) fn push(
     Ok(())
 }
 
-/// Reads one image of a row, and tells what it has of each column.
+/// Nobody knows what a row has of the column.
+fn absent(_column: &Column, out: &mut ColumnBuilder) -> Result<(), ValueError> {
+    out.push_presence(Presence::Absent);
+    Ok(())
+}
+
+fn default(column: &Column, out: &mut ColumnBuilder) -> Result<(), ValueError> {
+    let default = column.default.as_ref().ok_or(ValueError::InPart)?;
+    let pushed = view::push_cell(out, &column.ty, &default.0);
+    pushed.map_err(|_| ValueError::Invalid("default of its column"))
+}
+
+/// Reads one image of a row, fills in what it lacks, and tells what it has of each column.
 #[inline]
-fn whole<'a>(
+fn image<'a>(
     shape: &Shape,
     row: &mut Cursor<'a>,
     present: Present<'_>,
     out: &mut [ColumnBuilder],
     scratch: &mut Vec<u8>,
+    fill: impl Fn(&Column, &mut ColumnBuilder) -> Result<(), ValueError>,
     mut note: impl FnMut(Before<'a>),
 ) -> Result<(), Unreadable> {
     let nulls = nulls(row, present.count).ok_or_else(|| row_is(ValueError::Cut))?;
     let mut at = 0;
     for (column, plan, out) in shape.outs(out) {
         if !present.has.has(column) {
-            lacks(out, Presence::Absent);
+            let filled = out.map_or(Ok(()), |out| out.fill(&fill));
+            filled.map_err(|error| Unreadable { column, error })?;
             note(Before::Absent);
             continue;
         }

@@ -11,6 +11,7 @@ mod images;
 mod inflate;
 mod json;
 mod masked;
+pub mod native;
 mod payload;
 mod printed;
 pub mod recall;
@@ -33,6 +34,8 @@ use prost::Message as _;
 
 /// A buffer that was larger is given back before it is used again.
 const RETAINED_BYTES_MAX: usize = 1 << 20;
+/// Where the first event of a file is, behind the bytes that mark it as a binlog.
+pub const FIRST_EVENT: u64 = 4;
 
 /// Whose server it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,12 @@ impl fmt::Display for Flavor {
             Self::Mariadb => "MariaDB",
         })
     }
+}
+
+/// Whether names are equal but for their case, as every server compares those of columns.
+#[must_use]
+pub fn is_same_name(one: &str, other: &str) -> bool {
+    one == other || one.to_lowercase() == other.to_lowercase()
 }
 
 /// Bytes that are not what a binlog has.

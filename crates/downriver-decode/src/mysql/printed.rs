@@ -11,6 +11,7 @@
 //! | time, text, enumerations, sets, documents | as in the log |
 //! | bytes, geometries | `\x` and two hexadecimal digits for each |
 //! | vectors | `[1,2.5]` |
+//! | uuids, addresses | as the server shows them |
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -19,6 +20,7 @@ use downriver_event::block::{Column as Cells, ColumnBuilder, Values};
 use downriver_event::view::cell_of;
 use downriver_event::{LogicalType, Presence, pb};
 
+use super::native::Native;
 use super::push_floats;
 use super::table_map::Wire;
 use super::value::{Plan, ValueError, write_fraction};
@@ -51,6 +53,7 @@ impl Plan {
             (Values::Int64(cells), _) => cells[0].to_string(),
             (Values::Float32(cells), _) => cells[0].to_string(),
             (Values::Float64(cells), _) => cells[0].to_string(),
+            (Values::Fixed16(bytes), LogicalType::Uuid) => Native::Uuid.shown(bytes).ok_or(NONE)?,
             (Values::Variable { .. }, LogicalType::Bytes) => hex(cell.bytes(0).ok_or(NONE)?),
             (Values::Variable { .. }, LogicalType::Array(_)) => vector(cell, ty).ok_or(NONE)?,
             (Values::Variable { .. } | Values::Fixed16(_), _) => {

@@ -4,6 +4,7 @@ use downriver_event::{Column, LogicalType};
 
 use super::charset::Charset;
 use super::declared::Declared;
+use super::native::Native;
 use super::shape::{BINARY, Described};
 use super::table_map::{MapColumn, TableMap, Wire};
 
@@ -91,6 +92,7 @@ fn declared(source_type: &str, ty: &LogicalType) -> Declared {
         unsigned,
         charset,
         labels,
+        native: Native::named(source_type),
     }
 }
 
@@ -129,6 +131,11 @@ mod tests {
             unsigned,
             charset,
             labels: labels(names),
+            native: None,
+        };
+        let native = |native| Declared {
+            native: Some(native),
+            ..Declared::default()
         };
         for (code, wire, declared) in [
             (code::LONG, Wire::Integer(4), of(true, None, &[])),
@@ -142,6 +149,10 @@ mod tests {
             (code::BLOB, Wire::Bytes(2), of(false, None, &[])),
             (code::STRING, Wire::Char(40), of(false, latin, &[])),
             (code::STRING, Wire::Char(40), of(false, None, &[])),
+            (code::STRING, Wire::Char(16), of(false, None, &[])),
+            (code::STRING, Wire::Char(16), native(Native::Uuid)),
+            (code::STRING, Wire::Char(16), native(Native::Inet6)),
+            (code::STRING, Wire::Char(4), native(Native::Inet4)),
             (
                 code::SET,
                 Wire::Set(1),
@@ -165,6 +176,7 @@ mod tests {
             nullable: true,
             source_type: source_type.into(),
             cover: downriver_event::Cover::None,
+            default: None,
         };
         let told = |code, wire, unsigned| MapColumn {
             code,

@@ -5,6 +5,7 @@
 use super::BinlogError;
 use super::cursor::Cursor;
 use super::event::Kind;
+use super::shape::Shape;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -99,6 +100,27 @@ impl<'a> Rows<'a> {
             })
         };
         read(Cursor::new(body)).ok_or(BinlogError::Cut("an event with rows"))
+    }
+
+    /// Whether they were inserted without columns whose defaults are not known.
+    pub(super) fn lacks_defaults(&self, shape: &Shape) -> bool {
+        self.change == Change::Insert
+            && self.columns == shape.columns()
+            && self.first.count < self.columns
+            && shape.lacks_default(self.first.has)
+    }
+
+    /// Whether nothing is missing that only a whole row tells. `fills_in`: what rows are logged without is known.
+    pub(super) fn tell_all(&self, shape: &Shape, fills_in: bool) -> bool {
+        let has_key = !shape.schema.key.is_empty();
+        let is_whole = shape.is_whole(self.first);
+        let tells_new = || shape.are_all(|at| self.first.has.has(at) || self.second.has.has(at));
+        match self.change {
+            Change::Insert => is_whole || fills_in,
+            Change::Update => (has_key || is_whole) && (fills_in || tells_new()),
+            // By the whole row, where there is no key.
+            Change::Delete => has_key || is_whole,
+        }
     }
 }
 

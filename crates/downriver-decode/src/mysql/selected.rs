@@ -81,6 +81,9 @@ impl Plan {
                 out.push_bytes(text);
                 Ok(())
             }
+            (Wire::Char(_), Selected::Bytes(shown)) if let Some(native) = self.native() => {
+                native.push_shown(shown, out)
+            }
             (Wire::Char(_) | Wire::Bytes(_) | Wire::Compressed(_), Selected::Bytes(bytes)) => {
                 self.push_text(bytes, out, scratch)
             }

@@ -9,8 +9,9 @@ use downriver_event::{Column, LogicalType, Presence, TableSchema};
 use super::charset::Charset;
 use super::cursor::Cursor;
 use super::declared::Declared;
-use super::rows::Present;
-use super::table_map::{MapColumn, TableMap, Wire};
+use super::native::{Native, open_bytes};
+use super::rows::{Bits, Present};
+use super::table_map::{MapColumn, TableMap, Wire, code};
 use super::value::{Plan, ValueError};
 use crate::mask::{Mask, Treatment};
 
@@ -53,6 +54,31 @@ impl Described {
             plan,
         }
     }
+
+    /// The same column of a table map that leaves its type open (see `native`), as one of a type that is known from
+    /// elsewhere. `None`: values of that type have another form.
+    #[must_use]
+    pub fn known_as(self, source_type: &str) -> Option<Self> {
+        let bytes = open_bytes(&self.source_type)?;
+        if open_bytes(source_type) != Some(bytes) {
+            return None;
+        }
+        let Some(native) = Native::named(source_type) else {
+            return Some(self);
+        };
+        let declared = Declared {
+            native: Some(native),
+            ..Declared::default()
+        };
+        let (name, nullable) = (self.name, self.nullable);
+        Some(Self::new(
+            name,
+            nullable,
+            code::STRING,
+            Wire::Char(bytes),
+            declared,
+        ))
+    }
 }
 
 /// The columns of a table map that tells everything. `charset_of` names a collation's character set.
@@ -86,6 +112,7 @@ pub fn describe(
             charset,
             labels: labels
                 .ok_or_else(|| Unshaped::Charset(name.clone(), of_labels.name().into()))?,
+            native: None,
         };
         let (nullable, code) = (column.nullable, column.code);
         Ok(Described::new(name, nullable, code, wire, declared))
@@ -151,17 +178,30 @@ impl Shape {
         self.plans.len()
     }
 
+    /// The same of another version of the schema, with the same columns.
+    pub(super) fn of(&self, schema: Arc<TableSchema>) -> Self {
+        Self::new(schema, self.plans.clone(), self.treatments.clone())
+    }
+
+    /// Whether it is not known what rows have of a column that they are logged without.
+    pub(super) fn lacks_default(&self, has: Bits<'_>) -> bool {
+        let captured = (0..self.columns()).filter(|at| !self.is_withheld(*at));
+        let mut columns = captured.zip(&self.schema.columns);
+        columns.any(|(at, column)| !has.has(at) && column.default.is_none())
+    }
+
     pub(super) fn is_withheld(&self, column: usize) -> bool {
         matches!(self.treatments.get(column), Some(Treatment::Withheld))
     }
 
+    /// Whether every column that is captured is one of those that are there.
+    pub(super) fn are_all(&self, is_there: impl Fn(usize) -> bool) -> bool {
+        (0..self.columns()).all(|at| is_there(at) || self.is_withheld(at))
+    }
+
     /// Whether a row has every column that is captured.
     pub(super) fn is_whole(&self, present: Present<'_>) -> bool {
-        let columns = 0..self.columns();
-        present.count == self.columns()
-            || columns
-                .filter(|at| !present.has.has(*at))
-                .all(|at| self.is_withheld(at))
+        present.count == self.columns() || self.are_all(|at| present.has.has(at))
     }
 
     /// The name of one of the source's columns, for messages.
@@ -197,6 +237,14 @@ impl Out<'_> {
     /// Pushes that the row does not have the column.
     pub(super) fn lacks(self, presence: Presence) {
         self.cells.push_presence(presence);
+    }
+
+    /// Pushes what stands for a column that the row does not have.
+    pub(super) fn fill(
+        self,
+        fill: impl Fn(&Column, &mut ColumnBuilder) -> Result<(), ValueError>,
+    ) -> Result<(), ValueError> {
+        fill(self.column, self.cells)
     }
 
     pub(super) fn null(self) -> Result<(), ValueError> {

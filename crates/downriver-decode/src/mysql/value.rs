@@ -8,6 +8,7 @@ use downriver_event::{LogicalType, Presence};
 use super::charset::Charset;
 use super::cursor::Cursor;
 use super::declared::Declared;
+use super::native::Native;
 use super::table_map::Wire;
 use super::{inflate, json};
 use crate::civil;
@@ -54,6 +55,7 @@ enum Cell {
     Bytes,
     Labels(Vec<String>),
     Floats,
+    Native(Native),
 }
 
 impl Plan {
@@ -65,6 +67,7 @@ impl Plan {
             unsigned,
             charset,
             labels,
+            native,
         } = declared;
         let (cell, ty) = match wire {
             Wire::Integer(1) => (integer(unsigned), LogicalType::Int16),
@@ -105,6 +108,13 @@ impl Plan {
                 (Cell::Floats, LogicalType::Array(of))
             }
             Wire::Bytes(_) if code == GEOMETRY => (Cell::Bytes, LogicalType::Bytes),
+            Wire::Char(_) if let Some(native) = native => (
+                Cell::Native(native),
+                match native {
+                    Native::Uuid => LogicalType::Uuid,
+                    Native::Inet4 | Native::Inet6 => LogicalType::Other,
+                },
+            ),
             Wire::Char(_) | Wire::Bytes(_) | Wire::Compressed(_) => match (charset, wire) {
                 (Some(charset), _) => (Cell::Text(charset), LogicalType::Text),
                 (None, Wire::Char(len)) => (Cell::Padded(len.into()), LogicalType::Bytes),
@@ -247,6 +257,14 @@ impl Plan {
         }
     }
 
+    /// The type that the binlog has in the form of bytes.
+    pub(super) fn native(&self) -> Option<Native> {
+        match self.cell {
+            Cell::Native(native) => Some(native),
+            _ => None,
+        }
+    }
+
     /// Whether the values are documents that may be changed in part.
     pub(super) fn is_document(&self) -> bool {
         matches!(self.wire, Wire::Json(_))
@@ -356,6 +374,7 @@ impl Plan {
                 out.push_bytes(scratch);
             }
             Cell::Padded(_) | Cell::Bytes => out.push_bytes(bytes),
+            Cell::Native(native) => native.push(bytes, out)?,
             Cell::Floats => {
                 let (floats, []) = bytes.as_chunks::<4>() else {
                     return Err(ValueError::Invalid("vector"));

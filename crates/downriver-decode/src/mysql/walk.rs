@@ -6,13 +6,10 @@
 
 use downriver_event::{GtidSet, GtidSource};
 
-use super::BinlogError;
 use super::cursor::Cursor;
 use super::event::{Event, Format, Kind};
 use super::gtid::{self, Identifier};
-
-/// Of a file, behind the bytes that mark it as a binlog.
-const FIRST_EVENT: u64 = 4;
+use super::{BinlogError, FIRST_EVENT};
 
 /// What a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

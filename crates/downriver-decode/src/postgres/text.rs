@@ -7,7 +7,7 @@ use downriver_event::{LogicalType, Presence, pb};
 use prost::Message as _;
 
 use super::ValueError;
-use crate::civil;
+use crate::{civil, hex};
 
 /// Pushes one value.
 ///
@@ -47,7 +47,7 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
         LogicalType::Float32 => out.push_f32(float(text, "real")?),
         LogicalType::Float64 => out.push_f64(float(text, "double precision")?),
         LogicalType::Bytes => out.push_bytes(&bytea(text)?),
-        LogicalType::Uuid => out.push_fixed16(&uuid(text)?),
+        LogicalType::Uuid => out.push_fixed16(&hex::uuid(text).ok_or(ValueError::Invalid("uuid"))?),
         LogicalType::Date => match text {
             b"infinity" => out.push_presence(Presence::PositiveInfinity),
             b"-infinity" => out.push_presence(Presence::NegativeInfinity),
@@ -181,29 +181,8 @@ fn bytea(text: &[u8]) -> Result<Vec<u8>, ValueError> {
     };
     pairs
         .iter()
-        .map(|pair| hex_pair(*pair).ok_or(ValueError::Invalid("bytea")))
+        .map(|pair| hex::pair(*pair).ok_or(ValueError::Invalid("bytea")))
         .collect()
-}
-
-fn hex_pair([high, low]: [u8; 2]) -> Option<u8> {
-    let digit = |byte: u8| (byte as char).to_digit(16);
-    Some(u8::try_from(digit(high)? * 16 + digit(low)?).expect("two hex digits are a byte"))
-}
-
-fn uuid(text: &[u8]) -> Result<[u8; 16], ValueError> {
-    let invalid = ValueError::Invalid("uuid");
-    if text.len() != 36 || [8, 13, 18, 23].iter().any(|at| text[*at] != b'-') {
-        return Err(invalid);
-    }
-    let mut bytes = [0; 16];
-    let mut digits = text.iter().filter(|byte| **byte != b'-');
-    for byte in &mut bytes {
-        let (Some(high), Some(low)) = (digits.next(), digits.next()) else {
-            return Err(invalid);
-        };
-        *byte = hex_pair([*high, *low]).ok_or(ValueError::Invalid("uuid"))?;
-    }
-    Ok(bytes)
 }
 
 #[inline]

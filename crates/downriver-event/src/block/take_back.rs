@@ -119,6 +119,7 @@ mod tests {
             nullable: true,
             source_type: String::new(),
             cover: Cover::None,
+            default: None,
         };
         Arc::new(TableSchema {
             id: TableId(id),

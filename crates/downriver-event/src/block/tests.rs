@@ -16,6 +16,7 @@ fn schema() -> Arc<TableSchema> {
         nullable: true,
         source_type: String::new(),
         cover: Cover::None,
+        default: None,
     };
     Arc::new(TableSchema {
         id: TableId(7),

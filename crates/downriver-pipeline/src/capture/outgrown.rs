@@ -39,6 +39,7 @@ mod tests {
             nullable: true,
             source_type: source_type.to_owned(),
             cover: Cover::None,
+            default: None,
         };
         TableSchema {
             id: TableId(1),

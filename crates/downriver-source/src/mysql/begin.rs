@@ -3,6 +3,7 @@
 //! A place counts only where a transaction may begin, which the file's own events tell: it is read from its start to
 //! there. So the identifiers of what lies before are known as well, and a server that has them is asked by them.
 
+use downriver_decode::mysql::FIRST_EVENT;
 use downriver_decode::mysql::decoder::DecodeError;
 use downriver_decode::mysql::walk::{Place, Walk};
 use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition};
@@ -16,8 +17,6 @@ use super::sql::literal;
 use crate::error::SourceError;
 
 const STILL_THERE: &str = "give a start whose transactions the server still has: SHOW BINARY LOGS lists its files, and what is gone is in @@global.gtid_purged";
-/// Of a file, behind the bytes that mark it as a binlog.
-pub(super) const FIRST_EVENT: u64 = 4;
 
 /// What comes first is what this does not contain.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,17 +11,17 @@
 
 use std::time::Duration;
 
+use downriver_decode::mysql::FIRST_EVENT;
 use downriver_decode::mysql::event::Kind;
 use downriver_event::problem::Problem;
 use downriver_event::{BinlogPlace, SourcePosition};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
-use super::begin::FIRST_EVENT;
 use super::config::MysqlConfig;
 use super::dump::BinlogStream;
 use super::identity::Identity;
-use super::server::{Flavor, Server, no_binlog};
+use super::server::{Flavor, Server, unreadable};
 use super::setup::{Captured, has_what_follows};
 use super::sql::{connect, number};
 use crate::error::SourceError;
@@ -77,7 +77,8 @@ impl BinlogWatch {
         let end = server.place(&mut self.session).await?;
         let files = server.files(&mut self.session).await?;
         let row: Option<Row> = self.session.query_first("select unix_timestamp()").await?;
-        let now_s = row.and_then(|row| number(&row, 0)).ok_or_else(no_binlog)?;
+        let now_s = row.and_then(|row| number(&row, 0));
+        let now_s = now_s.ok_or_else(|| unreadable("unix_timestamp()", ""))?;
         let expires = server.binlog_expires_s.map(Duration::from_secs);
         let is_gone = is_gone(&mut self.session, &server, &files, captured).await?;
         let place = captured.position.place();
@@ -160,7 +161,7 @@ async fn is_gone(
     if !ours.is_place_only() {
         // Without identifiers nobody knows.
         let is_known = server.flavor == Flavor::Mariadb || server.has_gtids();
-        let purged = server.purged(session).await?;
+        let purged = server.purged_before(session, files.first()).await?;
         return Ok(is_known && !has_what_follows(ours, &purged));
     }
     let is_its = Identity::of(server) == captured.identity;
@@ -179,9 +180,22 @@ impl BinlogState {
         place.is_some_and(|place| place.covers(&self.end))
     }
 
-    /// What will become of what follows the position, before it does. `warn`: what is to be left at least.
+    /// What will become of what follows the position, before it does; and that the server keeps too little of its binlog.
+    /// `warn`: what is to be left at least.
     #[must_use]
     pub fn warning(&self, warn: Option<Duration>) -> Option<Problem> {
+        let kept = self.expires.zip(warn);
+        let kept = kept.and_then(|(expires, warn)| kept_too_short(expires, warn));
+        match (self.nearly_purged(warn), kept) {
+            (Some(purged), Some(kept)) => Some(Problem {
+                reason: format!("{}; and {} ({})", purged.reason, kept.reason, kept.code),
+                ..purged
+            }),
+            (purged, kept) => purged.or(kept),
+        }
+    }
+
+    fn nearly_purged(&self, warn: Option<Duration>) -> Option<Problem> {
         const KEEP: &str = "see in downriver status what holds the capture up, and let the server keep its binlog for longer (binlog_expire_logs_seconds)";
         let mib = |bytes: u64| bytes >> 20;
         if self.is_gone {
@@ -191,15 +205,13 @@ impl BinlogState {
                 "let the server keep its binlog for longer (binlog_expire_logs_seconds), then: downriver resnapshot PIPELINE",
             ));
         }
-        if let (Some(expires), Some(warn)) = (self.expires, warn)
-            && let Some(problem) = kept_too_short(expires, warn)
-        {
-            return Some(problem);
-        }
-        let budget = warn.unwrap_or_else(|| {
-            let half = self.expires.map(|expires| expires / 2);
-            half.map_or(WARN_DEFAULT, |half| half.min(WARN_DEFAULT))
-        });
+        let half = self.expires.map(|expires| expires / 2);
+        let budget = match warn {
+            // More than the server ever keeps is never left.
+            Some(warn) if self.expires.is_some_and(|expires| expires < warn) => half,
+            warn => warn,
+        };
+        let budget = budget.unwrap_or_else(|| half.unwrap_or(WARN_DEFAULT).min(WARN_DEFAULT));
         let behind = mib(self.behind_bytes.unwrap_or_default());
         if let Some(safe) = self.safe.filter(|safe| *safe < budget) {
             return Some(Problem::new(
@@ -287,6 +299,12 @@ mod tests {
         assert_eq!(code(&short(2 * HOUR), None), None);
         assert_eq!(code(&short(HOUR / 2), None), Some("DR-1097"));
         assert_eq!(code(&short(2 * HOUR), Some(3 * HOUR)), Some("DR-1099"));
+        // What is urgent comes first, and hides nothing.
+        assert_eq!(code(&short(5 * HOUR / 4), Some(3 * HOUR)), Some("DR-1099"));
+        let both = short(HOUR / 2).warning(Some(3 * HOUR));
+        let both = both.expect("less than half is left");
+        assert_eq!(both.code, "DR-1097");
+        assert!(both.reason.contains("DR-1099"), "{}", both.reason);
         let never = BinlogState {
             safe: None,
             expires: None,

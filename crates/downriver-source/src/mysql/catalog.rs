@@ -280,6 +280,7 @@ impl Catalog {
                     true => left_out(),
                     false => Cover::None,
                 },
+                default: None,
             });
         }
         let key = key_of(parts);
@@ -293,10 +294,10 @@ impl Catalog {
                 .filter_map(|part| columns.get(part.column).map(|c| c.id))
                 .collect(),
             columns,
-            identity: match (&key, self.server.logs_whole_rows()) {
-                (Some(_), _) => ReplicaIdentity::Default,
-                (None, true) => ReplicaIdentity::Full,
-                (None, false) => ReplicaIdentity::Nothing,
+            // Without a key every server logs whole old rows.
+            identity: match key {
+                Some(_) => ReplicaIdentity::Default,
+                None => ReplicaIdentity::Full,
             },
             withheld: Vec::new(),
         };
@@ -347,14 +348,6 @@ impl Catalog {
                 "DR-1004",
                 format!("the user may not see the columns of {table}"),
                 "grant select on the whole table to the source's user",
-            ));
-        }
-        if !schema.tells_rows() {
-            let image = &self.server.binlog_row_image;
-            return Some(Problem::new(
-                "DR-1074",
-                format!("{table} has no key, and binlog_row_image = {image} logs no whole rows"),
-                "add a primary key, or set global binlog_row_image = FULL and let sessions reconnect",
             ));
         }
         None

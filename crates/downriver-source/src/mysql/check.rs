@@ -125,23 +125,22 @@ async fn cascades(
     if native.get(NATIVE).is_some_and(|native| native == "OFF") {
         return Ok(Vec::new());
     }
-    let keys = catalog.foreign_keys().await?.keys;
-    let captured = keys.iter().filter(|key| {
-        let Named { database, table } = &key.child;
-        catalog.captures(config, database, table)
-    });
-    let problem = |key: &ForeignKey| {
-        let ForeignKey {
-            name,
-            child: Named { database, table },
-            parent,
-            ..
-        } = key;
+    let keys = catalog.keys_by_child().await?;
+    let captured = keys
+        .iter()
+        .filter(|(child, _)| catalog.captures(config, &child.database, &child.table));
+    let problem = |(child, keys): (&Named, &Vec<ForeignKey>)| {
+        let named = keys.iter().map(|key| {
+            let Named { database, table } = &key.parent;
+            format!("{} (to {database}.{table})", key.name)
+        });
+        let named: Vec<String> = named.collect();
+        let Named { database, table } = child;
         Problem::new(
             "DR-1089",
             format!(
-                "foreign key {name} changes rows of {database}.{table} when rows of {}.{} change, and the server does not log it: the table is then read again",
-                parent.database, parent.table
+                "rows of {database}.{table} change by foreign keys with the rows that they refer to, and the server does not log it: the table is then read again. The keys: {}",
+                named.join(", ")
             ),
             "nothing, if that is seldom or the table is small; else let the application change the rows itself, or set innodb_native_foreign_keys = OFF where the server has it",
         )

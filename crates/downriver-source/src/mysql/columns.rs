@@ -2,6 +2,7 @@
 
 use downriver_decode::mysql::Charset;
 use downriver_decode::mysql::declared::Declared;
+use downriver_decode::mysql::native::Native;
 use downriver_decode::mysql::shape::Described;
 use downriver_decode::mysql::table_map::{Wire, code};
 use downriver_event::problem::Problem;
@@ -90,6 +91,7 @@ impl CatalogColumn {
             unsigned: is_number && self.column_type.contains(" unsigned"),
             charset,
             labels,
+            native: Native::named(&self.data_type),
         };
         let name = self.name.clone();
         Ok(KnownColumn {
@@ -155,7 +157,10 @@ impl CatalogColumn {
             // MariaDB's binlog has it as bytes, and says nothing of numbers.
             "vector" if flavor == Flavor::Mariadb => (code::VARCHAR, Wire::Bytes(2)),
             "vector" => (code::VECTOR, Wire::Bytes(4)),
-            _ => return None,
+            name => {
+                let native = Native::named(name).filter(|_| flavor == Flavor::Mariadb)?;
+                (code::STRING, Wire::Char(native.bytes()))
+            }
         })
     }
 

@@ -2,7 +2,7 @@
 //! server prints values of the column's type. Comparisons are the server's; text is compared byte by byte.
 
 use downriver_decode::mysql::constant;
-use downriver_event::filter::{Comparison, Written, WrittenFilter};
+use downriver_event::filter::{Comparator, Comparison, Written, WrittenFilter};
 use downriver_event::{Column, LogicalType, RowFilter, TableSchema, pb};
 use mysql_async::Row;
 use mysql_async::prelude::Queryable as _;
@@ -28,11 +28,13 @@ pub fn understand(schema: &TableSchema, written: &WrittenFilter) -> Result<RowFi
 fn compared(schema: &TableSchema, written: &Written) -> Result<Comparison, SourceError> {
     let is_same = |one: &str, other: &str| one.to_lowercase() == other.to_lowercase();
     let column = key_column(schema, &written.column, is_same)?;
-    // A set's text has its members in their order, and what servers make of other types' texts is not known.
+    let is_for_equality = matches!(written.comparator, Comparator::Equal | Comparator::NotEqual);
+    // A set's text has its members in their order, an address more than one form, and a uuid an order of its own.
     let is_known = match &column.ty {
         LogicalType::Text => !column.source_type.starts_with("set("),
         LogicalType::Other => column.source_type.starts_with("time"),
-        ty => *ty != LogicalType::Uuid,
+        LogicalType::Uuid => is_for_equality,
+        _ => true,
     };
     if !is_known {
         return Err(differs(column));
@@ -112,7 +114,7 @@ impl SnapshotSession {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use downriver_event::filter::{Comparator, Condition};
+    use downriver_event::filter::Condition;
     use downriver_event::{Cover, ReplicaIdentity, TableId};
 
     use super::*;
@@ -125,6 +127,7 @@ mod tests {
             nullable: false,
             source_type: source_type.into(),
             cover: Cover::None,
+            default: None,
         };
         TableSchema {
             id: TableId(1),
@@ -200,7 +203,20 @@ mod tests {
             ("time", LogicalType::Other, Equal, "12:00:00", true),
             ("time", LogicalType::Other, Less, "12:00:00", false),
             ("inet6", LogicalType::Other, Equal, "::1", false),
-            ("uuid", LogicalType::Uuid, Equal, "", false),
+            (
+                "uuid",
+                LogicalType::Uuid,
+                Equal,
+                "00112233-4455-6677-8899-aabbccddeeff",
+                true,
+            ),
+            (
+                "uuid",
+                LogicalType::Uuid,
+                Less,
+                "00112233-4455-6677-8899-aabbccddeeff",
+                false,
+            ),
             ("binary(2)", LogicalType::Bytes, Less, "\\x00ff", true),
             ("double", LogicalType::Float64, Equal, "1", false),
         ] {

@@ -14,7 +14,7 @@ use super::server::{Flavor, Server};
 /// The server that a log was captured from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    pub(super) flavor: Flavor,
+    pub flavor: Flavor,
     pub(super) server: String,
 }
 

@@ -26,22 +26,53 @@ impl Catalog {
     /// # Errors
     /// A query failed, or the table is being changed for too long.
     pub async fn kept(&mut self, database: &str, table: &str) -> Result<Kept, SourceError> {
+        self.look_kept(database, table, false).await
+    }
+
+    /// The same with the defaults of its columns.
+    ///
+    /// # Errors
+    /// As of [`Self::kept`].
+    pub async fn kept_with_defaults(
+        &mut self,
+        database: &str,
+        table: &str,
+    ) -> Result<Kept, SourceError> {
+        self.look_kept(database, table, true).await
+    }
+
+    async fn look_kept(
+        &mut self,
+        database: &str,
+        table: &str,
+        with_defaults: bool,
+    ) -> Result<Kept, SourceError> {
         self.session
             .query_drop("start transaction read only")
             .await?;
-        let kept = self.look_at_kept(database, table).await;
+        let kept = self.look(database, table, with_defaults).await;
         self.session.query_drop("commit").await?;
         kept
     }
 
-    async fn look_at_kept(&mut self, database: &str, table: &str) -> Result<Kept, SourceError> {
+    async fn look(
+        &mut self,
+        database: &str,
+        table: &str,
+        with_defaults: bool,
+    ) -> Result<Kept, SourceError> {
         // Of a table that is not there, and is made at this moment, the binlog tells behind the place.
-        let place = self.place().await?;
+        let mut place = self.place().await?;
         let is_there = keep_shape(&mut self.session, &qualified(database, table), "").await?;
-        let (now, place) = match is_there {
-            true => (self.table(database, table).await?, self.place().await?),
-            false => (None, place),
-        };
+        let mut now = None;
+        if is_there {
+            let mut found = self.found(database, table).await?;
+            if let (Some(found), true) = (&mut found, with_defaults) {
+                self.find_defaults(found).await?;
+            }
+            now = found.map(|found| found.table);
+            place = self.place().await?;
+        }
         let at = match self.server().flavor {
             Flavor::Mysql => SourcePosition::Mysql {
                 gtids: GtidSet::default(),

@@ -4,6 +4,7 @@
 //! index.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use downriver_decode::mysql::native::Native;
 use downriver_event::{Column, TableSchema};
 use mysql_async::Value;
 
@@ -81,6 +82,22 @@ impl<'a> KeyColumns<'a> {
             same.push(format!("{name} = {value}"));
         }
         Ok(format!("({})", ranges.join(" or ")))
+    }
+
+    /// The row of a bound.
+    pub(super) fn at(&self, bound: &[u8]) -> Result<String, SourceError> {
+        let values = decode_bound(bound).ok_or_else(unreadable_bound)?;
+        let equal = self.0.iter().zip(values).map(|(column, value)| {
+            let value = literal(column.known, value)?;
+            Some(format!("{} = {value}", compared(column.known)))
+        });
+        let equal: Option<Vec<String>> = equal.collect();
+        Ok(equal.ok_or_else(unreadable_bound)?.join(" and "))
+    }
+
+    pub(super) fn has_uuid(&self) -> bool {
+        let mut natives = self.0.iter().map(|column| column.known.declared.native);
+        natives.any(|native| native == Some(Native::Uuid))
     }
 
     /// The rows with these keys, of the form that `Column::write_key` writes.

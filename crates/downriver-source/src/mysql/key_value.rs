@@ -77,6 +77,9 @@ pub(super) fn literal(column: &KnownColumn, printed: &[u8]) -> Option<String> {
         Wire::Date | Wire::Datetime(_) | Wire::Timestamp(_) | Wire::Time(_) => {
             of(b"-:. ").map(|text| format!("'{text}'"))
         }
+        Wire::Char(_) if let Some(native) = column.declared.native => {
+            of(b"abcdef-:.").map(|text| format!("cast('{text}' as {})", native.word()))
+        }
         Wire::Char(_) | Wire::Bytes(_) => Some(match &column.charset {
             Some(charset) => format!("_{charset} {}", hex(printed)),
             None => hex(printed),
@@ -104,6 +107,10 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
     }
     let printed = printed_key(ty, rest)?;
     let text = || std::str::from_utf8(&printed).ok();
+    if let (Some(native), LogicalType::Uuid) = (column.declared.native, ty) {
+        let shown = native.shown(&printed)?;
+        return Some(format!("{name} = {}", literal(column, shown.as_bytes())?));
+    }
     match column.wire {
         Wire::Enum(_) => {
             let numbers = numbers(&column.declared.labels, text()?);
@@ -162,6 +169,12 @@ pub(super) fn compares(
     let mut after_presence = value.split_first()?.1;
     let is_equality = matches!(comparator, Comparator::Equal | Comparator::NotEqual);
     let printed = printed_key(ty, &mut after_presence)?;
+    if let Some(native) = column.declared.native {
+        let shown = native.shown(&printed);
+        let shown = shown.filter(|_| is_equality && *ty == LogicalType::Uuid)?;
+        let (name, value) = (compared(column), literal(column, shown.as_bytes())?);
+        return Some(format!("{name} {} {value}", comparator.symbol()));
+    }
     match column.wire {
         Wire::Char(_) | Wire::Bytes(_) if column.declared.charset.is_some() => {
             let name = compared(column);

@@ -7,6 +7,7 @@ pub mod check;
 mod columns;
 pub mod config;
 pub mod cut;
+mod defaults;
 pub mod dump;
 pub mod filter;
 pub mod identity;

@@ -3,18 +3,21 @@
 //!
 //! Too much is told rather than too little: a name counts where it occurs as a word, in whatever database.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use downriver_decode::mysql::ddl::{Named, Written, written};
 use mysql_async::Row;
 use mysql_async::prelude::Queryable as _;
 
 use super::catalog::Catalog;
-use super::sql::text;
+use super::sql::{literal, text};
 use crate::error::SourceError;
 
 /// Rules by which rows change with those that they refer to.
 const CHANGES: &str = "('CASCADE', 'SET NULL', 'SET DEFAULT')";
+
+/// Above so many tables whose keys may be others, all keys are looked at anew.
+const RENEWED_MAX: usize = 100;
 
 /// A foreign key by which rows change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,27 +34,56 @@ pub struct ForeignKey {
 /// A server's foreign keys by which rows change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignKeys {
-    pub keys: Vec<ForeignKey>,
+    keys: Vec<ForeignKey>,
+    /// The keys that refer to a table, by its name as names are compared.
+    of_parents: HashMap<Named, Vec<usize>>,
     /// Names that differ in case are one table's.
     folds_names: bool,
 }
 
 impl ForeignKeys {
+    fn new(keys: Vec<ForeignKey>, folds_names: bool) -> Self {
+        let mut found = Self {
+            keys,
+            of_parents: HashMap::new(),
+            folds_names,
+        };
+        found.index();
+        found
+    }
+
+    fn index(&mut self) {
+        self.of_parents.clear();
+        for (at, key) in self.keys.iter().enumerate() {
+            let parent = compared(&key.parent, self.folds_names);
+            self.of_parents.entry(parent).or_default().push(at);
+        }
+    }
+
+    fn of_parent(&self, table: &Named) -> impl Iterator<Item = &ForeignKey> {
+        let keys = self.of_parents.get(&compared(table, self.folds_names));
+        keys.into_iter().flatten().map(|at| &self.keys[*at])
+    }
+
     /// The columns of a table whose change in a row changes rows of other tables. None twice.
     #[must_use]
     pub fn referenced(&self, table: &Named) -> Vec<String> {
-        let keys = self.keys.iter().filter(|key| key.on_update);
-        let keys = keys.filter(|key| self.is_same(&key.parent, table));
+        let keys = self.of_parent(table).filter(|key| key.on_update);
         let columns: BTreeSet<&String> = keys.flat_map(|key| &key.columns).collect();
         columns.into_iter().cloned().collect()
+    }
+
+    /// The tables that rows of others refer to.
+    pub fn parents(&self) -> impl Iterator<Item = &Named> {
+        let keys = self.of_parents.values().filter_map(|keys| keys.first());
+        keys.map(|at| &self.keys[*at].parent)
     }
 
     /// The tables whose rows may change when rows of this one are deleted, or get others values of the columns that are
     /// referred to.
     #[must_use]
     pub fn children(&self, parent: &Named, deletes: bool, updates: bool) -> BTreeSet<Named> {
-        let keys = self.keys.iter();
-        let keys = keys.filter(|key| self.is_same(&key.parent, parent));
+        let keys = self.of_parent(parent);
         let keys = keys.filter(|key| deletes && key.on_delete || updates && key.on_update);
         self.beyond(keys.map(|key| key.child.clone()).collect())
     }
@@ -59,25 +91,41 @@ impl ForeignKeys {
     /// Tables and all whose rows may change with theirs, one after another.
     #[must_use]
     pub fn beyond(&self, mut tables: BTreeSet<Named>) -> BTreeSet<Named> {
-        loop {
-            let keys = self.keys.iter();
-            let from =
-                keys.filter(|key| tables.iter().any(|table| self.is_same(&key.parent, table)));
-            let next: Vec<Named> = from.map(|key| key.child.clone()).collect();
-            let before = tables.len();
-            tables.extend(next);
-            if tables.len() == before {
-                return tables;
+        let mut next: Vec<Named> = tables.iter().cloned().collect();
+        while let Some(parent) = next.pop() {
+            for key in self.of_parent(&parent) {
+                if tables.insert(key.child.clone()) {
+                    next.push(key.child.clone());
+                }
             }
         }
+        tables
     }
 
-    fn is_same(&self, one: &Named, other: &Named) -> bool {
-        let is_same = |one: &str, other: &str| match self.folds_names {
-            false => one == other,
-            true => one.to_lowercase() == other.to_lowercase(),
-        };
-        is_same(&one.table, &other.table) && is_same(&one.database, &other.database)
+    /// The tables whose own keys a change of these may change: they themselves, and those that refer to them.
+    #[must_use]
+    pub fn with_children(&self, tables: BTreeSet<Named>) -> BTreeSet<Named> {
+        let children = tables.iter().flat_map(|table| self.of_parent(table));
+        let children: Vec<Named> = children.map(|key| key.child.clone()).collect();
+        tables.into_iter().chain(children).collect()
+    }
+
+    /// Takes the keys that tables have now in the place of those that they had.
+    fn renew(&mut self, tables: &BTreeSet<Named>, now: Vec<ForeignKey>) {
+        let folds_names = self.folds_names;
+        let tables: HashSet<Named> = tables.iter().map(|t| compared(t, folds_names)).collect();
+        self.keys
+            .retain(|key| !tables.contains(&compared(&key.child, folds_names)));
+        self.keys.extend(now);
+        self.index();
+    }
+}
+
+/// A table's name so that two of one table are equal.
+fn compared(table: &Named, folds_names: bool) -> Named {
+    match folds_names {
+        true => table.in_lower_case(),
+        false => table.clone(),
     }
 }
 
@@ -144,8 +192,9 @@ impl Reach {
                     None => return None,
                 }
             }
-            let reached = keys.keys.iter().filter(|key| reach.contains(&key.parent));
-            let children: BTreeSet<Named> = reached.map(|key| in_lower_case(&key.child)).collect();
+            let reached = keys.parents().filter(|parent| reach.contains(parent));
+            let reached = reached.flat_map(|parent| keys.of_parent(parent));
+            let children: BTreeSet<Named> = reached.map(|key| key.child.in_lower_case()).collect();
             let children: BTreeSet<Named> = &children - &reach.children;
             if bodies.is_empty() && of_read.is_empty() && children.is_empty() {
                 return Some(reach);
@@ -163,20 +212,13 @@ impl Reach {
     /// Whether rows of the table may have been changed.
     #[must_use]
     pub fn contains(&self, table: &Named) -> bool {
-        is_in(&self.written, &table.table) || self.children.contains(&in_lower_case(table))
+        is_in(&self.written, &table.table) || self.children.contains(&table.in_lower_case())
     }
 }
 
 fn is_in(texts: &[String], name: &str) -> bool {
     let name = name.to_lowercase();
     texts.iter().any(|text| mentions(text, &name))
-}
-
-fn in_lower_case(table: &Named) -> Named {
-    Named {
-        database: table.database.to_lowercase(),
-        table: table.table.to_lowercase(),
-    }
 }
 
 /// Whether a name occurs in a text as a word, both in lower case: also within what a server takes for a comment or a text.
@@ -200,30 +242,60 @@ impl Catalog {
     /// A query failed.
     pub async fn foreign_keys(&mut self) -> Result<ForeignKeys, SourceError> {
         let folds_names = self.server().lower_case_table_names != 0;
+        Ok(ForeignKeys::new(self.keys_of(None).await?, folds_names))
+    }
+
+    /// Looks anew at the keys that these tables have.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn renew_keys(
+        &mut self,
+        keys: &mut ForeignKeys,
+        tables: &BTreeSet<Named>,
+    ) -> Result<(), SourceError> {
+        if tables.len() > RENEWED_MAX {
+            *keys = self.foreign_keys().await?;
+            return Ok(());
+        }
+        let mut now = Vec::new();
+        for table in tables {
+            now.extend(self.keys_of(Some(table)).await?);
+        }
+        keys.renew(tables, now);
+        Ok(())
+    }
+
+    /// Those of one table, if it is given.
+    async fn keys_of(&mut self, child: Option<&Named>) -> Result<Vec<ForeignKey>, SourceError> {
+        // Names stand as literals: only then MariaDB opens no more tables than are asked for.
+        let of_child = |schema: &str| match child {
+            None => String::new(),
+            Some(Named { database, table }) => {
+                let (database, table) = (literal(database), literal(table));
+                format!("and {schema} = {database} and table_name = {table}")
+            }
+        };
         // Two queries: the server joins its catalog row by row.
         let query = format!(
             "select constraint_schema, table_name, constraint_name,
                     delete_rule in {CHANGES}, update_rule in {CHANGES}
                from information_schema.referential_constraints
-              where delete_rule in {CHANGES} or update_rule in {CHANGES}"
+              where (delete_rule in {CHANGES} or update_rule in {CHANGES}) {}",
+            of_child("constraint_schema")
         );
         let rules: Vec<Row> = self.session.query(query).await?;
-        let mut found = ForeignKeys {
-            keys: Vec::new(),
-            folds_names,
-        };
         if rules.is_empty() {
-            return Ok(found);
+            return Ok(Vec::new());
         }
-        let columns: Vec<Row> = self
-            .session
-            .query(
-                "select table_schema, table_name, constraint_name,
-                        referenced_table_schema, referenced_table_name, referenced_column_name
-                   from information_schema.key_column_usage
-                  where referenced_table_name is not null",
-            )
-            .await?;
+        let query = format!(
+            "select table_schema, table_name, constraint_name,
+                    referenced_table_schema, referenced_table_name, referenced_column_name
+               from information_schema.key_column_usage
+              where referenced_table_name is not null {}",
+            of_child("table_schema")
+        );
+        let columns: Vec<Row> = self.session.query(query).await?;
         let named = |row: &Row, at| {
             let (database, table) = (text(row, at)?, text(row, at + 1)?);
             Some(Named { database, table })
@@ -253,8 +325,18 @@ impl Catalog {
                 on_update: is_set(4),
             })
         });
-        found.keys = keys.collect();
-        Ok(found)
+        Ok(keys.collect())
+    }
+
+    /// By the tables that they change rows of.
+    pub(super) async fn keys_by_child(
+        &mut self,
+    ) -> Result<BTreeMap<Named, Vec<ForeignKey>>, SourceError> {
+        let mut by_child: BTreeMap<Named, Vec<ForeignKey>> = BTreeMap::new();
+        for key in self.keys_of(None).await? {
+            by_child.entry(key.child.clone()).or_default().push(key);
+        }
+        Ok(by_child)
     }
 
     /// What statements run besides themselves.
@@ -312,10 +394,7 @@ mod tests {
             on_delete: *on_delete,
             on_update: *on_update,
         };
-        ForeignKeys {
-            keys: edges.iter().map(key).collect(),
-            folds_names: false,
-        }
+        ForeignKeys::new(edges.iter().map(key).collect(), false)
     }
 
     #[test]
@@ -348,6 +427,36 @@ mod tests {
         assert_eq!(reach(false, false), "");
         assert_eq!(keys.referenced(&named("a")), ["id"]);
         assert!(keys.referenced(&named("c")).is_empty());
+    }
+
+    #[test]
+    fn keys_of_tables_that_were_changed_are_taken_in_the_place_of_theirs() {
+        let mut found = keys(&[
+            ("a", "b", true, true),
+            ("a", "c", true, true),
+            ("b", "d", true, true),
+        ]);
+        let set = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| named(name))
+                .collect::<BTreeSet<_>>()
+        };
+        // `a` is called `e`: who refers to it is to be looked at too.
+        let changed = found.with_children(set(&["a", "e"]));
+        assert_eq!(changed, set(&["a", "b", "c", "e"]));
+        let now = keys(&[("e", "b", true, true), ("d", "e", true, true)]).keys;
+        found.renew(&changed, now);
+        assert_eq!(found.beyond(set(&["a"])), set(&["a"]));
+        assert_eq!(found.beyond(set(&["e"])), set(&["b", "d", "e"]));
+        let mut parents: Vec<_> = found
+            .parents()
+            .map(|parent| parent.table.as_str())
+            .collect();
+        parents.sort_unstable();
+        assert_eq!(parents, ["b", "d", "e"]);
+        let folded = ForeignKeys::new(found.keys, true);
+        assert_eq!(folded.referenced(&named("B")), ["id"]);
     }
 
     #[test]

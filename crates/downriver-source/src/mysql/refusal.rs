@@ -9,6 +9,8 @@ use mysql_common::packets::ErrPacket;
 
 use crate::error::SourceError;
 
+/// `ER_PARSE_ERROR`: the server does not know the statement.
+pub(super) const PARSE_ERROR: u16 = 1064;
 /// What goes wrong while the binlog is read has one number, and its kind in words.
 const CANNOT_READ_BINLOG: u16 = 1236;
 /// MariaDB's number for what MySQL says in words.

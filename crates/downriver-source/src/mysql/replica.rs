@@ -6,15 +6,14 @@ use downriver_event::problem::Problem;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
-use super::refusal::errno;
+use super::refusal::{PARSE_ERROR, errno};
 use super::server::{Flavor, Server};
 use super::sql::text;
 use crate::error::SourceError;
 
 /// Behind its primary by more than this is said.
 const LAG_MAX: Duration = Duration::from_secs(60);
-/// `ER_PARSE_ERROR`, and `ER_SPECIFIC_ACCESS_DENIED_ERROR`.
-const PARSE_ERROR: u16 = 1064;
+/// `ER_SPECIFIC_ACCESS_DENIED_ERROR`.
 const DENIED: u16 = 1227;
 
 /// Where a server takes transactions from.

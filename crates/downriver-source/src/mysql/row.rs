@@ -49,7 +49,7 @@ impl SelectedRow<'_> {
         Ok(key)
     }
 
-    fn push(
+    pub(super) fn push(
         &self,
         at: usize,
         out: &mut ColumnBuilder,

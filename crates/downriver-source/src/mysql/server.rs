@@ -2,19 +2,16 @@
 
 use std::collections::HashMap;
 
+use downriver_decode::mysql::FIRST_EVENT;
 pub use downriver_decode::mysql::Flavor;
+use downriver_decode::mysql::is_same_name;
 use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
-use super::refusal::errno;
+use super::refusal::{PARSE_ERROR, errno};
 use super::sql::{literal, number, text, variables};
 use crate::error::SourceError;
-
-/// Bytes in front of a file's first event.
-const FILE_START: u64 = 4;
-/// `ER_PARSE_ERROR`: the server does not know the statement.
-const PARSE_ERROR: u16 = 1064;
 
 /// Facts of a server. What has `None` the server does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,10 +127,11 @@ impl Server {
         self.flavor == Flavor::Mysql && !self.has_gtids()
     }
 
-    /// Whether changes are logged with all that was in a row, and all that is otherwise in it.
+    /// Whether what is logged of a changed row tells all that is in it.
     #[must_use]
-    pub fn logs_whole_rows(&self) -> bool {
-        ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
+    pub fn tells_rows(&self) -> bool {
+        self.flavor == Flavor::Mysql
+            || ["FULL", "FULL_NODUP"].contains(&self.binlog_row_image.as_str())
     }
 
     /// Whether the binlog names the columns of its rows.
@@ -148,7 +146,7 @@ impl Server {
     pub fn is_same_name(&self, one: &str, other: &str) -> bool {
         match self.lower_case_table_names {
             0 => one == other,
-            _ => one.to_lowercase() == other.to_lowercase(),
+            _ => is_same_name(one, other),
         }
     }
 
@@ -205,11 +203,19 @@ impl Server {
     /// # Errors
     /// The server writes no binlog, or the query failed.
     pub async fn purged(&self, session: &mut Conn) -> Result<SourcePosition, SourceError> {
-        let oldest: Option<Row> = session.query_first("show binary logs").await?;
-        let file = oldest.and_then(|row| text(&row, 0)).ok_or_else(no_binlog)?;
+        let files = self.files(session).await?;
+        self.purged_before(session, files.first()).await
+    }
+
+    /// The same where the oldest file is known.
+    pub(super) async fn purged_before(
+        &self,
+        session: &mut Conn,
+        oldest: Option<&BinlogPlace>,
+    ) -> Result<SourcePosition, SourceError> {
         let place = BinlogPlace {
-            file,
-            position: FILE_START,
+            file: oldest.ok_or_else(no_binlog)?.file.clone(),
+            position: FIRST_EVENT,
         };
         Ok(match self.flavor {
             Flavor::Mysql => SourcePosition::Mysql {
@@ -220,7 +226,7 @@ impl Server {
                 place,
             },
             Flavor::Mariadb => {
-                let at = format!("binlog_gtid_pos({}, {FILE_START})", literal(&place.file));
+                let at = format!("binlog_gtid_pos({}, {FIRST_EVENT})", literal(&place.file));
                 let gtids = domains(session, &at).await?;
                 SourcePosition::Mariadb { gtids, place }
             }
@@ -312,7 +318,7 @@ pub(super) async fn domains(
     told.parse().map_err(|_| unreadable(expression, &told))
 }
 
-fn unreadable(expression: &str, told: &str) -> SourceError {
+pub(super) fn unreadable(expression: &str, told: &str) -> SourceError {
     SourceError::definite(
         "DR-1040",
         format!("the server says that {expression} is {told:?}, which is not understood"),

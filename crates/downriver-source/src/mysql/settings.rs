@@ -37,9 +37,9 @@ impl Server {
             );
             wants("DR-1080", reason, "binlog_format = ROW");
         }
-        if !self.logs_whole_rows() {
+        if !self.tells_rows() {
             let reason = format!(
-                "binlog_row_image is {}: rows are logged in part, which is not built yet",
+                "binlog_row_image is {}: this server logs REPLACE without the columns that it leaves out and sets to their defaults",
                 self.binlog_row_image
             );
             wants("DR-1081", reason, "binlog_row_image = FULL");

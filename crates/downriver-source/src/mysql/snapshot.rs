@@ -319,10 +319,22 @@ impl SnapshotSession {
             request.rows_max
         );
         let (count, last) = reading.rows(session, &query, row, None).await?;
-        match last {
-            Some(last) if count >= request.rows_max => of_key.bound(&last).map(Some),
-            _ => Ok(None),
+        let Some(last) = last.filter(|_| count >= request.rows_max) else {
+            return Ok(None);
+        };
+        let bound = of_key.bound(&last)?;
+        if of_key.has_uuid() {
+            let query = format!(
+                "{from} force index ({}) where {} limit 1",
+                identifier(&key.index),
+                of_key.at(&bound)?
+            );
+            let (found, _) = reading.rows(session, &query, &mut |_| Ok(()), None).await?;
+            if found == 0 {
+                return Err(no_uuid(schema));
+            }
         }
+        Ok(Some(bound))
     }
 }
 
@@ -417,8 +429,21 @@ pub(super) async fn read_whole(
     Ok(())
 }
 
+/// MariaDB has stored a uuid in another order of bytes than it looks for: rows behind it may lie before it.
+fn no_uuid(schema: &TableSchema) -> SourceError {
+    let table = schema.qualified_name();
+    SourceError::definite(
+        "DR-1095",
+        format!("the server does not find a row of {table} by the uuid that it shows of it"),
+        "correct the uuids that were written as bytes and are none of RFC 9562, and alter table … force; or exclude the table",
+    )
+}
+
 /// What is known of each of the schema's columns.
-fn selected_columns<'a>(schema: &TableSchema, columns: &'a [KnownColumn]) -> Vec<&'a KnownColumn> {
+pub(super) fn selected_columns<'a>(
+    schema: &TableSchema,
+    columns: &'a [KnownColumn],
+) -> Vec<&'a KnownColumn> {
     let known = |name: &str| columns.iter().find(|column| column.described.name == name);
     let names = schema.columns.iter().map(|column| column.name.as_str());
     names.filter_map(known).collect()

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use downriver_decode::mysql::FIRST_EVENT;
 use downriver_event::{BinlogPlace, DomainGtids, GtidSet, GtidSource, SourcePosition};
 use mysql_common::packets::{
     BinlogDumpFlags, ComBinlogDump, ComBinlogDumpGtid, GnoInterval, Sid, Tag,
@@ -18,8 +19,6 @@ pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// How long the server waits for us to take what it sends while capture stands still. Then it cuts the connection: what had
 /// come until then is still read, the end is an error that goes away, and the stream begins again at the position.
 const SERVER_WAITS_FOR: Duration = Duration::from_secs(3600);
-/// Of a file, behind the bytes that mark it as a binlog.
-const FIRST_EVENT: u32 = 4;
 /// The server sends all events that are in a file, also statements' texts: whoever counts needs them. The flag has another
 /// name, and no meaning, with MySQL.
 const EVERY_EVENT: BinlogDumpFlags = BinlogDumpFlags::BINLOG_THROUGH_POSITION;
@@ -49,7 +48,8 @@ impl Start {
                 true => by_place(place, server_id, EVERY_EVENT)?,
                 false => {
                     settings.push_str(&connect_state(gtids));
-                    dump("", FIRST_EVENT, server_id, EVERY_EVENT)
+                    let first = u32::try_from(FIRST_EVENT).expect("it is small");
+                    dump("", first, server_id, EVERY_EVENT)
                 }
             },
             _ => {
@@ -114,14 +114,13 @@ fn by_place(
             "give the source a position with a GTID or a file",
         ));
     }
-    let Ok(position) = u32::try_from(place.position) else {
+    let Ok(position) = u32::try_from(place.position.max(FIRST_EVENT)) else {
         return Err(SourceError::hole(
             "DR-1061",
             format!("the protocol has no way to ask for {place}, which is behind the first 4 GiB of its file"),
         )
         .and_first("turn gtid_mode on, or keep transactions under max_binlog_size"));
     };
-    let position = position.max(FIRST_EVENT);
     Ok(dump(&place.file, position, server_id, flags))
 }
 
@@ -153,7 +152,7 @@ fn by_set(gtids: &GtidSet, server_id: u32) -> Result<Vec<u8>, SourceError> {
     }
     let mut command = Vec::new();
     ComBinlogDumpGtid::new(server_id)
-        .with_pos(u64::from(FIRST_EVENT))
+        .with_pos(FIRST_EVENT)
         .with_sids(sids)
         .serialize(&mut command);
     Ok(command)

@@ -279,6 +279,7 @@ impl Catalog {
                 nullable: column.nullable,
                 source_type: column.source_type,
                 cover: Cover::None,
+                default: None,
             });
         }
         for (table, keys) in tables.iter_mut().zip(&keys) {
@@ -467,6 +468,7 @@ impl Catalog {
                 },
                 ty,
                 cover: Cover::None,
+                default: None,
             });
         }
         let identity = replica_identity(relation.replica_identity);

@@ -151,6 +151,7 @@ mod tests {
             nullable: false,
             source_type: source_type.into(),
             cover: Cover::None,
+            default: None,
         }
     }
 

@@ -144,6 +144,10 @@ impl Table {
         let (names, expressions) = self.key_columns();
         let (mut names, mut expressions) = (names.to_owned(), expressions.to_owned());
         for column in &self.columns {
+            // It has its default, or what its type has.
+            if random.random_range(0..4) == 0 {
+                continue;
+            }
             let value = KINDS[column.kind].1;
             names += &format!(", `{}`", column.name);
             expressions += &match column.nullable {

@@ -209,7 +209,7 @@ async fn a_server_that_purged_what_was_not_captured_is_refused_with_what_it_purg
         }
         replica.until_it_has_all_of(&shop.mysql).await?;
         let lost = between(product, &before, &shop.mysql.gtids().await?)?;
-        replica.purge_binlogs().await?;
+        replica.flush_and_purge_binlogs().await?;
         shop.mysql.kill()?;
         shop.daemon.start().await?;
         shop.daemon.apply(&source_at(&replica)).await?;

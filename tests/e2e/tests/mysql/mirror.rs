@@ -145,7 +145,7 @@ async fn a_purged_binlog_is_a_hole_and_a_new_snapshot_repairs_it() -> Result<()>
              update orders set note = 'unseen' where id % 5 = 0;",
         )
         .await?;
-    shop.mysql.purge_binlogs().await?;
+    shop.mysql.flush_and_purge_binlogs().await?;
     shop.daemon.start().await?;
     let described = shop
         .daemon
@@ -170,7 +170,7 @@ async fn a_purged_binlog_is_a_hole_and_a_new_snapshot_repairs_it() -> Result<()>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_missing_at_the_server_is_said_with_its_fix() -> Result<()> {
-    let mysql = Mysql::start_with(Product::Mysql9, &["binlog-row-image = MINIMAL"]).await?;
+    let mysql = Mysql::start_with(Product::Mysql9, &["binlog-format = STATEMENT"]).await?;
     mysql.create_capture_user().await?;
     mysql.execute(ORDERS).await?;
     let folder = tempfile::tempdir()?;
@@ -179,14 +179,14 @@ async fn what_is_missing_at_the_server_is_said_with_its_fix() -> Result<()> {
     let source = resources::mysql_source(&mysql, &["shop.*"], &[]);
     let refused = daemon.try_apply(&source).await?;
     ensure!(refused.code == Some(1), "{}", refused.text());
-    for expected in ["DR-1081", "SET PERSIST binlog_row_image = FULL"] {
+    for expected in ["DR-1080", "SET PERSIST binlog_format = ROW"] {
         ensure!(
             refused.text().contains(expected),
             "{expected}: {}",
             refused.text()
         );
     }
-    mysql.execute("set global binlog_row_image = FULL").await?;
+    mysql.execute("set global binlog_format = ROW").await?;
     daemon.apply(&source).await?;
     let described = daemon
         .until_described(

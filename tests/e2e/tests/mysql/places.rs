@@ -77,7 +77,7 @@ async fn without_identifiers_a_purged_file_and_another_server_are_holes() -> Res
     shop.mysql
         .execute("update orders set note = 'unseen' where id % 5 = 0")
         .await?;
-    shop.mysql.purge_binlogs().await?;
+    shop.mysql.flush_and_purge_binlogs().await?;
     shop.daemon.start().await?;
     let stopped = shop.until_stopped("DR-1085").await?;
     let reason = stopped["reason"].as_str().unwrap_or_default();

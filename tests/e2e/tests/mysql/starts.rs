@@ -150,7 +150,11 @@ async fn begins_where_it_is_told(product: Product) -> Result<()> {
         .daemon
         .run(&["tail", "by-gtid", "--from", "0/16B3748"])
         .await?;
-    ensure!(elsewhere.code == Some(1) && elsewhere.text().contains("another database"));
+    let text = elsewhere.text();
+    ensure!(
+        elsewhere.code == Some(1) && text.contains("another database") && text.contains("DR-2039"),
+        "{text}"
+    );
 
     // It goes on there, whatever the start says.
     let other = format!("start: {{ gtid: \"{}\" }}", early.gtid);
@@ -196,9 +200,7 @@ async fn begins_where_it_is_told(product: Product) -> Result<()> {
         .await?;
     log.is_refused(&format!("{{ gtid: \"{foreign}\" }}"), "the server is")
         .await?;
-    log.mysql
-        .execute(&format!("purge binary logs to '{file}'"))
-        .await?;
+    log.mysql.purge_binlogs().await?;
     log.is_refused(&format!("{{ gtid: \"{}\" }}", first.gtid), "has purged")
         .await?;
     let initial = log.source("refused", &[&format!("start: {}", place(4))]);

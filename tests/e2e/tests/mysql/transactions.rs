@@ -326,3 +326,71 @@ async fn whatever_transactions_of_mariadb_10_do_the_lake_is_equal() -> Result<()
 async fn whatever_transactions_of_mariadb_11_do_the_lake_is_equal() -> Result<()> {
     are_told(Product::Mariadb11).await
 }
+
+/// What foreign keys are and what tables are called changes while the source is captured.
+async fn keys_are_followed(product: Product) -> Result<()> {
+    let settings: &[&str] = match product {
+        Product::Mysql9 => &["innodb_native_foreign_keys = ON"],
+        Product::Mariadb10 | Product::Mariadb11 => &[],
+    };
+    let shop = Shop::open_with(product, settings).await?;
+    shop.mysql
+        .execute(
+            "create table p1 (id int primary key); create table p2 (id int primary key); create table p3 (id int primary key);
+             create table renamed (id int primary key, p int, q int,
+                constraint by_p foreign key (p) references p1 (id) on delete cascade,
+                constraint by_q foreign key (q) references p2 (id) on delete set null);
+             create table late (id int primary key, p int);
+             insert into p1 values (1), (2); insert into p2 values (1), (2); insert into p3 values (1), (2);
+             insert into renamed values (1, 1, 1), (2, 2, 2); insert into late values (1, 1), (2, 2)",
+        )
+        .await?;
+    let file = shop.folder.path().join("source.yaml");
+    std::fs::write(
+        &file,
+        resources::mysql_source(&shop.mysql, &["shop.*"], &[]),
+    )?;
+    let file = file.to_str().context("a path")?;
+    let checked = shop
+        .daemon
+        .run(&["check", "-f", file, "-o", "json"])
+        .await?;
+    let checked: serde_json::Value = serde_json::from_str(&checked.stdout)?;
+    let findings = checked.as_array().context("a list")?;
+    let of_keys: Vec<_> = findings
+        .iter()
+        .filter(|found| found["code"] == "DR-1089")
+        .collect();
+    let reason = of_keys[0]["reason"].as_str().unwrap_or_default();
+    ensure!(
+        of_keys.len() == 1 && reason.contains("by_p (to shop.p1), by_q (to shop.p2)"),
+        "{of_keys:?}"
+    );
+
+    let tables = ["p1", "p2", "p3", "renamed", "late"];
+    shop.deliver(&["shop.*"]).await?;
+    shop.ensure_equal(&tables).await?;
+    // Keys are known by then.
+    shop.mysql.execute("insert into p3 values (3)").await?;
+    shop.ensure_equal(&tables).await?;
+    shop.mysql
+        .execute(
+            "alter table late add constraint by_late foreign key (p) references p3 (id) on delete cascade;
+             rename table p2 to p4;
+             delete from p3 where id = 1;
+             delete from p4 where id = 1",
+        )
+        .await?;
+    shop.ensure_equal(&["p1", "p3", "p4", "renamed", "late"])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_keys_of_mysql_are_followed_where_tables_change() -> Result<()> {
+    keys_are_followed(Product::Mysql9).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_keys_of_mariadb_are_followed_where_tables_change() -> Result<()> {
+    keys_are_followed(Product::Mariadb11).await
+}

@@ -144,6 +144,32 @@ fn rows_are_others_where_no_event_tells_their_values() {
 }
 
 #[test]
+fn partitions_take_the_rows_of_other_tables_and_give_theirs() {
+    let others = |operation: &str| {
+        let mut effects = effects("d", &format!("alter table d.t {operation}"));
+        effects.split_off(1)
+    };
+    let table = || Named {
+        database: "e".into(),
+        table: "u".into(),
+    };
+    let changes = vec![Change::Rows];
+    assert_eq!(
+        others("exchange partition `p` with table e.u without validation"),
+        [Effect::Altered {
+            table: table(),
+            changes
+        }]
+    );
+    assert_eq!(
+        others("convert partition p to table e.u"),
+        [Effect::Created(table())]
+    );
+    let dropped = others("convert table e.u to partition p values less than (5)");
+    assert_eq!(dropped, [Effect::Dropped(table())]);
+}
+
+#[test]
 fn columns_are_followed_by_name() {
     let retyped = |column: &str| Change::Retyped(column.into());
     let renamed = |from: &str, to: &str| Change::ColumnRenamed {

@@ -7,6 +7,7 @@ use downriver_event::TableId;
 use downriver_event::block::BlockBuilder;
 
 use super::super::ddl::{Named, verb};
+use super::super::is_same_name;
 use super::super::rows::{Change, Present, Rows, nulls};
 use super::super::table_map::{TableMap, Wire};
 use super::{
@@ -57,7 +58,7 @@ impl Watched {
             let mut columns = map.columns.iter();
             columns.position(|column| {
                 let column = column.name.as_ref();
-                column.is_some_and(|column| column.to_lowercase() == name.to_lowercase())
+                column.is_some_and(|column| is_same_name(column, name))
             })
         };
         Self {

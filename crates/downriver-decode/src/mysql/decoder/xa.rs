@@ -218,7 +218,7 @@ impl BinlogDecoder {
             Kind::TABLE_MAP => self.table_map(&event),
             Kind::QUERY | Kind::MARIA_QUERY_COMPRESSED => self.query(&event, out),
             Kind::EXECUTE_LOAD_QUERY => self.load_query(&event),
-            kind if kind.is_rows() => self.rows(&event, out),
+            kind if kind.is_rows() => self.rows(kind, event.body, out),
             _ => Ok(Decoded::Passed),
         }
     }

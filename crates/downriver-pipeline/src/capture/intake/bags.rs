@@ -324,6 +324,7 @@ mod tests {
                 nullable: true,
                 source_type: "integer".into(),
                 cover: downriver_event::Cover::None,
+                default: None,
             }],
             key: Vec::new(),
             identity: ReplicaIdentity::Full,

@@ -24,6 +24,7 @@ fn table() -> Arc<TableSchema> {
         nullable: true,
         source_type: "integer".into(),
         cover: Cover::None,
+        default: None,
     };
     Arc::new(TableSchema {
         id: TableId(7),

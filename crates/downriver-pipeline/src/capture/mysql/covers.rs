@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Change, Named};
+use downriver_decode::mysql::is_same_name;
 use downriver_event::problem::Problem;
 use downriver_event::schema::Masked;
 use downriver_event::{Column, Cover, TableId, TableSchema};
@@ -17,7 +18,6 @@ use downriver_source::rules::{ColumnOrder, ColumnRules, is_generated, keep_cover
 
 use super::super::CaptureError;
 use super::Run;
-use super::numbers::is_same_name;
 use crate::status::TableStatus;
 
 impl Run<'_> {
@@ -104,7 +104,7 @@ impl Run<'_> {
             changed = leave_out_as(&changed, &now.schema);
         }
         match self.connection.columns.cover_again(&changed) {
-            Ok(after) => self.reshaped(&before, after).is_some(),
+            Ok(after) => self.reshape_numbered(&before, after).is_some(),
             Err(problem) => {
                 self.refuse_renamed(&before, changed, problem);
                 false

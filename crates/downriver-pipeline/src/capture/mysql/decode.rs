@@ -170,13 +170,14 @@ impl Run<'_> {
     async fn take(&mut self, decoded: Decoded, binlog: &mut Binlog) -> Result<(), CaptureError> {
         match decoded {
             Decoded::Rows { bytes } => self.intake.rows(bytes)?,
+            Decoded::Lacking(table) => self.lacking(table, binlog).await?,
             Decoded::Table(map) => {
                 let shape = self.table(&map, binlog).await?;
                 self.watch(&map, shape.is_some()).await?;
                 self.decoder.set_shape(shape);
             }
             Decoded::Statement(statement) => {
-                self.reach_changed(&statement.text);
+                self.reach_changed(&statement);
                 self.statement(&statement, binlog).await?;
             }
             Decoded::Unseen(statement) => {
@@ -284,7 +285,7 @@ impl Run<'_> {
 }
 
 /// A row stops its table; whatever else is not understood stops the source.
-fn undecodable(error: DecodeError) -> CaptureError {
+pub(super) fn undecodable(error: DecodeError) -> CaptureError {
     let table = match &error {
         DecodeError::Value { id, .. } | DecodeError::InPart { id, .. } => Some(*id),
         _ => None,

@@ -9,17 +9,25 @@
 //! nothing change the table in between, its shape is known from the statement on, and stored with it. Does no row come
 //! before the next change, it does not matter. Otherwise nobody knows it: rows are passed over up to such a place, and
 //! the table is read again. It is stored that it lacks them, so that a crash does not lose that.
+//!
+//! So it is too, whatever the binlog names, with tables of MariaDB's that have columns whose types it leaves open (`uuid`,
+//! `inet4`, `inet6`, and `binary(n)` of their lengths).
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Effect, Named};
+use downriver_decode::mysql::decoder::Decoded;
+use downriver_decode::mysql::is_same_name;
+use downriver_decode::mysql::native::is_open;
 use downriver_decode::mysql::recall::recall;
-use downriver_decode::mysql::shape::Shape;
+use downriver_decode::mysql::shape::{Described, Shape};
 use downriver_decode::mysql::table_map::TableMap;
-use downriver_event::{BlockBuilder, SourcePosition, TableId, TableSchema};
+use downriver_event::{BlockBuilder, Column, SourcePosition, TableId, TableSchema};
 use downriver_log::StreamState;
 use downriver_source::mysql::catalog::SourceTable;
 use downriver_source::mysql::kept::Kept;
+use downriver_source::mysql::server::Flavor;
 use downriver_source::mysql::unfit;
 use downriver_source::rules::keep_covered;
 
@@ -27,8 +35,12 @@ use super::super::CaptureError;
 use super::super::progress::Standing;
 use super::Run;
 use super::ahead::{Binlog, Met};
+use super::decode::undecodable;
 use super::numbers::{named, numbered};
 use super::tables::{comes, has_lapsed};
+
+/// Why rows are passed over.
+pub(super) const NO_SHAPE: &str = "the binlog does not tell the table's shape";
 
 /// A database's name, and the table's.
 type Name = (String, String);
@@ -56,7 +68,9 @@ impl Run<'_> {
             let known = named(&self.intake.registry, &name.0, &name.1, |id| {
                 comes(state, id)
             });
-            if self.names_columns || known.is_some_and(|known| !has_lapsed(state, known.id)) {
+            let is_told = |schema: &TableSchema| self.is_told(schema);
+            let is_told = is_told(&table.schema) && known.as_deref().is_none_or(is_told);
+            if is_told || known.is_some_and(|known| !has_lapsed(state, known.id)) {
                 settled.push(table);
             } else {
                 let kept = self.catalog.kept(&name.0, &name.1).await?;
@@ -96,11 +110,121 @@ impl Run<'_> {
         table: TableId,
         binlog: &mut Binlog,
     ) -> Result<(), CaptureError> {
-        if self.names_columns {
+        // What it may have changed is not known any more, whatever becomes of this run.
+        self.forget_defaults(table);
+        if self.will_be_told(table).await? {
             self.unsure.insert(table);
             return Ok(());
         }
         self.settle(table, binlog, true).await.map(|_| ())
+    }
+
+    /// Nobody knows any more what inserts that are logged without columns have in them.
+    pub(super) fn forget_defaults(&mut self, table: TableId) -> Option<Arc<TableSchema>> {
+        self.reshaped(table, |mut schema| {
+            for column in &mut schema.columns {
+                column.default = None;
+            }
+            schema
+        })
+    }
+
+    /// Rows were inserted without columns whose defaults are not known: they are looked up, and hold if nothing changes the
+    /// table up to where that is. Otherwise its rows are passed over up to there.
+    pub(super) async fn lacking(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let schema = self.with_defaults(table, binlog).await?;
+        let decoded = self.decoder.complete(schema, &mut self.intake.builder);
+        if let Decoded::Rows { bytes } = decoded.map_err(undecodable)? {
+            self.intake.rows(bytes)?;
+        }
+        Ok(())
+    }
+
+    async fn with_defaults(
+        &mut self,
+        table: TableId,
+        binlog: &mut Binlog,
+    ) -> Result<Option<Arc<TableSchema>>, CaptureError> {
+        let Some(known) = self.intake.registry.newest(table).cloned() else {
+            return Ok(None);
+        };
+        let name = (known.namespace.clone(), known.name.clone());
+        let kept = self.catalog.kept_with_defaults(&name.0, &name.1).await?;
+        let mut is_changed_since = false;
+        let is_reached = self
+            .look_ahead(binlog, false, &kept.at, |met| {
+                if let Met::Statement(statement) = met {
+                    is_changed_since |= is_changed(self.effects_of(statement).as_deref(), &name);
+                }
+                is_changed_since
+            })
+            .await?;
+        let now = kept.now.as_ref().map(|now| &now.schema);
+        let now = now.filter(|now| is_reached && !is_changed_since && is_same(now, &known));
+        let Some(now) = now else {
+            self.lose(
+                table,
+                "an insert was logged without columns whose defaults are not known here",
+            );
+            let is_stale = false;
+            self.unsettled.insert(name, Unsettled { kept, is_stale });
+            return Ok(None);
+        };
+        Ok(self.reshaped(table, |schema| with_defaults_of(schema, now)))
+    }
+
+    /// Whether a table map says all of the shape that rows of this schema have.
+    pub(super) fn is_told(&self, schema: &TableSchema) -> bool {
+        self.names_columns && is_closed(self.flavor(), schema)
+    }
+
+    fn flavor(&self) -> Flavor {
+        self.catalog.server().flavor
+    }
+
+    /// Whether a table's next rows tell its shape. Where they leave types open the log is to have those before it goes
+    /// on: who starts again would take the former ones for them.
+    async fn will_be_told(&mut self, table: TableId) -> Result<bool, CaptureError> {
+        let Some(before) = self.intake.registry.newest(table).cloned() else {
+            return Ok(self.names_columns);
+        };
+        if !self.is_told(&before) || self.flavor() == Flavor::Mysql {
+            return Ok(self.is_told(&before));
+        }
+        let now = self.catalog.table(&before.namespace, &before.name).await?;
+        Ok(now.is_none_or(|now| self.is_told(&now.schema)))
+    }
+
+    /// The columns of a table map, with the types that it leaves open; and the schema that tells these. `None`: nobody
+    /// knows them, and the rows are passed over.
+    pub(super) async fn closed(
+        &mut self,
+        before: Arc<TableSchema>,
+        told: Vec<Described>,
+        binlog: &mut Binlog,
+    ) -> Result<Option<(Arc<TableSchema>, Vec<Described>)>, CaptureError> {
+        let is_open = |column: &Described| is_open(&column.source_type);
+        if self.flavor() == Flavor::Mysql || !told.iter().any(is_open) {
+            return Ok(Some((before, told)));
+        }
+        if let Some(columns) = known_as(&told, &before) {
+            return Ok(Some((before, columns)));
+        }
+        // The log has no column of the name, or one of another form.
+        let table = before.id;
+        if !self.settle(table, binlog, false).await? {
+            return Ok(None);
+        }
+        let settled = self.intake.registry.newest(table).cloned();
+        let settled = settled.and_then(|now| known_as(&told, &now).map(|columns| (now, columns)));
+        if settled.is_none() {
+            self.lose(table, NO_SHAPE);
+        }
+        Ok(settled)
     }
 
     /// Finds the shape that a table has from here on. Whether it is known; if not, its rows are passed over.
@@ -138,7 +262,7 @@ impl Run<'_> {
                 }
             },
             _ => {
-                self.lose(table);
+                self.lose(table, NO_SHAPE);
                 Ok(false)
             }
         }
@@ -156,16 +280,19 @@ impl Run<'_> {
         Ok(binlog.look_ahead(scout, out, place, look).await?)
     }
 
-    /// Nobody knows a table's shape from here on: its rows are passed over until somebody does.
-    pub(super) fn lose(&mut self, table: TableId) {
+    /// Nobody knows a table's rows from here on: they are passed over until somebody does.
+    pub(super) fn lose(&mut self, table: TableId, why: &'static str) {
         let name = self.intake.registry.newest(table);
         tracing::warn!(
             source = self.intake.config.name,
             table = name.map(|known| known.qualified_name()),
-            "the binlog does not tell a table's shape here: its rows are passed over, and it is read again"
+            why,
+            "a table's rows are passed over here, and it is read again"
         );
         self.intake.standings.insert(table, Standing::Lapsed);
         self.intake.leave(table);
+        // That it is read again is stored with what ends next, though nothing of it has events.
+        self.has_committed = true;
     }
 
     /// Takes note of a statement's effects on tables whose rows are passed over.
@@ -297,11 +424,30 @@ impl Run<'_> {
                 Err(CaptureError::Spoiled(table, why))
             }
             false => {
-                self.lose(table);
+                self.lose(table, NO_SHAPE);
                 Ok(None)
             }
         }
     }
+}
+
+/// Whether a table map that names columns says of each what it is.
+pub(super) fn is_closed(flavor: Flavor, schema: &TableSchema) -> bool {
+    let mut columns = schema.source_columns();
+    flavor == Flavor::Mysql || !columns.any(|(column, _)| is_open(&column.source_type))
+}
+
+/// Columns of a table map, those that it leaves open by a schema. `None`: it has others.
+fn known_as(told: &[Described], schema: &TableSchema) -> Option<Vec<Described>> {
+    let known_as = |column: &Described| {
+        if !is_open(&column.source_type) {
+            return Some(column.clone());
+        }
+        let mut known = schema.source_columns().map(|(column, _)| column);
+        let known = known.find(|known| is_same_name(&known.name, &column.name))?;
+        column.clone().known_as(&known.source_type)
+    };
+    told.iter().map(known_as).collect()
 }
 
 /// Whether effects may have made another of the table of a name. `None`: of a statement that is not understood.
@@ -310,6 +456,17 @@ fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
         effect.concerns(|named| named.database == *database && named.table == *table)
     };
     effects.is_none_or(|effects| effects.iter().any(concerns))
+}
+
+fn with_defaults_of(mut schema: TableSchema, now: &TableSchema) -> TableSchema {
+    for column in &mut schema.columns {
+        let mut columns = now.columns.iter();
+        let is_it =
+            |now: &&Column| is_same_name(&now.name, &column.name) && now.cover == column.cover;
+        let now = columns.find(is_it);
+        column.default = now.and_then(|now| now.default.clone());
+    }
+    schema
 }
 
 /// Whether rows of both are read in the same way.

@@ -260,7 +260,11 @@ impl Run<'_> {
                         std::panic::resume_unwind(panic.into_panic());
                     }
                 }
-                Some(request) = requests.recv() => self.intake.requested(request, |_| false)?,
+                Some(request) = requests.recv() => {
+                    // A table that was refused for a row is read again from behind it.
+                    self.intake.committed = Some(self.intake.received.clone());
+                    self.intake.requested(request, |_| false)?;
+                }
                 _ = changes.changed() => self.sealed(),
                 _ = ticks.tick() => self.tick().await?,
             }

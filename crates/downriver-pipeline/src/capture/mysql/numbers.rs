@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use downriver_decode::mysql::is_same_name;
 use downriver_event::{Column, TableId, TableSchema};
 
 use super::super::registry::Registry;
@@ -78,11 +79,6 @@ pub(super) fn numbered(
     }
 }
 
-/// Names of columns are compared without regard to case, as every server does.
-pub(super) fn is_same_name(one: &str, other: &str) -> bool {
-    one == other || one.to_lowercase() == other.to_lowercase()
-}
-
 fn next_table(registry: &Registry) -> TableId {
     let last = registry.tables().map(|schema| schema.id.0).max();
     TableId(last.unwrap_or_default() + 1)
@@ -102,6 +98,7 @@ mod tests {
             nullable: true,
             source_type: "int".into(),
             cover: Cover::None,
+            default: None,
         });
         TableSchema {
             id: TableId(0),

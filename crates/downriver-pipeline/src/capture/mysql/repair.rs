@@ -11,6 +11,7 @@ use super::super::progress::Standing;
 use super::super::registry::Registry;
 use super::super::repair::Anew;
 use super::debts::Debts;
+use super::history::is_closed;
 use super::numbers::{named, numbered};
 use super::tables::comes;
 use super::{MysqlSource, captured};
@@ -41,7 +42,8 @@ pub(in super::super) async fn begin_anew(
         }
         let registered = registry.register(schema);
         // Whether it was changed since the position was asked for, the binlog does not say by itself.
-        let standing = match prepared.names_columns {
+        let is_told = is_closed(prepared.identity.flavor, registered.schema());
+        let standing = match prepared.names_columns && is_told {
             true => Standing::Unknown,
             false => Standing::Lapsed,
         };

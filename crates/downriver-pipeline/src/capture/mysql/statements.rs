@@ -1,9 +1,11 @@
 //! What statements in the binlog do to the captured tables.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use downriver_decode::mysql::ddl::{Change, Effect, Named, effects_as};
 use downriver_decode::mysql::decoder::Statement;
+use downriver_decode::mysql::is_same_name;
 use downriver_event::{TableId, TableSchema, pb};
 use downriver_source::SourceError;
 use downriver_source::mysql::catalog::SourceTable;
@@ -12,7 +14,6 @@ use downriver_source::rules::kept_covered;
 use super::super::CaptureError;
 use super::Run;
 use super::ahead::Binlog;
-use super::numbers::is_same_name;
 
 impl Run<'_> {
     /// Takes a statement's effects, and ends it unless rows of its own follow.
@@ -52,7 +53,7 @@ impl Run<'_> {
         Some(match self.folds_names {
             true => effects
                 .into_iter()
-                .map(|effect| effect.called(in_lower_case))
+                .map(|effect| effect.called(|named| named.in_lower_case()))
                 .collect(),
             false => effects,
         })
@@ -260,6 +261,19 @@ impl Run<'_> {
             _ => true,
         }
     }
+
+    /// Gives a table another shape, before any row of it.
+    pub(super) fn reshaped(
+        &mut self,
+        id: TableId,
+        change: impl FnOnce(TableSchema) -> TableSchema,
+    ) -> Option<Arc<TableSchema>> {
+        let known = self.intake.registry.newest(id)?;
+        let schema = change((**known).clone());
+        let registered = self.intake.registry.register(schema);
+        self.intake.announce(&registered);
+        Some(Arc::clone(registered.schema()))
+    }
 }
 
 /// What a statement's renames, one after another, come to: tables may take each other's names by way of a third.
@@ -295,13 +309,6 @@ fn unreadable() -> SourceError {
         "DR-1087",
         "the binlog has a statement that changes a table whose name is in a character set that is not understood",
     )
-}
-
-fn in_lower_case(named: Named) -> Named {
-    Named {
-        database: named.database.to_lowercase(),
-        table: named.table.to_lowercase(),
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::ahead::Binlog;
 use super::covers::{is_covered_otherwise, leave_out_today};
+use super::history::NO_SHAPE;
 use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -156,7 +157,14 @@ impl Run<'_> {
             self.intake.announce(&registered);
             return Ok((Arc::clone(registered.schema()), false));
         };
-        let is_whole = self.names_columns || !has_lapsed(state, known.id);
+        let has_lapsed = has_lapsed(state, known.id);
+        let is_whole = self.is_told(&known) && self.is_told(&today) || !has_lapsed;
+        let known = match is_whole && has_lapsed {
+            // Of one that was left nobody heard of other defaults.
+            true => self.forget_defaults(known.id).unwrap_or(known),
+            false => known,
+        };
+        let registry = &self.intake.registry;
         let mut schema = match is_whole {
             // The binlog says when its shape changes.
             true => {
@@ -211,6 +219,9 @@ impl Run<'_> {
                 return Ok(None);
             }
         };
+        let Some((before, described)) = self.closed(before, described, binlog).await? else {
+            return Ok(None);
+        };
         let places = (1..).zip(&described);
         let columns = places.map(|(id, column)| Column {
             id,
@@ -219,6 +230,7 @@ impl Run<'_> {
             nullable: column.nullable,
             source_type: column.source_type.clone(),
             cover: Cover::None,
+            default: None,
         });
         let key = map.key.iter().flatten();
         let key: Vec<u32> = key.filter_map(|at| u32::try_from(at + 1).ok()).collect();
@@ -251,18 +263,25 @@ impl Run<'_> {
         Shape::new(schema, plans, treatments)
     }
 
-    /// The shape of a table's rows from here on, by names. `None`: it is refused.
+    /// The shape of a table's rows from here on, by names, with the defaults that are known. `None`: it is refused.
     pub(super) fn reshape(
         &mut self,
         before: &TableSchema,
         now: TableSchema,
     ) -> Option<Arc<TableSchema>> {
-        let now = numbered(&self.intake.registry, Some(before), now);
-        self.reshaped(before, now)
+        let mut now = numbered(&self.intake.registry, Some(before), now);
+        for column in &mut now.columns {
+            let mut known = before.columns.iter();
+            let known = known.find(|known| {
+                known.id == column.id && known.ty == column.ty && known.cover == column.cover
+            });
+            column.default = known.and_then(|known| known.default.clone());
+        }
+        self.reshape_numbered(before, now)
     }
 
     /// The same of one whose columns have their numbers. Where old rows may have other values they are read again.
-    pub(super) fn reshaped(
+    pub(super) fn reshape_numbered(
         &mut self,
         before: &TableSchema,
         mut now: TableSchema,
@@ -337,8 +356,8 @@ impl Run<'_> {
         match lost.reshaped.now {
             _ if told => {}
             // It was changed, and the binlog says nothing of it.
-            Some(_) if !self.names_columns => {
-                self.lose(table);
+            Some(now) if !self.is_told(&lost.schema) || !self.is_told(&now.schema) => {
+                self.lose(table, NO_SHAPE);
                 self.flush()?;
             }
             Some(now) if now.problem.is_none() => {

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use downriver_decode::mysql::ddl::Named;
+use downriver_decode::mysql::ddl::{Effect, Named};
 use downriver_decode::mysql::decoder::{Committed, Prepared, Statement};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::problem::Problem;
@@ -74,6 +74,8 @@ pub(super) struct Statements {
 #[derive(Debug, Default)]
 pub(super) struct Beyond {
     keys: Option<Asked<ForeignKeys>>,
+    /// Tables whose keys a statement may have changed since.
+    changed: BTreeSet<Named>,
     programs: Option<Asked<Programs>>,
 }
 
@@ -100,12 +102,22 @@ impl Lasting {
 
 impl Beyond {
     async fn keys(&mut self, catalog: &mut Catalog) -> Result<&ForeignKeys, CaptureError> {
-        if !Asked::is_of_now(self.keys.as_ref()) {
-            self.keys = Some(Asked {
-                found: catalog.foreign_keys().await?,
-                at: catalog.position().await?,
-                is_stale: false,
-            });
+        let changed = std::mem::take(&mut self.changed);
+        match &mut self.keys {
+            Some(asked) if !asked.is_stale => {
+                if !changed.is_empty() {
+                    let changed = asked.found.with_children(changed);
+                    catalog.renew_keys(&mut asked.found, &changed).await?;
+                    asked.at = catalog.position().await?;
+                }
+            }
+            keys => {
+                *keys = Some(Asked {
+                    found: catalog.foreign_keys().await?,
+                    at: catalog.position().await?,
+                    is_stale: false,
+                });
+            }
         }
         let asked = self.keys.as_ref().expect("it was just set");
         Ok(&asked.found)
@@ -227,15 +239,19 @@ impl Run<'_> {
 
     /// A statement that comes by itself may change how far changes reach. The catalog was asked when the server was ahead
     /// of it, perhaps: what it did not show any more may have changed rows before.
-    pub(super) fn reach_changed(&mut self, text: &str) {
-        let text = text.to_lowercase();
+    pub(super) fn reach_changed(&mut self, statement: &Statement) {
+        let text = statement.text.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| mentions(&text, word));
         let takes_away = !text.trim_start().starts_with("create") || has(&["replace"]);
         let position = self.decoder.position();
         if has(&["foreign", "references", "constraint", "rename"]) {
             self.decoder.forget_tables();
-            if let Some(asked) = &mut self.beyond.keys {
-                asked.is_stale = true;
+            let effects = self.effects_of(statement).unwrap_or_default();
+            let tables: BTreeSet<Named> =
+                effects.iter().flat_map(Effect::tables).cloned().collect();
+            match &mut self.beyond.keys {
+                Some(asked) if tables.is_empty() => asked.is_stale = true,
+                _ => self.beyond.changed.extend(tables),
             }
             if let Some(asked) = &self.beyond.keys
                 && takes_away
@@ -301,6 +317,7 @@ impl Run<'_> {
             source = self.intake.config.name,
             code = "DR-1094",
             why,
+            fix = "nothing: they are read by themselves; see which sessions set binlog_format, and let the source's user see what statements run (grant trigger, show view)",
             "rows of any table may have changed unseen: all are read again"
         );
         let all: Vec<TableId> = self.captured_tables().map(|(id, _)| id).collect();
@@ -324,7 +341,7 @@ impl Run<'_> {
     }
 
     fn captured_and_parents(&self, keys: &ForeignKeys) -> BTreeSet<Named> {
-        let parents = keys.keys.iter().map(|key| key.parent.clone());
+        let parents = keys.parents().cloned();
         let captured = self.captured_tables().map(|(_, table)| table);
         captured.chain(parents).collect()
     }

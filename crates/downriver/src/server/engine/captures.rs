@@ -237,27 +237,31 @@ async fn owned(connection: &Connection) -> Result<Vec<String>, SourceError> {
     }
 }
 
+async fn checked(
+    name: &str,
+    source: &Source,
+    has_log: bool,
+) -> Result<Vec<downriver_source::check::Finding>, Problem> {
+    Ok(match source {
+        Source::Postgres(spec) => postgres::check::check(&postgres_config(name, spec)?).await,
+        Source::Mysql(spec) => {
+            let config = mysql_config(spec)?;
+            let begin = spec.begin()?.filter(|_| !has_log);
+            mysql::check::check(&config, begin.as_ref(), spec.binlog_warn()).await
+        }
+    })
+}
+
 /// `has_log`: it has begun, so that where it was to begin is of no account.
 pub(super) async fn preflight(name: &str, source: &Source, has_log: bool) -> Vec<Finding> {
-    let connection = match connection(name, source) {
-        Ok(connection) => connection,
+    let findings = match checked(name, source, has_log).await {
+        Ok(findings) => findings,
         Err(problem) => {
             return vec![Finding {
                 severity: "error",
                 subject: name.to_owned(),
                 problem: Some(problem),
             }];
-        }
-    };
-    let findings = match (&connection, source) {
-        (Connection::Postgres(config), _) => postgres::check::check(config).await,
-        (Connection::Mysql(config), Source::Mysql(spec)) => {
-            // It was read when the specification was.
-            let begin = spec.begin().ok().flatten().filter(|_| !has_log);
-            mysql::check::check(config, begin.as_ref(), spec.binlog_warn()).await
-        }
-        (Connection::Mysql(config), Source::Postgres(_)) => {
-            mysql::check::check(config, None, None).await
         }
     };
     let findings = findings.into_iter().map(|finding| Finding {

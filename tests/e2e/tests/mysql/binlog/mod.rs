@@ -61,6 +61,7 @@ const TEXTS: Shown = (
 const LOAD: &str = include_str!("load.sql");
 const LOAD_MYSQL: &str = include_str!("load_mysql.sql");
 const LOAD_MARIADB: &str = include_str!("load_mariadb.sql");
+const LOAD_NATIVES: &str = include_str!("natives.sql");
 const DOCS: Shown = (
     "docs",
     &[
@@ -87,8 +88,21 @@ const PACKED: Shown = (
         "lower(hex(mb))",
     ],
 );
+const NATIVES: Shown = (
+    "natives",
+    &[
+        "id",
+        "replace(u, '-', '')",
+        "replace(v, '-', '')",
+        "a",
+        "b",
+        "c",
+        "lower(hex(bi))",
+        "lower(hex(b4))",
+    ],
+);
 const ADDED: Shown = ("added", &["id", "a", "c"]);
-const FORGET: &str = "drop table if exists numbers, times, texts, docs, packed, added;";
+const FORGET: &str = "drop table if exists numbers, times, texts, docs, packed, added, natives;";
 
 /// How many events of each type a binlog has.
 fn kinds(file: &[u8]) -> BTreeMap<u8, u64> {
@@ -168,8 +182,9 @@ async fn values_of_mariadb_are_what_it_shows() -> Result<()> {
 async fn is_shown(server: &Mysql) -> Result<()> {
     server.execute(LOAD).await?;
     server.execute(LOAD_MARIADB).await?;
+    server.execute(LOAD_NATIVES).await?;
     let (decoded, position) = read::tables(server).await?;
-    for table in [NUMBERS, TIMES, TEXTS, PACKED, ADDED] {
+    for table in [NUMBERS, TIMES, TEXTS, PACKED, ADDED, NATIVES] {
         ensure_equal(server, &decoded, table).await?;
     }
     let SourcePosition::Mariadb { gtids, place } = position else {

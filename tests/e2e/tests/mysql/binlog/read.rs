@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use downriver_decode::mysql::decoder::{BinlogDecoder, Decoded, Reached};
-use downriver_decode::mysql::shape::{Shape, describe};
+use downriver_decode::mysql::shape::{Described, Shape, describe};
 use downriver_decode::mysql::table_map::TableMap;
 use downriver_event::block::{Block, BlockBuilder};
 use downriver_event::{
@@ -51,6 +51,7 @@ pub(crate) struct Reading {
     decoder: BinlogDecoder,
     builder: BlockBuilder,
     charsets: HashMap<u64, String>,
+    natives: Natives,
     schemas: HashMap<(u32, u32), TableSchema>,
     ids: HashMap<String, u32>,
 }
@@ -65,6 +66,7 @@ impl Reading {
             decoder: BinlogDecoder::new(reached, place),
             builder: BlockBuilder::new(),
             charsets: charsets(server).await?,
+            natives: Natives::of(server).await?,
             schemas: HashMap::new(),
             ids: HashMap::new(),
         })
@@ -93,6 +95,7 @@ impl Reading {
         let version = u32::try_from(self.schemas.len())? + 1;
         let charsets = &self.charsets;
         let described = describe(map, |collation| charsets.get(&collation).cloned())?;
+        let described = self.natives.close(&map.table, described);
         let columns = (1..).zip(&described).map(|(id, column)| Column {
             id,
             name: column.name.clone(),
@@ -100,6 +103,7 @@ impl Reading {
             nullable: column.nullable,
             source_type: String::new(),
             cover: Cover::None,
+            default: None,
         });
         let schema = TableSchema {
             id: TableId(id),
@@ -152,6 +156,31 @@ impl Reading {
             }
         }
         Ok((tables, position))
+    }
+}
+
+/// Types that a binlog does not name, by table and column.
+pub(crate) struct Natives(HashMap<(String, String), String>);
+
+impl Natives {
+    pub(crate) async fn of(server: &Mysql) -> Result<Self> {
+        let query = "select table_name, column_name, data_type from information_schema.columns
+                      where table_schema = 'shop' and data_type in ('uuid', 'inet4', 'inet6')";
+        let rows: Vec<(String, String, String)> = server.client().await?.query(query).await?;
+        let named = rows.into_iter();
+        let named = named.map(|(table, column, ty)| ((table, column), ty));
+        Ok(Self(named.collect()))
+    }
+
+    pub(crate) fn close(&self, table: &str, described: Vec<Described>) -> Vec<Described> {
+        let close = |column: Described| {
+            let ty = self.0.get(&(table.to_owned(), column.name.clone()));
+            match ty {
+                Some(ty) => column.known_as(ty).expect("it has the type's form"),
+                None => column,
+            }
+        };
+        described.into_iter().map(close).collect()
     }
 }
 

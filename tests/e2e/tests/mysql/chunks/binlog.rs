@@ -14,6 +14,8 @@ use downriver_event::{
 use downriver_testkit::mysql::Mysql;
 use mysql_async::prelude::Queryable as _;
 
+use crate::binlog::read::Natives;
+
 /// A table as its last table map told it.
 pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
@@ -37,6 +39,7 @@ const MAGIC: &[u8] = b"\xfebin";
 
 pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
     let charsets = charsets(server).await?;
+    let natives = Natives::of(server).await?;
     let bytes = server.newest_binlog()?;
     let mut rest = bytes.strip_prefix(MAGIC).context("no binlog")?;
     let reached = match server.product().is_mariadb() {
@@ -65,6 +68,7 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
                     let version = u32::try_from(schemas.len())? + 1;
                     let described = describe(&map, |collation| charsets.get(&collation).cloned())
                         .with_context(|| map.table.clone())?;
+                    let described = natives.close(&map.table, described);
                     let columns = (1..).zip(&described).map(|(id, column)| Column {
                         id,
                         name: column.name.clone(),
@@ -72,6 +76,7 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
                         nullable: column.nullable,
                         source_type: column.source_type.clone(),
                         cover: Cover::None,
+                        default: None,
                     });
                     let columns: Vec<Column> = columns.collect();
                     let schema = TableSchema {

@@ -297,20 +297,6 @@ async fn a_place_in_the_midst_of_a_file_is_gone_on_from() -> Result<()> {
     Ok(())
 }
 
-/// MariaDB keeps a file for as long as a crash would need it.
-async fn purge(server: &Mysql, up_to: &str) -> Result<()> {
-    let mut client = server.client().await?;
-    host::until("the old files to be purged", EVENT_WITHIN, async || {
-        client
-            .query_drop(format!("purge binary logs to '{up_to}'"))
-            .await?;
-        let first: Option<Row> = client.query_first("show binary logs").await?;
-        let first: Option<String> = first.and_then(|row| row.get("Log_name"));
-        Ok(first.as_deref() == Some(up_to))
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_has_no_more_is_a_hole() -> Result<()> {
     for product in Product::ALL {
@@ -323,7 +309,7 @@ async fn what_the_server_has_no_more_is_a_hole() -> Result<()> {
             .execute("insert into t values (2); flush binary logs; insert into t values (3)")
             .await?;
         let new = newest_file(&server).await?;
-        purge(&server, &new.file).await?;
+        server.purge_binlogs().await?;
         let beyond = match product.is_mariadb() {
             true => "0-1-1000000".to_owned(),
             false => {

@@ -1,0 +1,90 @@
+//! What a binlog has beside the rows of plain tables: statements in words, partitions that go with their rows, sequences,
+//! temporary tables, columns that nobody sees. After each the lake is equal to the server.
+
+use anyhow::{Context as _, Result, ensure};
+use downriver_testkit::mysql::Product;
+use downriver_testkit::{daemon, resources};
+use e2e::mysql::Shop;
+
+const PARTITIONED: &str = "
+    create table parted (id int primary key, v varchar(20)) partition by range (id)
+        (partition low values less than (100), partition mid values less than (200), partition high values less than (1000));
+    insert into parted values (1, 'low'), (2, 'low'), (101, 'mid'), (102, 'mid'), (201, 'high');
+    create table exchanged (id int primary key, v varchar(20));
+    insert into exchanged values (50, 'exchanged'), (51, 'exchanged');";
+
+async fn is_mirrored(product: Product) -> Result<()> {
+    let settings: &[&str] = match product.is_mariadb() {
+        true => &["binlog-annotate-row-events = ON"],
+        false => &["binlog-rows-query-log-events = ON"],
+    };
+    let shop = Shop::open_with(product, settings).await?;
+    shop.mysql.execute(PARTITIONED).await?;
+    let mut tables = vec!["parted", "exchanged", "made", "unseen"];
+    shop.mysql
+        .execute(match product.is_mariadb() {
+            true => {
+                "create table unseen (id int primary key, v varchar(20) invisible, w int);
+                 insert into unseen (id, v, w) values (1, 'v', 2), (2, 'w', 3);
+                 create sequence numbers; select nextval(numbers)"
+            }
+            // Its key is one that the server made.
+            false => {
+                "create table unseen (v varchar(20), w int); insert into unseen values ('v', 2), ('w', 3);
+                 set session sql_generate_invisible_primary_key = ON;
+                 create table keyed (v varchar(20), w int); insert into keyed values ('v', 2), ('v', 2)"
+            }
+        })
+        .await?;
+    if !product.is_mariadb() {
+        tables.push("keyed");
+    }
+    shop.deliver(&["shop.*"]).await?;
+    let described = shop.until_streaming().await?;
+    ensure!(
+        daemon::table_in(&described, "shop.numbers").is_none(),
+        "a sequence is no table: {described}"
+    );
+    shop.mysql
+        .execute(
+            "create table made (id int primary key, v varchar(20));
+             create temporary table made_up (id int primary key, v varchar(20)); insert into made_up values (1, 'gone');
+             create temporary table parted (id int, v varchar(20)); insert into parted values (1000, 'another'); drop temporary table parted;
+             insert into made select * from made_up; update made set v = 'stays'; drop temporary table made_up",
+        )
+        .await?;
+    shop.ensure_equal(&tables).await?;
+    let statements: &[&str] = match product.is_mariadb() {
+        true => &[
+            "update unseen set v = 'changed' where id = 1; select nextval(numbers), nextval(numbers); drop sequence numbers",
+            "create sequence numbers; insert into unseen (id, w) values (nextval(numbers) + 10, 4)",
+        ],
+        false => &[
+            "update keyed set w = 3 limit 1; insert into keyed values ('v', 2); delete from keyed where w = 3",
+            "alter table keyed alter column my_row_id set visible; update keyed set v = 'seen'",
+        ],
+    };
+    let partitions = [
+        "alter table parted truncate partition low",
+        "insert into parted values (3, 'low'); alter table parted exchange partition low with table exchanged",
+        "alter table parted drop partition mid; insert into parted values (150, 'high')",
+        "alter table parted add partition (partition more values less than (2000))",
+        "alter table parted remove partitioning; insert into parted values (4, 'plain')",
+    ];
+    for statement in statements.iter().chain(&partitions) {
+        shop.mysql.execute(statement).await?;
+        shop.ensure_equal(&tables).await.context(*statement)?;
+    }
+    shop.daemon.ok(&["verify", resources::PIPELINE]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_mysql_has_beside_plain_rows_is_mirrored() -> Result<()> {
+    is_mirrored(Product::Mysql9).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_mariadb_has_beside_plain_rows_is_mirrored() -> Result<()> {
+    is_mirrored(Product::Mariadb10).await
+}
