@@ -8,8 +8,10 @@
 //! - `mysql::value`, `mysql::selected`: one value of a row into the canonical cell, as the binlog has it, and as a
 //!   statement reads it.
 //! - `mysql::decoder`: events into the rows of a block.
+//! - `mask`: values that are made into others before anything is stored of them.
 
 mod civil;
 mod hex;
+pub mod mask;
 pub mod mysql;
 pub mod postgres;

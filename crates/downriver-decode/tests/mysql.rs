@@ -146,7 +146,7 @@ fn described(map: &TableMap) -> Vec<Described> {
 
 fn shape(map: &TableMap) -> Shape {
     let plans = described(map).into_iter().map(|column| column.plan);
-    Shape::new(schema(map).into(), plans.collect())
+    Shape::new(schema(map).into(), plans.collect(), Vec::new())
 }
 
 fn schema(map: &TableMap) -> TableSchema {

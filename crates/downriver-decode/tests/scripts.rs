@@ -25,9 +25,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use downriver_decode::mask::{Constant, HashKey, Mask, Treatment};
 use downriver_decode::postgres::decoder::{Committed, Decoded, PgDecoder, Relation, Streaming};
-use downriver_decode::postgres::mask::{HashKey, Mask};
-use downriver_decode::postgres::shape::{Shape, Treatment};
+use downriver_decode::postgres::shape::Shape;
 use downriver_event::{
     BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, ReplicaIdentity, SourcePosition,
     TableId, TableSchema, pb, view,
@@ -218,7 +218,7 @@ fn bytes_of(line: &str) -> Vec<u8> {
 fn treatment(column: &str) -> Treatment {
     Treatment::Masked(Arc::new(match column {
         "null" => Mask::Null,
-        "constant" => Mask::Constant("7".to_owned()),
+        "constant" => Mask::Constant(Constant::of_postgres("7".to_owned())),
         "hash" => Mask::Hash(HashKey::new(b"key")),
         "partial" => Mask::Partial { first: 1, last: 1 },
         "withheld" => return Treatment::Withheld,

@@ -52,6 +52,26 @@ pub enum Cover {
     Shown,
     /// They were made into others before they reached the log.
     Masked(Masked),
+    /// No row has them. A column that is withheld without this is excluded by a rule, and its number tells its place.
+    Withheld(Withheld),
+}
+
+/// Of a column that is withheld.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// So many of the table's columns lie before it.
+    pub place: u32,
+    pub why: WhyWithheld,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyWithheld {
+    /// A rule excludes it.
+    Excluded,
+    /// It is generated, and the source leaves it out of updates.
+    Generated,
+    /// It was excluded or masked under another name, and no rule speaks of this one.
+    Renamed,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +157,10 @@ pub enum SchemaError {
         "column {column:?} of table {table:?} is masked in a way that this version does not know"
     )]
     UnknownMask { table: String, column: String },
+    #[error(
+        "column {column:?} of table {table:?} is withheld for a reason that this version does not know"
+    )]
+    UnknownWithheld { table: String, column: String },
     #[error("table {table:?} has a replica identity that this version does not know")]
     UnknownIdentity { table: String },
 }
@@ -184,10 +208,20 @@ impl TableSchema {
             .collect()
     }
 
-    /// The source's own columns: with those that are withheld, and as they are before any mask.
+    /// The source's own columns: with those that are withheld, and as they are before any mask. In the table's order, if
+    /// those that are withheld tell their places; else these come last.
     pub fn source_columns(&self) -> impl Iterator<Item = (&Column, &LogicalType)> {
-        let columns = self.columns.iter().chain(&self.withheld);
-        columns.map(|column| (column, column.source_ty()))
+        let mut columns: Vec<&Column> = self.columns.iter().collect();
+        for withheld in &self.withheld {
+            let place = withheld
+                .why_withheld()
+                .map(|withheld| withheld.place as usize);
+            let last = columns.len();
+            columns.insert(place.unwrap_or(last).min(last), withheld);
+        }
+        columns
+            .into_iter()
+            .map(|column| (column, column.source_ty()))
     }
 
     /// Whether rows of both can be told apart only by the version number.
@@ -261,7 +295,16 @@ impl Column {
     pub fn source_ty(&self) -> &LogicalType {
         match &self.cover {
             Cover::Masked(masked) => &masked.of,
-            Cover::None | Cover::Shown => &self.ty,
+            Cover::None | Cover::Shown | Cover::Withheld(_) => &self.ty,
+        }
+    }
+
+    /// Why no row has it, and where it lies, if that is told.
+    #[must_use]
+    pub fn why_withheld(&self) -> Option<Withheld> {
+        match self.cover {
+            Cover::Withheld(withheld) => Some(withheld),
+            Cover::None | Cover::Shown | Cover::Masked(_) => None,
         }
     }
 
@@ -274,21 +317,30 @@ impl Column {
             source_type: self.source_type.clone(),
             masked: match &self.cover {
                 Cover::Masked(masked) => Some(masked.to_pb()),
-                Cover::None | Cover::Shown => None,
+                Cover::None | Cover::Shown | Cover::Withheld(_) => None,
             },
             shown: self.cover == Cover::Shown,
+            withheld: self.why_withheld().map(Withheld::to_pb),
             default: self.default.as_ref().map(|default| default.0.clone()),
         }
     }
 
     fn from_pb(column: &pb::Column, table: &str) -> Result<Self, SchemaError> {
         let ty = column.r#type.as_ref().and_then(LogicalType::from_pb);
-        let cover = match &column.masked {
-            Some(masked) => Masked::from_pb(masked).map(Cover::Masked),
-            None if column.shown => Some(Cover::Shown),
-            None => Some(Cover::None),
-        };
         let (table, named) = (|| table.to_owned(), || column.name.clone());
+        let cover = match (&column.masked, &column.withheld) {
+            (Some(masked), _) => Masked::from_pb(masked).map(Cover::Masked),
+            (None, Some(withheld)) => {
+                let withheld = Withheld::from_pb(withheld);
+                let withheld = withheld.ok_or_else(|| SchemaError::UnknownWithheld {
+                    table: table(),
+                    column: named(),
+                })?;
+                Some(Cover::Withheld(withheld))
+            }
+            (None, None) if column.shown => Some(Cover::Shown),
+            (None, None) => Some(Cover::None),
+        };
         Ok(Self {
             id: column.id,
             name: column.name.clone(),
@@ -303,6 +355,33 @@ impl Column {
                 column: named(),
             })?,
             default: column.default.clone().map(DefaultCell),
+        })
+    }
+}
+
+impl Withheld {
+    fn to_pb(self) -> pb::Withheld {
+        let reason = match self.why {
+            WhyWithheld::Excluded => pb::WithheldReason::Excluded,
+            WhyWithheld::Generated => pb::WithheldReason::Generated,
+            WhyWithheld::Renamed => pb::WithheldReason::Renamed,
+        };
+        pb::Withheld {
+            place: self.place,
+            reason: reason as i32,
+        }
+    }
+
+    /// `None` for a reason that this build does not know.
+    fn from_pb(withheld: &pb::Withheld) -> Option<Self> {
+        Some(Self {
+            place: withheld.place,
+            why: match withheld.reason() {
+                pb::WithheldReason::Excluded => WhyWithheld::Excluded,
+                pb::WithheldReason::Generated => WhyWithheld::Generated,
+                pb::WithheldReason::Renamed => WhyWithheld::Renamed,
+                pb::WithheldReason::Unspecified => return None,
+            },
         })
     }
 }

@@ -4,10 +4,12 @@
 pub mod check;
 pub mod chunk;
 mod error;
+mod filter;
 pub mod mysql;
 mod pace;
 pub mod postgres;
 mod reader;
+pub mod rules;
 mod transport;
 mod url;
 mod wire;

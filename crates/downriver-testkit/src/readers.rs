@@ -130,10 +130,21 @@ pub async fn ensure_equal(postgres: &Postgres, lake: &Lake, tables: &[&str]) -> 
 
 /// The same of tables of `shop` in MySQL or MariaDB. The number of rows.
 pub async fn ensure_equal_mysql(mysql: &Mysql, lake: &Lake, tables: &[&str]) -> Result<u64> {
+    let tables: Vec<_> = tables.iter().map(|table| (*table, *table)).collect();
+    ensure_equal_mysql_views(mysql, lake, &tables).await
+}
+
+/// The same of tables of the lake, each with the table or view of `shop` that has what is to be in it.
+pub async fn ensure_equal_mysql_views(
+    mysql: &Mysql,
+    lake: &Lake,
+    tables: &[(&str, &str)],
+) -> Result<u64> {
     let mut rows = serde_json::Map::new();
-    let names: Vec<String> = tables.iter().map(|table| format!("shop.{table}")).collect();
-    for (table, name) in tables.iter().zip(&names) {
-        rows.insert(name.clone(), mysql.canonical_rows(table).await?);
+    let names = tables.iter().map(|(table, _)| format!("shop.{table}"));
+    let names: Vec<String> = names.collect();
+    for ((_, view), name) in tables.iter().zip(&names) {
+        rows.insert(name.clone(), mysql.canonical_rows(view).await?);
     }
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), Value::Object(rows).to_string())?;

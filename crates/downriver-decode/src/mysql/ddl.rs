@@ -95,7 +95,11 @@ impl Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A column has another name; its values are as they were.
-    ColumnRenamed { from: String, to: String },
+    ColumnRenamed {
+        from: String,
+        to: String,
+    },
+    ColumnDropped(String),
     /// A column may have another type, and its values with it.
     Retyped(String),
     /// Rows may be others than they were: some are gone, or have values that no event tells.
@@ -256,6 +260,7 @@ fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
                 }
             }
             Operation::ColumnRenamed { from, to } => change(Change::ColumnRenamed { from, to }),
+            Operation::ColumnDropped(column) => change(Change::ColumnDropped(column)),
             Operation::Renamed => renamed = named(&mut words, &table.database),
             Operation::Exchanged => {
                 change(Change::Rows);
@@ -288,6 +293,7 @@ enum Operation {
         from: String,
         to: String,
     },
+    ColumnDropped(String),
     /// To the name that follows.
     Renamed,
     /// A partition's rows for those of the table whose name follows.
@@ -432,7 +438,14 @@ fn dropped(words: &mut Words) -> Operation {
     if words.is_any(&["PRIMARY", "PARTITION", "SYSTEM", "PERIOD"]) {
         return Operation::Rows;
     }
-    Operation::Nothing
+    if words.is_any(&OF_INDEXES) || words.is_any(&["CONSTRAINT"]) {
+        return Operation::Nothing;
+    }
+    words.take("COLUMN");
+    words.take_all(&["IF", "EXISTS"]);
+    words
+        .name()
+        .map_or(Operation::Nothing, Operation::ColumnDropped)
 }
 
 fn renamed(words: &mut Words) -> Operation {

@@ -653,16 +653,14 @@ impl BinlogDecoder {
                 at: self.place.clone(),
             });
         }
-        let has_key = !shape.schema.key.is_empty();
-        if !rows.tell_all(has_key, self.fills_in()) {
+        if !rows.tell_all(&shape, self.fills_in()) {
             return Err(self.in_part(&shape));
         }
         let pushed = images::push(&shape, &rows, out, &mut self.scratch);
         pushed.map_err(|Unreadable { column, error }| DecodeError::Value {
             id: shape.schema.id,
             table: shape.schema.qualified_name(),
-            column: (shape.schema.columns.get(column))
-                .map_or_else(String::new, |column| column.name.clone()),
+            column: shape.name(column),
             error,
             at: self.place.clone(),
         })?;

@@ -9,8 +9,9 @@ use downriver_event::{Column, Presence, view};
 
 use super::cursor::Cursor;
 use super::rows::{Bits, Change, Present, Rows, changed_in_part, nulls};
-use super::shape::{Shape, Unreadable};
-use super::value::ValueError;
+use super::shape::{Out, Shape, Unreadable};
+use super::table_map::Wire;
+use super::value::{Plan, ValueError};
 
 /// What an old row has of a column.
 #[derive(Clone, Copy)]
@@ -33,7 +34,7 @@ pub(super) fn push(
     scratch: &mut Vec<u8>,
 ) -> Result<(), Unreadable> {
     // An old row that is not logged whole has the key at least.
-    let old_image = match (rows.change, rows.first.count == rows.columns) {
+    let old_image = match (rows.change, shape.is_whole(rows.first)) {
         (Change::Insert, _) => OldImage::None,
         (_, true) => OldImage::Full,
         (_, false) => OldImage::Key,
@@ -116,23 +117,26 @@ fn image<'a>(
 ) -> Result<(), Unreadable> {
     let nulls = nulls(row, present.count).ok_or_else(|| row_is(ValueError::Cut))?;
     let mut at = 0;
-    for (column, (plan, out)) in shape.plans.iter().zip(out).enumerate() {
+    for (column, plan, out) in shape.outs(out) {
         if !present.has.has(column) {
-            let filled = fill(&shape.schema.columns[column], out);
+            let filled = out.map_or(Ok(()), |out| out.fill(&fill));
             filled.map_err(|error| Unreadable { column, error })?;
             note(Before::Absent);
             continue;
         }
         let is_null = nulls.has(at);
         at += 1;
-        if is_null {
-            out.push_presence(Presence::Null);
-            note(Before::Null);
-        } else {
-            note(Before::At(*row));
-            let pushed = plan.push(row, out, scratch);
-            pushed.map_err(|error| Unreadable { column, error })?;
-        }
+        let pushed = match is_null {
+            true => {
+                note(Before::Null);
+                null(out)
+            }
+            false => {
+                note(Before::At(*row));
+                value(plan, out, row, scratch)
+            }
+        };
+        pushed.map_err(|error| Unreadable { column, error })?;
     }
     Ok(())
 }
@@ -154,8 +158,7 @@ fn over<'a>(
     }
     let nulls = nulls(row, rows.second.count).ok_or_else(cut)?;
     let (mut at, mut document) = (0, 0);
-    let columns = shape.plans.iter().zip(before).zip(out).enumerate();
-    for (column, ((plan, before), out)) in columns {
+    for ((column, plan, out), before) in shape.outs(out).zip(before) {
         let mut is_in_part = false;
         if plan.is_document() {
             is_in_part = in_part.is_some_and(|bits| bits.has(document));
@@ -164,14 +167,11 @@ fn over<'a>(
         if !rows.second.has.has(column) {
             let pushed = match *before {
                 Before::Absent => {
-                    out.push_presence(Presence::Unchanged);
+                    lacks(out, Presence::Unchanged);
                     Ok(())
                 }
-                Before::Null => {
-                    out.push_presence(Presence::Null);
-                    Ok(())
-                }
-                Before::At(mut value) => plan.push(&mut value, out, scratch),
+                Before::Null => null(out),
+                Before::At(mut before) => value(plan, out, &mut before, scratch),
             };
             pushed.map_err(|error| Unreadable { column, error })?;
             continue;
@@ -179,13 +179,11 @@ fn over<'a>(
         let is_null = nulls.has(at);
         at += 1;
         let pushed = match (is_null, is_in_part, *before) {
-            (true, ..) => {
-                out.push_presence(Presence::Null);
-                Ok(())
-            }
-            (false, false, _) => plan.push(row, out, scratch),
-            (false, true, Before::At(mut value)) => {
-                plan.push_changed(&mut value, row, out, scratch)
+            (true, ..) => null(out),
+            (false, true, _) if out.is_none() => skip_changes(row),
+            (false, false, _) => value(plan, out, row, scratch),
+            (false, true, Before::At(mut before)) => {
+                out.map_or(Ok(()), |out| out.changed(plan, &mut before, row, scratch))
             }
             (false, true, Before::Null) => Err(ValueError::Invalid("change of a JSON document")),
             (false, true, Before::Absent) => Err(ValueError::InPart),
@@ -193,4 +191,34 @@ fn over<'a>(
         pushed.map_err(|error| Unreadable { column, error })?;
     }
     Ok(())
+}
+
+// A column that is withheld has nowhere to go.
+
+fn lacks(out: Option<Out<'_>>, presence: Presence) {
+    if let Some(out) = out {
+        out.lacks(presence);
+    }
+}
+
+fn null(out: Option<Out<'_>>) -> Result<(), ValueError> {
+    out.map_or(Ok(()), Out::null)
+}
+
+#[inline]
+fn value(
+    plan: &Plan,
+    out: Option<Out<'_>>,
+    row: &mut Cursor<'_>,
+    scratch: &mut Vec<u8>,
+) -> Result<(), ValueError> {
+    match out {
+        Some(out) => out.value(plan, row, scratch),
+        None => plan.skip(row),
+    }
+}
+
+/// They lie behind their length.
+fn skip_changes(row: &mut Cursor<'_>) -> Result<(), ValueError> {
+    Wire::Bytes(4).take(row).map(drop).ok_or(ValueError::Cut)
 }

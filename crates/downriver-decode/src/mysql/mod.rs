@@ -10,8 +10,10 @@ mod gtid;
 mod images;
 mod inflate;
 mod json;
+mod masked;
 pub mod native;
 mod payload;
+mod printed;
 pub mod recall;
 mod rows;
 pub mod selected;
@@ -27,6 +29,7 @@ pub use charset::Charset;
 use downriver_event::block::ColumnBuilder;
 use downriver_event::pb;
 use event::Kind;
+pub use printed::constant;
 use prost::Message as _;
 
 /// A buffer that was larger is given back before it is used again.

@@ -111,10 +111,10 @@ impl<'a> Rows<'a> {
     }
 
     /// Whether nothing is missing that only a whole row tells. `fills_in`: what rows are logged without is known.
-    pub(super) fn tell_all(&self, has_key: bool, fills_in: bool) -> bool {
-        let is_whole = self.first.count == self.columns;
-        let tells_new =
-            || (0..self.columns).all(|at| self.first.has.has(at) || self.second.has.has(at));
+    pub(super) fn tell_all(&self, shape: &Shape, fills_in: bool) -> bool {
+        let has_key = !shape.schema.key.is_empty();
+        let is_whole = shape.is_whole(self.first);
+        let tells_new = || shape.are_all(|at| self.first.has.has(at) || self.second.has.has(at));
         match self.change {
             Change::Insert => is_whole || fills_in,
             Change::Update => (has_key || is_whole) && (fills_in || tells_new()),

@@ -2,13 +2,14 @@
 
 pub mod binary;
 pub mod decoder;
-pub mod mask;
 pub mod message;
 pub mod shape;
 pub mod text;
 
 use downriver_event::Presence;
 use downriver_event::block::ColumnBuilder;
+
+use crate::mask::Unmaskable;
 
 /// From PostgreSQL 17 on, the interval of the largest or smallest fields is infinite.
 fn push_interval(months: i32, days: i32, micros: i64, out: &mut ColumnBuilder) {
@@ -31,4 +32,13 @@ pub enum ValueError {
     NotUtf8,
     #[error("has {0} bytes, more than the limit of {max}", max = downriver_event::block::VALUE_BYTES_MAX)]
     TooLarge(usize),
+}
+
+impl From<Unmaskable> for ValueError {
+    fn from(error: Unmaskable) -> Self {
+        match error {
+            Unmaskable::Constant(_) => Self::Invalid("constant of a mask"),
+            Unmaskable::NotUtf8 => Self::NotUtf8,
+        }
+    }
 }

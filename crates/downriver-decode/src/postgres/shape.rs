@@ -6,9 +6,9 @@ use downriver_event::block::{ColumnBuilder, OldImage};
 use downriver_event::{Column, Cover, Lsn, Presence, ReplicaIdentity, TableSchema};
 
 use super::decoder::DecodeError;
-use super::mask::Mask;
 use super::message::{Cell, Tuple};
 use super::{ValueError, binary, text};
+use crate::mask::{Mask, Treatment};
 
 /// What becomes of a relation's rows.
 #[derive(Debug, Clone)]
@@ -16,14 +16,6 @@ pub struct Shape {
     pub(super) schema: Arc<TableSchema>,
     /// One for each of the relation's columns, in order; empty: they are the schema's, as they are.
     treatments: Vec<Treatment>,
-}
-
-/// What becomes of a column's values.
-#[derive(Debug, Clone)]
-pub enum Treatment {
-    Kept,
-    Masked(Arc<Mask>),
-    Withheld,
 }
 
 impl Shape {
@@ -118,7 +110,7 @@ fn push_masked(
         }
     };
     let pushed = mask.push(column, value, out);
-    pushed.map_err(|error| value_error(schema, column, error, at))
+    pushed.map_err(|error| value_error(schema, column, error.into(), at))
 }
 
 fn value_error(schema: &TableSchema, column: &Column, error: ValueError, at: Lsn) -> DecodeError {

@@ -73,6 +73,18 @@ pub fn push(ty: &LogicalType, text: &[u8], out: &mut ColumnBuilder) -> Result<()
     Ok(())
 }
 
+/// The constant of a mask, as [`push`] reads it.
+///
+/// # Errors
+/// What it is not.
+pub(crate) fn constant(
+    ty: &LogicalType,
+    text: &[u8],
+    out: &mut ColumnBuilder,
+) -> Result<(), String> {
+    push(ty, text, out).map_err(|error| error.to_string())
+}
+
 fn utf8(text: &[u8]) -> Result<&str, ValueError> {
     if text.len() > VALUE_BYTES_MAX {
         return Err(ValueError::TooLarge(text.len()));

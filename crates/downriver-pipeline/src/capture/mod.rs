@@ -64,7 +64,7 @@ pub struct SnapshotConfig {
 #[derive(Clone, Debug)]
 pub enum Database {
     Postgres(Box<PostgresSource>),
-    Mysql(MysqlSource),
+    Mysql(Box<MysqlSource>),
 }
 
 #[derive(Clone, Debug)]

@@ -1,8 +1,9 @@
 //! What the values of some columns are made into before they reach the log.
 
+use downriver_event::problem::Problem;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Secret;
+use super::{Secret, at};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,4 +70,33 @@ impl MaskWith {
         };
         written.serialize(serializer)
     }
+}
+
+/// The patterns of the rules for columns, below a source's own field (`postgres`), name schema, table and column.
+/// `namespace`: what such a one may be called.
+pub(super) fn check_columns(
+    kind: &str,
+    namespace: &str,
+    excluded: &[String],
+    masks: &[MaskRule],
+) -> Result<(), Problem> {
+    let excluded = excluded.iter().enumerate();
+    let excluded = excluded.map(|(at, p)| (p, format!("{kind}.exclude_columns[{at}]")));
+    let rules = masks.iter().enumerate();
+    let masked = rules.flat_map(|(rule, mask)| {
+        let patterns = mask.columns.iter().enumerate();
+        patterns.map(move |(at, p)| (p, format!("{kind}.mask[{rule}].columns[{at}]")))
+    });
+    for (pattern, field) in excluded.chain(masked) {
+        if pattern.matches('.').count() < 2 {
+            let column = pattern.rsplit('.').next().unwrap_or_default();
+            let problem = Problem::new(
+                "DR-2028",
+                format!("pattern {pattern:?} does not name schema, table and column"),
+                format!("write it as \"{namespace}.users.{column}\" or \"*.*.{column}\""),
+            );
+            return Err(at(&field, problem));
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use downriver_event::problem::Problem;
+use downriver_event::schema::{WhyWithheld, Withheld};
 use downriver_event::{
     BinlogPlace, Column, Cover, GtidSet, LogicalType, ReplicaIdentity, SourcePosition, TableId,
     TableSchema,
@@ -16,6 +17,7 @@ use super::key::{Key, KeyPart};
 use super::server::Server;
 use super::sql::{connect, literal, number, text};
 use crate::error::SourceError;
+use crate::rules::{ColumnRules, is_generated};
 
 /// The server's own. A sequence, a view and a temporary table are told by their kind.
 const SYSTEM: &str = "('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')";
@@ -31,6 +33,8 @@ pub struct SourceTable {
     pub estimated_rows: u64,
     /// Why it cannot be captured.
     pub problem: Option<Problem>,
+    /// What of it is not.
+    pub warning: Option<Problem>,
 }
 
 /// A session that reads the catalog.
@@ -44,7 +48,7 @@ pub struct Catalog {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) table: SourceTable,
-    /// One for each of its columns, unless it has a problem.
+    /// One for each of its own columns, in its order, unless it has a problem.
     pub(super) columns: Vec<KnownColumn>,
     pub(super) key: Option<Key>,
 }
@@ -83,6 +87,11 @@ impl Catalog {
     #[must_use]
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    #[must_use]
+    pub fn rules(&self) -> &ColumnRules {
+        &self.config.columns
     }
 
     /// Whether every transaction has an identifier by now.
@@ -267,13 +276,16 @@ impl Catalog {
                 ty,
                 nullable: column.nullable,
                 source_type,
-                cover: Cover::None,
+                cover: match column.is_generated && !self.server.logs_generated_columns {
+                    true => left_out(),
+                    false => Cover::None,
+                },
                 default: None,
             });
         }
         let key = key_of(parts);
         let ids = key.iter().flat_map(|key| &key.parts);
-        let schema = TableSchema {
+        let mut schema = TableSchema {
             id: TableId(0),
             version: 0,
             namespace: database,
@@ -290,12 +302,15 @@ impl Catalog {
             withheld: Vec::new(),
         };
         let problem = problem.or_else(|| self.refusal(&schema, kind, parts));
+        let problem = problem.or_else(|| self.rules().cover(&mut schema).err());
+        let warning = left_out_of(&schema);
         Found {
             columns: if problem.is_some() { Vec::new() } else { known },
             table: SourceTable {
                 schema,
                 estimated_rows: kind.estimated_rows,
                 problem,
+                warning,
             },
             key,
         }
@@ -328,17 +343,6 @@ impl Catalog {
                 "make it an index over the text's beginning, or over a generated column with a hash of it; or exclude the table",
             ));
         }
-        let generated = parts.columns.iter().find(|column| column.is_generated);
-        if let (Some(column), false) = (generated, self.server.logs_generated_columns) {
-            return Some(Problem::new(
-                "DR-1079",
-                format!(
-                    "column {:?} of {table} is generated, and the server's binlog leaves it out of updates",
-                    column.name
-                ),
-                "drop the column, or exclude the table",
-            ));
-        }
         if schema.columns.is_empty() {
             return Some(Problem::new(
                 "DR-1004",
@@ -348,6 +352,34 @@ impl Catalog {
         }
         None
     }
+}
+
+/// What is said of a generated column that the server leaves out of updates. Where it lies is told later.
+#[must_use]
+pub fn left_out() -> Cover {
+    Cover::Withheld(Withheld {
+        place: 0,
+        why: WhyWithheld::Generated,
+    })
+}
+
+/// Says which columns of a table are not captured because the server leaves them out of updates.
+#[must_use]
+pub fn left_out_of(schema: &TableSchema) -> Option<Problem> {
+    let names = schema.withheld.iter().filter(|column| is_generated(column));
+    let names: Vec<String> = names.map(|column| format!("{:?}", column.name)).collect();
+    if names.is_empty() {
+        return None;
+    }
+    Some(Problem::new(
+        "DR-1079",
+        format!(
+            "of {} these columns are not captured, as they are generated and the server's binlog leaves them out of updates: {}",
+            schema.qualified_name(),
+            names.join(", ")
+        ),
+        "nothing, if nobody needs them; else let the application write them, or compute them from the others where they are read",
+    ))
 }
 
 struct Kind {

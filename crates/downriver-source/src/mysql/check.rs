@@ -73,7 +73,7 @@ async fn look(
     }
     for table in catalog.tables(config).await? {
         let name = table.schema.qualified_name();
-        findings.push(match table.problem {
+        findings.push(match table.problem.or(table.warning) {
             Some(problem) => Finding::warning(name, problem),
             None => Finding::ok(name),
         });

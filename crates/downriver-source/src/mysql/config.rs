@@ -4,6 +4,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use downriver_event::pattern;
 
+use crate::rules::{ColumnOrder, ColumnRules};
 use crate::transport::{SslMode, Tls};
 use crate::url::{InvalidUrl, host_and_port, ssl_mode, unescape};
 
@@ -16,6 +17,8 @@ pub struct MysqlConfig {
     pub tls: Tls,
     /// Patterns over "database.table".
     pub tables: Vec<String>,
+    /// Columns that are excluded or masked.
+    pub columns: ColumnRules,
     /// What the server knows us by among its replicas.
     pub server_id: u32,
     /// Snapshots lock their table for a moment, whatever identifiers the server gives: the stream goes by places.
@@ -89,6 +92,7 @@ impl MysqlConfig {
             password,
             tls,
             tables: Vec::new(),
+            columns: ColumnRules::new(&[], Vec::new(), ColumnOrder::Places),
             server_id: 0,
             by_place: false,
         })

@@ -3,15 +3,19 @@
 //! MySQL's catalog writes a default as the column's values are printed: bits as `b'101'`, bytes as `0x6162`, an instant in
 //! the session's time zone. The server's own `DEFAULT(column)` needs a row, and the table may have none.
 
+use std::sync::Arc;
+
+use downriver_decode::mask::Mask;
 use downriver_decode::mysql::table_map::Wire;
 use downriver_event::block::ColumnBuilder;
-use downriver_event::{DefaultCell, LogicalType, view};
+use downriver_event::{DefaultCell, LogicalType, TableSchema, view};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Row, Value};
 
 use super::catalog::{Catalog, Found};
 use super::columns::KnownColumn;
 use super::row::SelectedRow;
+use super::snapshot::selected_columns;
 use super::sql::{literal, text};
 use crate::error::SourceError;
 
@@ -36,9 +40,19 @@ impl Catalog {
             literal(&schema.name)
         );
         let rows: Vec<Row> = self.session.query(query).await?;
-        let columns = found.columns.iter().zip(&rows);
-        let values: Vec<_> = columns.map(|(column, row)| default(column, row)).collect();
-        let defaults = cells(found, values)?;
+        let columns = selected_columns(schema, &found.columns);
+        let row_of = |column: &KnownColumn| {
+            let mut all = found.columns.iter();
+            rows.get(all.position(|it| it.described.name == column.described.name)?)
+        };
+        let values = columns.iter();
+        let values = values.map(|column| default(column, row_of(column)?));
+        let defaults = cells(
+            schema,
+            &columns,
+            &self.rules().masks(schema),
+            values.collect(),
+        )?;
         let columns = found.table.schema.columns.iter_mut();
         for (column, default) in columns.zip(defaults) {
             column.default = default;
@@ -179,13 +193,13 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
     digits.map(byte).collect()
 }
 
-/// The defaults as rows have them.
+/// The defaults as rows have them: what masks make of those of masked columns.
 fn cells(
-    found: &Found,
+    schema: &TableSchema,
+    columns: &[&KnownColumn],
+    masks: &[Option<Arc<Mask>>],
     defaults: Vec<Option<Given>>,
 ) -> Result<Vec<Option<DefaultCell>>, SourceError> {
-    let schema = &found.table.schema;
-    let columns: Vec<&KnownColumn> = found.columns.iter().collect();
     let mut values = vec![Value::NULL; columns.len()];
     let mut cells = Vec::with_capacity(columns.len());
     for (at, default) in defaults.into_iter().enumerate() {
@@ -195,13 +209,22 @@ fn cells(
         };
         let column = &schema.columns[at];
         let mut cell = ColumnBuilder::new(column.id, &column.ty);
-        match default {
-            Given::Text(text) => cell.push_bytes(text.as_bytes()),
-            Given::Selected(value) => {
+        let mask = masks.get(at).and_then(Option::as_deref);
+        match (default, mask) {
+            (Given::Text(text), None) => cell.push_bytes(text.as_bytes()),
+            (Given::Text(text), Some(mask)) => {
+                let pushed = mask.push(column, Some(text.as_bytes()), &mut cell);
+                if pushed.is_err() {
+                    cells.push(None);
+                    continue;
+                }
+            }
+            (Given::Selected(value), _) => {
                 values[at] = value;
                 let row = SelectedRow {
                     schema,
-                    columns: &columns,
+                    columns,
+                    masks,
                     values: &values,
                 };
                 row.push(at, &mut cell, &mut Vec::new())?;

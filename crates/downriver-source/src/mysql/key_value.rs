@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use downriver_decode::mysql::table_map::Wire;
+use downriver_event::filter::Comparator;
 use downriver_event::{LogicalType, Presence};
 use mysql_async::Value;
 
@@ -104,28 +105,7 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
         }
         _ => return None,
     }
-    let printed: Cow<'_, [u8]> = match ty {
-        LogicalType::Bool => Cow::Owned(u8::from(take(rest, 1)? != [0]).to_string().into_bytes()),
-        LogicalType::Int16 | LogicalType::Int32 => {
-            Cow::Owned(i32::from_le_bytes(array(rest)?).to_string().into_bytes())
-        }
-        LogicalType::Int64 => Cow::Owned(i64::from_le_bytes(array(rest)?).to_string().into_bytes()),
-        LogicalType::Float32 => {
-            Cow::Owned(double(f32::from_le_bytes(array(rest)?).into()).into_bytes())
-        }
-        LogicalType::Float64 => Cow::Owned(double(f64::from_le_bytes(array(rest)?)).into_bytes()),
-        LogicalType::Date => {
-            let days = i32::from_le_bytes(array(rest)?);
-            Cow::Owned(date(days.into()).into_bytes())
-        }
-        LogicalType::Timestamp | LogicalType::TimestampTz => {
-            Cow::Owned(instant(i64::from_le_bytes(array(rest)?)).into_bytes())
-        }
-        _ => {
-            let len = u64::from_le_bytes(array(rest)?);
-            Cow::Borrowed(take(rest, usize::try_from(len).ok()?)?)
-        }
-    };
+    let printed = printed_key(ty, rest)?;
     let text = || std::str::from_utf8(&printed).ok();
     if let (Some(native), LogicalType::Uuid) = (column.declared.native, ty) {
         let shown = native.shown(&printed)?;
@@ -148,6 +128,87 @@ pub(super) fn equal(column: &KnownColumn, ty: &LogicalType, rest: &mut &[u8]) ->
             Some(format!("{name} = {}", literal(column, &bytes)?))
         }
         _ => Some(format!("{name} = {}", literal(column, &printed)?)),
+    }
+}
+
+/// A key's value in front of the rest of one that `Column::write_key` wrote, as bytes that [`literal`] reads; of text in
+/// UTF-8.
+fn printed_key<'a>(ty: &LogicalType, rest: &mut &'a [u8]) -> Option<Cow<'a, [u8]>> {
+    Some(match ty {
+        LogicalType::Bool => Cow::Owned(u8::from(take(rest, 1)? != [0]).to_string().into_bytes()),
+        LogicalType::Int16 | LogicalType::Int32 => {
+            Cow::Owned(i32::from_le_bytes(array(rest)?).to_string().into_bytes())
+        }
+        LogicalType::Int64 => Cow::Owned(i64::from_le_bytes(array(rest)?).to_string().into_bytes()),
+        LogicalType::Float32 => {
+            Cow::Owned(double(f32::from_le_bytes(array(rest)?).into()).into_bytes())
+        }
+        LogicalType::Float64 => Cow::Owned(double(f64::from_le_bytes(array(rest)?)).into_bytes()),
+        LogicalType::Date => {
+            let days = i32::from_le_bytes(array(rest)?);
+            Cow::Owned(date(days.into()).into_bytes())
+        }
+        LogicalType::Timestamp | LogicalType::TimestampTz => {
+            Cow::Owned(instant(i64::from_le_bytes(array(rest)?)).into_bytes())
+        }
+        _ => {
+            let len = u64::from_le_bytes(array(rest)?);
+            Cow::Borrowed(take(rest, usize::try_from(len).ok()?)?)
+        }
+    })
+}
+
+/// A comparison of a column of the key with a value, which stands in a key that `Column::write_key` wrote. Text is compared
+/// byte by byte, whatever the column's collation calls equal.
+pub(super) fn compares(
+    column: &KnownColumn,
+    ty: &LogicalType,
+    comparator: Comparator,
+    mut value: &[u8],
+) -> Option<String> {
+    let mut after_presence = value.split_first()?.1;
+    let is_equality = matches!(comparator, Comparator::Equal | Comparator::NotEqual);
+    let printed = printed_key(ty, &mut after_presence)?;
+    if let Some(native) = column.declared.native {
+        let shown = native.shown(&printed);
+        let shown = shown.filter(|_| is_equality && *ty == LogicalType::Uuid)?;
+        let (name, value) = (compared(column), literal(column, shown.as_bytes())?);
+        return Some(format!("{name} {} {value}", comparator.symbol()));
+    }
+    match column.wire {
+        Wire::Char(_) | Wire::Bytes(_) if column.declared.charset.is_some() => {
+            let name = compared(column);
+            let is = format!(
+                "cast(convert({name} using utf8mb4) as binary) {} {}",
+                comparator.symbol(),
+                hex(&printed)
+            );
+            // What has the same bytes is equal: by this the server finds the rows in the key's index.
+            let found = match comparator {
+                Comparator::Equal => equal(column, ty, &mut value),
+                _ => None,
+            };
+            Some(found.map_or(is.clone(), |found| format!("({found} and {is})")))
+        }
+        Wire::Enum(_) => match (comparator, equal(column, ty, &mut value)) {
+            (Comparator::Equal, found) => Some(found.unwrap_or_else(|| "false".to_owned())),
+            (Comparator::NotEqual, Some(found)) => Some(format!("not {found}")),
+            (Comparator::NotEqual, None) => Some("true".to_owned()),
+            _ => None,
+        },
+        Wire::Set(_) => None,
+        // As it is printed: of two texts of one time whoever else compares takes only one for it.
+        Wire::Time(_) => is_equality.then(|| {
+            let (name, symbol) = (compared(column), comparator.symbol());
+            format!(
+                "cast(cast({name} as char) as binary) {symbol} {}",
+                hex(&printed)
+            )
+        }),
+        _ => {
+            let (name, value) = (compared(column), literal(column, &printed)?);
+            Some(format!("{name} {} {value}", comparator.symbol()))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod config;
 pub mod cut;
 mod defaults;
 pub mod dump;
+pub mod filter;
 pub mod identity;
 pub mod kept;
 mod key;

@@ -1,5 +1,8 @@
 //! A row that a prepared statement read, into the cells that the binlog's form of it becomes.
 
+use std::sync::Arc;
+
+use downriver_decode::mask::Mask;
 use downriver_decode::mysql::selected::Selected;
 use downriver_decode::mysql::table_map::Wire;
 use downriver_decode::mysql::value::ValueError;
@@ -16,6 +19,8 @@ use crate::error::SourceError;
 pub(super) struct SelectedRow<'a> {
     pub(super) schema: &'a TableSchema,
     pub(super) columns: &'a [&'a KnownColumn],
+    /// One for each of them; empty: none is masked.
+    pub(super) masks: &'a [Option<Arc<Mask>>],
     pub(super) values: &'a [Value],
 }
 
@@ -53,13 +58,23 @@ impl SelectedRow<'_> {
         let (Some(column), Some(value)) = (self.columns.get(at), self.values.get(at)) else {
             return Err(self.unreadable(at, &ValueError::Cut));
         };
-        if *value == Value::NULL {
-            out.push_presence(Presence::Null);
-            return Ok(());
-        }
-        let pushed = match selected(column.wire, value) {
-            Some(value) => column.described.plan.push_selected(value, out, scratch),
-            None => Err(ValueError::Invalid("value of its type")),
+        let plan = &column.described.plan;
+        let mask = self.masks.get(at).and_then(Option::as_deref);
+        let of_schema = &self.schema.columns[at];
+        let is_null = *value == Value::NULL;
+        let pushed = match (mask, selected(column.wire, value)) {
+            (Some(mask), _) if is_null || mask.is_fixed() => {
+                mask.push(of_schema, None, out).map_err(ValueError::from)
+            }
+            (None, _) if is_null => {
+                out.push_presence(Presence::Null);
+                Ok(())
+            }
+            (_, None) => Err(ValueError::Invalid("value of its type")),
+            (None, Some(value)) => plan.push_selected(value, out, scratch),
+            (Some(mask), Some(value)) => {
+                plan.push_selected_masked(mask, of_schema, value, out, scratch)
+            }
         };
         pushed.map_err(|error| self.unreadable(at, &error))
     }
@@ -88,8 +103,12 @@ impl SelectedRow<'_> {
     }
 }
 
-/// A column as its value is asked for. Of labels their numbers are: what they are called, the plan knows.
-pub(super) fn expression(column: &KnownColumn) -> String {
+/// A column as its value is asked for. Of labels their numbers are: what they are called, the plan knows. What a mask does
+/// not need is not asked for.
+pub(super) fn expression(column: &KnownColumn, mask: Option<&Mask>) -> String {
+    if mask.is_some_and(Mask::is_fixed) {
+        return "null".to_owned();
+    }
     let name = format!("t.{}", identifier(&column.described.name));
     match column.wire {
         Wire::Enum(_) | Wire::Set(_) => format!("cast({name} as unsigned)"),

@@ -20,10 +20,12 @@
 //! Chunks are ranges of the table's key; bounds are compared by the server only.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use downriver_decode::mask::Mask;
 use downriver_event::{
-    BinlogPlace, Cover, DomainGtids, GtidSet, RowFilter, SourcePosition, TableSchema,
+    BinlogPlace, Column, DomainGtids, GtidSet, LogicalType, RowFilter, SourcePosition, TableSchema,
 };
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Error, Row as MysqlRow};
@@ -31,6 +33,7 @@ use mysql_async::{Conn, Error, Row as MysqlRow};
 use super::catalog::{Catalog, Found, SourceTable};
 use super::columns::KnownColumn;
 use super::config::MysqlConfig;
+use super::filter::selecting;
 use super::key::KeyColumns;
 use super::refusal::{is_gone, waited_for_lock};
 use super::row::{SelectedRow, expression};
@@ -38,6 +41,7 @@ use super::server::{Flavor, no_binlog};
 use super::sql::{connect, identifier, number, qualified, text};
 use crate::chunk::{Chunk, ChunkRead, ChunkReader, ChunkRequest, Reshaped, RowSink, Seen};
 use crate::error::SourceError;
+use crate::rules::{ColumnRules, is_generated, rules_moved};
 
 /// How long writers may keep the lock away. Meanwhile those that come later wait behind it.
 const WRITERS_WAIT_S: u64 = 2;
@@ -51,7 +55,7 @@ const KEYS_A_STATEMENT: usize = 200;
 
 pub struct SnapshotSession {
     config: MysqlConfig,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     /// A session beside it that holds a lock while a view is made.
     guard: Option<Conn>,
     /// The last chunk failed: its transaction may still be there, and rows of it on their way.
@@ -84,7 +88,6 @@ impl ChunkReader for SnapshotSession {
         request: ChunkRequest,
         row: &mut RowSink<'_>,
     ) -> Result<ChunkRead<SourceTable>, SourceError> {
-        refuse_unbuilt(schema, &request)?;
         if self.is_spoiled {
             self.catalog = Catalog::connect(&self.config).await?;
             self.guard = None;
@@ -98,33 +101,15 @@ impl ChunkReader for SnapshotSession {
 
     async fn estimated_rows(
         &mut self,
-        _schema: &TableSchema,
-        _part: &RowFilter,
+        schema: &TableSchema,
+        part: &RowFilter,
     ) -> Result<Option<u64>, SourceError> {
-        Ok(None)
+        self.expected_rows(schema, part).await
     }
-}
-
-fn refuse_unbuilt(schema: &TableSchema, request: &ChunkRequest) -> Result<(), SourceError> {
-    let refused = |what: &str| {
-        let reason = format!(
-            "{what} of {} is not built for MySQL",
-            schema.qualified_name()
-        );
-        SourceError::definite("DR-1076", reason, "read the whole table, as it is")
-    };
-    let is_masked = |cover: &Cover| matches!(cover, Cover::Masked(_));
-    if request.part.is_some() {
-        return Err(refused("reading a part"));
-    }
-    if schema.columns.iter().any(|column| is_masked(&column.cover)) {
-        return Err(refused("masking columns"));
-    }
-    Ok(())
 }
 
 impl SnapshotSession {
-    fn session(&mut self) -> &mut Conn {
+    pub(super) fn session(&mut self) -> &mut Conn {
         &mut self.catalog.session
     }
 
@@ -290,11 +275,7 @@ impl SnapshotSession {
         request: &ChunkRequest,
         row: &mut RowSink<'_>,
     ) -> Result<Option<Bytes>, SourceError> {
-        let columns = selected_columns(schema, &found.columns);
-        let reading = Reading {
-            schema,
-            columns: &columns,
-        };
+        let reading = Reading::of(schema, found, self.catalog.rules())?;
         let from = reading.from();
         let session = self.session();
         let Some(key) = found.key.as_ref().filter(|_| !schema.is_bag()) else {
@@ -302,27 +283,38 @@ impl SnapshotSession {
             return Ok(None);
         };
         let of_key = KeyColumns::of(schema, &found.columns, key);
+        let part = match &request.part {
+            Some(part) => vec![selecting(part, schema, found)?],
+            None => Vec::new(),
+        };
+        let chosen = |filter: Option<String>| {
+            let filters: Vec<String> = filter.into_iter().chain(part.iter().cloned()).collect();
+            match filters.is_empty() {
+                true => String::new(),
+                false => format!(" where {}", filters.join(" and ")),
+            }
+        };
         if let Some(keys) = &request.keys {
             // Of those that the server takes for equal only the very ones.
             let asked: HashSet<&[u8]> = keys.iter().map(|key| &key[..]).collect();
             for keys in keys.chunks(KEYS_A_STATEMENT) {
-                let query = format!("{from} where {}", of_key.any_of(keys)?);
+                let query = format!("{from}{}", chosen(Some(of_key.any_of(keys)?)));
                 reading.rows(session, &query, row, Some(&asked)).await?;
             }
             return Ok(None);
         }
         // An index of the beginning of a column has not its order: such a table would be sorted for every chunk.
         if key.has_prefix {
-            reading.rows(session, &from, row, None).await?;
+            let query = format!("{from}{}", chosen(None));
+            reading.rows(session, &query, row, None).await?;
             return Ok(None);
         }
-        let after = match &request.after {
-            Some(bound) => format!("where {}", of_key.after(bound)?),
-            None => String::new(),
-        };
+        let after = request.after.as_ref();
+        let after = after.map(|bound| of_key.after(bound)).transpose()?;
         let query = format!(
-            "{from} force index ({}) {after} order by {} limit {}",
+            "{from} force index ({}){} order by {} limit {}",
             identifier(&key.index),
+            chosen(after),
             of_key.order(),
             request.rows_max
         );
@@ -407,16 +399,17 @@ fn is_read_as(now: &SourceTable, schema: &TableSchema) -> bool {
         let columns = schema.key_indexes().into_iter();
         columns.map(|at| schema.columns[at].name.clone()).collect()
     };
-    let is_same = |(column, ty): (&downriver_event::Column, &downriver_event::LogicalType)| {
-        now.schema.columns.iter().any(|now| {
+    let is_same = |(column, ty): (&Column, &LogicalType)| {
+        now.schema.source_columns().any(|(now, now_ty)| {
             now.name == column.name
-                && now.ty == *ty
+                && now_ty == ty
                 && now.source_type == column.source_type
                 && now.nullable == column.nullable
+                && is_generated(now) == is_generated(column)
         })
     };
     now.problem.is_none()
-        && now.schema.columns.len() == schema.source_columns().count()
+        && now.schema.source_columns().count() == schema.source_columns().count()
         && schema.source_columns().all(is_same)
         && key(&now.schema) == key(schema)
 }
@@ -430,11 +423,7 @@ pub(super) async fn read_whole(
     let found = catalog.found(&schema.namespace, &schema.name).await?;
     let found = found.filter(|found| is_read_as(&found.table, schema));
     let found = found.ok_or_else(|| shape_is_changing(&schema.qualified_name()))?;
-    let columns = selected_columns(schema, &found.columns);
-    let reading = Reading {
-        schema,
-        columns: &columns,
-    };
+    let reading = Reading::of(schema, &found, catalog.rules())?;
     let from = reading.from();
     reading.rows(&mut catalog.session, &from, row, None).await?;
     Ok(())
@@ -451,7 +440,10 @@ fn no_uuid(schema: &TableSchema) -> SourceError {
 }
 
 /// What is known of each of the schema's columns.
-fn selected_columns<'a>(schema: &TableSchema, columns: &'a [KnownColumn]) -> Vec<&'a KnownColumn> {
+pub(super) fn selected_columns<'a>(
+    schema: &TableSchema,
+    columns: &'a [KnownColumn],
+) -> Vec<&'a KnownColumn> {
     let known = |name: &str| columns.iter().find(|column| column.described.name == name);
     let names = schema.columns.iter().map(|column| column.name.as_str());
     names.filter_map(known).collect()
@@ -459,12 +451,33 @@ fn selected_columns<'a>(schema: &TableSchema, columns: &'a [KnownColumn]) -> Vec
 
 struct Reading<'a> {
     schema: &'a TableSchema,
-    columns: &'a [&'a KnownColumn],
+    columns: Vec<&'a KnownColumn>,
+    /// One for each of them; empty: none is masked.
+    masks: Vec<Option<Arc<Mask>>>,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn of(
+        schema: &'a TableSchema,
+        found: &'a Found,
+        rules: &ColumnRules,
+    ) -> Result<Self, SourceError> {
+        if !rules.fit(schema) {
+            return Err(rules_moved(schema));
+        }
+        Ok(Self {
+            schema,
+            columns: selected_columns(schema, &found.columns),
+            masks: rules.masks(schema),
+        })
+    }
+
     fn from(&self) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|c| expression(c)).collect();
+        let mut masks = self.masks.iter();
+        let columns = self.columns.iter();
+        let columns: Vec<String> = columns
+            .map(|column| expression(column, masks.next().and_then(Option::as_deref)))
+            .collect();
         let name = qualified(&self.schema.namespace, &self.schema.name);
         format!("select {} from {name} as t", columns.join(", "))
     }
@@ -485,7 +498,8 @@ impl Reading<'_> {
             let values = read.unwrap();
             let selected = SelectedRow {
                 schema: self.schema,
-                columns: self.columns,
+                columns: &self.columns,
+                masks: &self.masks,
                 values: &values,
             };
             let is_asked = match asked {

@@ -15,9 +15,9 @@ use super::extent::{self, RelationKind};
 use super::key::{KEYS, Keys};
 use super::partitions::Role;
 use super::publication::Seen;
-use super::rules::{ColumnRules, uncovered};
 use super::sql;
 use crate::error::SourceError;
+use crate::rules::{ColumnRules, uncovered};
 
 /// How often refused tables are looked at again, and for how much of the time at most: a database may have very many.
 const REFUSED_LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use downriver_event::pattern;
 
-use super::rules::ColumnRules;
+use crate::rules::ColumnRules;
 use crate::transport::{SslMode, Tls};
 use crate::url::{InvalidUrl, host_and_port, ssl_mode, unescape};
 

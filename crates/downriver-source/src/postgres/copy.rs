@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
+use downriver_decode::mask::Mask;
 use downriver_decode::postgres::binary;
-use downriver_decode::postgres::mask::Mask;
 use downriver_event::block::RowColumns;
 use downriver_event::{Column, LogicalType, Presence, TableSchema};
 use futures_util::TryStreamExt as _;
 use tokio_postgres::Client;
 
-use super::rules::ColumnRules;
 use super::sql::identifier;
 use crate::chunk::Row;
 use crate::error::SourceError;
+use crate::rules::{ColumnRules, rules_moved};
 
 /// One row of COPY's binary form.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Row for BinaryRow<'_> {
                 Some(value)
             };
             let pushed = match (masks.next(), value) {
-                (Some(Some(mask)), value) => mask.push(column, value, out),
+                (Some(Some(mask)), value) => mask.push(column, value, out).map_err(Into::into),
                 (_, Some(value)) => binary::push(&column.ty, value, out),
                 (_, None) => {
                     out.push_presence(Presence::Null);
@@ -79,14 +79,7 @@ pub(super) async fn copy(
     row: &mut (dyn FnMut(&BinaryRow<'_>) -> Result<(), SourceError> + Send),
 ) -> Result<(), SourceError> {
     if !rules.fit(schema) {
-        return Err(SourceError::transient(
-            "DR-1053",
-            format!(
-                "the rules for the columns of {} are other ones than those that its newest rows in the log are of",
-                schema.qualified_name()
-            ),
-            "nothing: it goes on when the source has taken up the new rules",
-        ));
+        return Err(rules_moved(schema));
     }
     let masks = rules.masks(schema);
     let columns = schema.columns.iter().enumerate();

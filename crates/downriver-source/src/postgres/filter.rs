@@ -1,12 +1,8 @@
-//! Parts of tables: what was written is given its columns and values, and becomes SQL again.
-//!
-//! Every row that the SQL selects, and no other, fulfils the filter for whoever else compares its values: texts are
-//! therefore compared byte by byte as they are printed, whatever the column's collation calls equal.
+//! Parts of tables: what was written is given its columns and values, and becomes SQL again. Texts are compared as they
+//! are printed.
 
 use downriver_decode::postgres::text;
-use downriver_event::block::ColumnBuilder;
-use downriver_event::filter::{Comparator, Comparison, Condition, Written, WrittenFilter};
-use downriver_event::view::cell_of;
+use downriver_event::filter::{Comparator, Comparison, Written, WrittenFilter};
 use downriver_event::{Column, LogicalType, RowFilter, TableSchema, pb};
 use tokio_postgres::error::SqlState;
 
@@ -14,13 +10,7 @@ use super::key_sql::{KeyColumns, key_value};
 use super::snapshot::SnapshotSession;
 use super::sql::{identifier, literal, qualified};
 use crate::error::SourceError;
-
-/// Digits of a decimal that is a number in every sink.
-const PRECISION_MAX: u32 = 38;
-
-fn refused(reason: String, fix: String) -> SourceError {
-    SourceError::definite("DR-2057", reason, fix)
-}
+use crate::filter::{self, differs, key_column, no_value, with_comparisons};
 
 impl SnapshotSession {
     /// Gives a condition its columns, and its literals the values that the server reads them as.
@@ -38,13 +28,7 @@ impl SnapshotSession {
         for comparison in written.condition.comparisons() {
             comparisons.push(self.compared(schema, &key, comparison).await?);
         }
-        let mut comparisons = comparisons.into_iter();
-        let mut next = |_: &Written| comparisons.next().ok_or(());
-        let condition = written.condition.try_map(&mut next);
-        Ok(RowFilter {
-            text: written.text.clone(),
-            condition: condition.expect("there is one for each"),
-        })
+        Ok(with_comparisons(written, comparisons))
     }
 
     /// How many rows the server expects in a part of a table; `None`: the table is another one by now.
@@ -74,24 +58,9 @@ impl SnapshotSession {
         key: &KeyColumns<'_>,
         written: &Written,
     ) -> Result<Comparison, SourceError> {
-        let name = &written.column;
-        let of_key = key.0.iter().find(|(column, _)| column.name == *name);
-        let Some((column, ty)) = of_key else {
-            let reason = format!(
-                "column {name:?} is not of the key of {}",
-                schema.qualified_name()
-            );
-            let keys: Vec<&str> = key
-                .0
-                .iter()
-                .map(|(column, _)| column.name.as_str())
-                .collect();
-            let fix = match keys.is_empty() {
-                true => "a table without a key is read whole: leave the condition away".to_owned(),
-                false => format!("compare what rows are known by: {}", keys.join(", ")),
-            };
-            return Err(refused(reason, fix));
-        };
+        let column = key_column(schema, &written.column, |one, other| one == other)?;
+        let of_key = key.0.iter().find(|(of_key, _)| of_key.id == column.id);
+        let (_, ty) = of_key.ok_or_else(|| differs(column))?;
         can_compare(column, written.comparator)?;
         let printed = format!("select format('%s', {}::{ty})", literal(&written.literal));
         let printed = self.client().query_one(&printed, &[]).await;
@@ -113,120 +82,36 @@ impl SnapshotSession {
     }
 }
 
-fn no_value(column: &Column, written: &Written, why: &str) -> SourceError {
-    refused(
-        format!(
-            "{:?} cannot be compared with column {:?} ({}): {why}",
-            written.literal, column.name, column.source_type
-        ),
-        "write a literal of the column's type".to_owned(),
-    )
-}
-
 /// Classes 22 (data exception) and 23, which a domain answers with.
 fn is_of_value(code: &SqlState) -> bool {
     code.code().starts_with("22") || code.code().starts_with("23")
 }
 
-/// Whether everybody compares values of the column in the same way.
 fn can_compare(column: &Column, comparator: Comparator) -> Result<(), SourceError> {
-    let is_for_equality = matches!(comparator, Comparator::Equal | Comparator::NotEqual);
     // Padded with blanks, which count or not as it is looked at.
     let is_padded = column.source_type.starts_with("character(") || column.source_type == "bpchar";
-    let can = match &column.ty {
-        LogicalType::Bool
-        | LogicalType::Int16
-        | LogicalType::Int32
-        | LogicalType::Int64
-        | LogicalType::Date
-        | LogicalType::Time
-        | LogicalType::Timestamp
-        | LogicalType::TimestampTz
-        | LogicalType::Uuid
-        | LogicalType::Bytes => true,
-        LogicalType::Decimal { precision, scale } => {
-            let scale = u32::try_from(*scale);
-            (1..=PRECISION_MAX).contains(precision) && scale.is_ok_and(|s| s <= *precision)
+    match &column.ty {
+        LogicalType::Text | LogicalType::Enum { .. } | LogicalType::Other if is_padded => {
+            Err(differs(column))
         }
-        LogicalType::Text | LogicalType::Enum { .. } | LogicalType::Other if is_padded => false,
-        LogicalType::Text | LogicalType::Enum { .. } | LogicalType::Other => {
-            if !is_for_equality {
-                return Err(refused(
-                    format!(
-                        "values of column {:?} ({}) can only be equal or not: their order is not the same everywhere",
-                        column.name, column.source_type
-                    ),
-                    "compare it with =, <>, in or not in".to_owned(),
-                ));
-            }
-            true
-        }
-        LogicalType::Float32
-        | LogicalType::Float64
-        | LogicalType::Interval
-        | LogicalType::Json
-        | LogicalType::Array(_) => false,
-    };
-    match can {
-        true => Ok(()),
-        false => Err(refused(
-            format!(
-                "values of column {:?} ({}) are not compared the same everywhere",
-                column.name, column.source_type
-            ),
-            "compare other columns of the key, or read the whole table".to_owned(),
-        )),
+        _ => filter::can_compare(column, comparator),
     }
 }
 
 /// What the server printed, as a value. `None`: it is none, such as infinity, or has more digits than the column.
 fn value_of(ty: &LogicalType, printed: &str) -> Option<pb::Value> {
-    if let LogicalType::Decimal { scale, .. } = ty {
-        let fraction = printed.split_once('.').map_or("", |(_, fraction)| fraction);
-        let scale = usize::try_from(*scale).ok()?;
-        if fraction.trim_end_matches('0').len() > scale {
-            return None;
-        }
-    }
-    let mut cells = ColumnBuilder::new(0, ty);
-    text::push(ty, printed.as_bytes(), &mut cells).ok()?;
-    let cells = cells.read()?;
-    match cell_of(&cells, ty, 0).ok()?.kind? {
-        pb::cell::Kind::Value(value) => Some(value),
-        pb::cell::Kind::Presence(_) => None,
-    }
-}
-
-/// The filter as it stands behind `where`.
-pub(super) fn selecting(filter: &RowFilter, key: &KeyColumns<'_>) -> Result<String, SourceError> {
-    selects(&filter.condition, key).ok_or_else(|| {
-        SourceError::definite(
-            "DR-2057",
-            format!(
-                "the key of the table is another one than when {:?} was asked for",
-                filter.text
-            ),
-            "ask again: downriver resnapshot PIPELINE --tables SCHEMA.TABLE",
-        )
+    filter::value_of(ty, printed, |cells| {
+        text::push(ty, printed.as_bytes(), cells).ok()
     })
 }
 
-fn selects(condition: &Condition<Comparison>, key: &KeyColumns<'_>) -> Option<String> {
-    let joined = |of: &[Condition<Comparison>], by: &str| {
-        let each: Option<Vec<String>> = of.iter().map(|one| selects(one, key)).collect();
-        Some(format!("({})", each?.join(by)))
-    };
-    match condition {
-        Condition::All(of) if of.is_empty() => Some("true".to_owned()),
-        Condition::Any(of) if of.is_empty() => Some("false".to_owned()),
-        Condition::All(of) => joined(of, " and "),
-        Condition::Any(of) => joined(of, " or "),
-        Condition::Is(comparison) => {
-            let mut columns = key.0.iter();
-            let (column, ty) = columns.find(|(column, _)| column.id == comparison.column)?;
-            compares(column, ty, comparison)
-        }
-    }
+/// The filter as it stands behind `where`.
+pub(super) fn selecting(part: &RowFilter, key: &KeyColumns<'_>) -> Result<String, SourceError> {
+    filter::selecting(part, &|comparison| {
+        let mut columns = key.0.iter();
+        let (column, ty) = columns.find(|(column, _)| column.id == comparison.column)?;
+        compares(column, ty, comparison)
+    })
 }
 
 fn compares(column: &Column, ty: &str, comparison: &Comparison) -> Option<String> {
@@ -254,6 +139,7 @@ fn compares(column: &Column, ty: &str, comparison: &Comparison) -> Option<String
 mod tests {
     #![allow(clippy::unwrap_used)]
     use downriver_event::Cover;
+    use downriver_event::filter::Condition;
 
     use super::*;
 

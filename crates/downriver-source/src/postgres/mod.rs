@@ -16,7 +16,6 @@ pub mod outline;
 mod partitions;
 pub mod publication;
 pub mod replication;
-pub mod rules;
 mod session;
 pub mod setup;
 pub mod slot;

@@ -4,6 +4,7 @@
 mod binlog;
 mod chunks;
 mod clocks;
+mod columns;
 mod corners;
 mod dump;
 mod failover;
@@ -16,6 +17,7 @@ mod modes;
 mod names;
 mod natives;
 mod online_ddl;
+mod parts;
 mod places;
 mod shapes;
 mod sources;

@@ -109,7 +109,7 @@ fn rows_are_others_where_no_event_tells_their_values() {
         "add c timestamp null",
         "add index i (a), add unique key (b), add constraint f foreign key (a) references u (id)",
         "add partition (partition p values less than (7))",
-        "drop column c, drop index i, drop constraint f",
+        "drop index i, drop foreign key k, drop check c, drop constraint f",
         "alter column c set default 7, alter d set invisible",
         "comment = 'x', auto_increment = 7, algorithm = inplace, lock = none",
         "rename index a to b",
@@ -184,6 +184,11 @@ fn columns_are_followed_by_name() {
     assert_eq!(
         changes("CHANGE COLUMN `a` `b` int unsigned, rename column c to d"),
         [retyped("b"), renamed("a", "b"), renamed("c", "d")]
+    );
+    let dropped = |column: &str| Change::ColumnDropped(column.into());
+    assert_eq!(
+        changes("drop c, drop column if exists `index`, drop key i"),
+        [dropped("c"), dropped("index")]
     );
 }
 

@@ -119,7 +119,7 @@ type Held<'a> = (usize, Option<&'a [u8]>);
 
 impl Wire {
     /// The bytes of one value.
-    fn take<'a>(self, row: &mut Cursor<'a>) -> Option<&'a [u8]> {
+    pub(in super::super) fn take<'a>(self, row: &mut Cursor<'a>) -> Option<&'a [u8]> {
         let behind = |row: &mut Cursor<'a>, bytes: u8| {
             let len = row.uint(bytes.into())?;
             row.take(usize::try_from(len).ok()?)

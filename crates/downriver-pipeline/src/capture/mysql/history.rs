@@ -23,12 +23,13 @@ use downriver_decode::mysql::native::is_open;
 use downriver_decode::mysql::recall::recall;
 use downriver_decode::mysql::shape::{Described, Shape};
 use downriver_decode::mysql::table_map::TableMap;
-use downriver_event::{BlockBuilder, SourcePosition, TableId, TableSchema};
+use downriver_event::{BlockBuilder, Column, SourcePosition, TableId, TableSchema};
 use downriver_log::StreamState;
 use downriver_source::mysql::catalog::SourceTable;
 use downriver_source::mysql::kept::Kept;
 use downriver_source::mysql::server::Flavor;
 use downriver_source::mysql::unfit;
+use downriver_source::rules::keep_covered;
 
 use super::super::CaptureError;
 use super::super::progress::Standing;
@@ -257,10 +258,7 @@ impl Run<'_> {
         match kept.now {
             _ if is_changed_again && !has_rows => Ok(false),
             Some(now) if is_reached && !is_changed_again => match now.problem {
-                None => {
-                    self.reshape(&before, now.schema);
-                    Ok(true)
-                }
+                None => Ok(self.reshape(&before, now.schema).is_some()),
                 Some(problem) => {
                     self.refuse(table, problem);
                     Ok(false)
@@ -392,10 +390,16 @@ impl Run<'_> {
         self.flush()?;
         let known = self.known(&now.schema.namespace, &now.schema.name);
         let is_new = known.is_none();
-        let schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
+        let mut schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
+        let refusal = known.and_then(|known| keep_covered(&known, &mut schema));
         let registered = self.intake.registry.register(schema);
         self.intake.announce(&registered);
         let id = registered.schema().id;
+        if let Some(problem) = refusal {
+            self.intake.captured.insert(id, true);
+            self.refuse(id, problem);
+            return self.flush();
+        }
         self.intake.captured.insert(id, true);
         self.intake.standings.insert(id, Standing::Unknown);
         match is_new {
@@ -430,7 +434,7 @@ impl Run<'_> {
         let why = match recall(map, known.source_columns(), charset_of) {
             Ok(described) => {
                 let plans = described.into_iter().map(|column| column.plan).collect();
-                return Ok(Some(Shape::new(known, plans)));
+                return Ok(Some(self.shape(known, plans)));
             }
             Err(why) => why,
         };
@@ -480,7 +484,9 @@ fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
 fn with_defaults_of(mut schema: TableSchema, now: &TableSchema) -> TableSchema {
     for column in &mut schema.columns {
         let mut columns = now.columns.iter();
-        let now = columns.find(|now| is_same_name(&now.name, &column.name));
+        let is_it =
+            |now: &&Column| is_same_name(&now.name, &column.name) && now.cover == column.cover;
+        let now = columns.find(is_it);
         column.default = now.and_then(|now| now.default.clone());
     }
     schema

@@ -5,6 +5,7 @@
 //! the binlog is followed, and the catalog is asked only where it says too little.
 
 mod ahead;
+mod covers;
 mod debts;
 mod decode;
 mod held;

@@ -40,7 +40,7 @@ pub(super) fn numbered(
         .unwrap_or_default();
     let mut number = |name: &str| {
         let known = before.and_then(|before| {
-            let mut columns = before.columns.iter();
+            let mut columns = before.columns.iter().chain(&before.withheld);
             columns.find(|column| is_same_name(&column.name, name))
         });
         known.map_or_else(
@@ -51,24 +51,30 @@ pub(super) fn numbered(
             |known| known.id,
         )
     };
+    // In the table's order, so that of a new one it is that of the numbers.
     let numbers: Vec<(u32, u32)> = schema
-        .columns
-        .iter()
-        .map(|column| (column.id, number(&column.name)))
+        .source_columns()
+        .map(|(column, _)| (column.id, number(&column.name)))
         .collect();
-    let columns = schema.columns.into_iter().zip(&numbers);
     let number_of = |place: &u32| {
         let numbers = numbers.iter();
         numbers
             .clone()
             .find_map(|(at, number)| (at == place).then_some(*number))
     };
+    let renumbered = |columns: Vec<Column>| {
+        let columns = columns.into_iter();
+        let columns = columns.filter_map(|column| {
+            let id = number_of(&column.id)?;
+            Some(Column { id, ..column })
+        });
+        columns.collect()
+    };
     TableSchema {
         id,
-        key: schema.key.iter().filter_map(number_of).collect(),
-        columns: columns
-            .map(|(column, (_, id))| Column { id: *id, ..column })
-            .collect(),
+        key: schema.key.iter().filter_map(&number_of).collect(),
+        columns: renumbered(schema.columns),
+        withheld: renumbered(schema.withheld),
         ..schema
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use downriver_log::Log;
 use downriver_source::mysql::setup;
+use downriver_source::rules::keep_covered;
 
 use super::super::CaptureError;
 use super::super::progress::Standing;
@@ -34,7 +35,11 @@ pub(in super::super) async fn begin_anew(
         let before = named(&registry, namespace, name, |id| {
             state.as_ref().is_some_and(|state| comes(state, id))
         });
-        let schema = numbered(&registry, before.as_deref(), table.schema);
+        let mut schema = numbered(&registry, before.as_deref(), table.schema);
+        if let Some(before) = before {
+            // What it says is said at the start that follows.
+            keep_covered(&before, &mut schema);
+        }
         let registered = registry.register(schema);
         // Whether it was changed since the position was asked for, the binlog does not say by itself.
         let is_told = is_closed(prepared.identity.flavor, registered.schema());

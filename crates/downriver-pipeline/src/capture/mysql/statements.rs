@@ -9,6 +9,7 @@ use downriver_decode::mysql::is_same_name;
 use downriver_event::{TableId, TableSchema, pb};
 use downriver_source::SourceError;
 use downriver_source::mysql::catalog::SourceTable;
+use downriver_source::rules::kept_covered;
 
 use super::super::CaptureError;
 use super::Run;
@@ -158,8 +159,10 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match captured {
                 Some(id) if is_selected && !is_taken => {
-                    self.called(*id, to);
-                    self.intake.rows_are_others(*id);
+                    let is_captured = self.called(*id, to);
+                    if is_captured {
+                        self.intake.rows_are_others(*id);
+                    }
                 }
                 Some(id) => {
                     self.intake.leave(*id);
@@ -172,21 +175,15 @@ impl Run<'_> {
             let is_selected = self.connection.captures(&to.database, &to.table);
             match known {
                 Some(id) if is_selected && self.captured(to).is_none() => {
-                    self.called(*id, to);
-                    self.take_up(*id, binlog).await?;
+                    let is_captured = self.called(*id, to);
+                    if is_captured {
+                        self.take_up(*id, binlog).await?;
+                    }
                 }
                 _ => self.created(to, binlog).await?,
             }
         }
         Ok(())
-    }
-
-    pub(super) fn called(&mut self, id: TableId, name: &Named) {
-        self.reshaped(id, |schema| TableSchema {
-            namespace: name.database.clone(),
-            name: name.table.clone(),
-            ..schema
-        });
     }
 
     async fn altered(
@@ -196,15 +193,7 @@ impl Run<'_> {
         binlog: &mut Binlog,
     ) -> Result<(), CaptureError> {
         let Some(id) = self.captured(table) else {
-            // It may be one that can be captured now.
-            let key = (table.database.clone(), table.table.clone());
-            if self.refused.contains(&key)
-                && let Some(now) = self.catalog.table(&key.0, &key.1).await?
-                && now.problem.is_none()
-            {
-                return Err(CaptureError::Mended(now.schema.qualified_name()));
-            }
-            return Ok(());
+            return self.altered_refused(table, &changes, binlog).await;
         };
         // What cannot be captured any more no row says.
         let now = self.catalog.table(&table.database, &table.table).await?;
@@ -212,24 +201,15 @@ impl Run<'_> {
             self.refuse(id, problem);
             return Ok(());
         }
-        let (mut is_other, mut is_typed_anew) = (false, false);
-        for change in changes {
-            match change {
-                Change::ColumnRenamed { from, to } => {
-                    self.reshaped(id, |mut schema| {
-                        let mut columns = schema.columns.iter_mut();
-                        if let Some(column) = columns.find(|c| is_same_name(&c.name, &from)) {
-                            column.name.clone_from(&to);
-                        }
-                        schema
-                    });
-                }
-                Change::Retyped(column) => {
-                    is_other |= self.is_retyped(id, now.as_ref(), &column);
-                    is_typed_anew = true;
-                }
-                Change::Rows => is_other = true,
-            }
+        let is_other = changes.iter().any(|change| match change {
+            Change::Retyped(column) => self.is_retyped(id, now.as_ref(), column),
+            Change::Rows => true,
+            Change::ColumnRenamed { .. } | Change::ColumnDropped(_) => false,
+        });
+        let is_retyped = |change: &Change| matches!(change, Change::Retyped(_));
+        let is_typed_anew = changes.iter().any(is_retyped);
+        if !self.columns_changed(id, &changes, now.as_ref()) {
+            return Ok(());
         }
         // Values that were cut to a type do not come back with the former one.
         if is_other || is_typed_anew && self.is_changed_since(table, binlog).await? {
@@ -238,10 +218,40 @@ impl Run<'_> {
         self.shape_changed(id, binlog).await
     }
 
+    /// A table that cannot be captured: after the statement it may be one that can.
+    async fn altered_refused(
+        &mut self,
+        table: &Named,
+        changes: &[Change],
+        binlog: &mut Binlog,
+    ) -> Result<(), CaptureError> {
+        let key = (table.database.clone(), table.table.clone());
+        if !self.refused.contains(&key) {
+            return Ok(());
+        }
+        let Some(now) = self.catalog.table(&key.0, &key.1).await? else {
+            return Ok(());
+        };
+        if now.problem.is_some() {
+            return Ok(());
+        }
+        match self.known(&key.0, &key.1) {
+            // Under other names its columns may be covered again.
+            Some(known) if kept_covered(&known).is_some() => {
+                if self.columns_changed(known.id, changes, Some(&now)) {
+                    self.refused.remove(&key);
+                    self.take_up(known.id, binlog).await?;
+                }
+                Ok(())
+            }
+            _ => Err(CaptureError::Mended(now.schema.qualified_name())),
+        }
+    }
+
     /// Whether the catalog has another type for a column than its rows have so far.
     fn is_retyped(&self, id: TableId, now: Option<&SourceTable>, column: &str) -> bool {
         let of = |schema: &TableSchema| {
-            let mut columns = schema.columns.iter();
+            let mut columns = schema.source_columns().map(|(column, _)| column);
             let column = columns.find(|c| is_same_name(&c.name, column))?;
             Some((column.source_type.clone(), column.nullable))
         };

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use downriver_decode::mysql::shape::{Shape, describe};
 use downriver_decode::mysql::table_map::TableMap;
+use downriver_decode::mysql::value::Plan;
 use downriver_event::problem::Problem;
 use downriver_event::{Column, Cover, ReplicaIdentity, TableId, TableSchema};
 use downriver_log::StreamState;
-use downriver_source::mysql::catalog::SourceTable;
+use downriver_source::mysql::catalog::{SourceTable, left_out_of};
 use downriver_source::mysql::unshaped;
+use downriver_source::rules::keep_covered;
 
 use super::super::CaptureError;
 use super::super::intake::{in_state, refused};
@@ -18,6 +20,7 @@ use super::super::progress::{self, Resume, Standing};
 use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::ahead::Binlog;
+use super::covers::{is_covered_otherwise, leave_out_today};
 use super::history::NO_SHAPE;
 use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
@@ -68,6 +71,7 @@ impl Run<'_> {
             schema: today,
             estimated_rows,
             problem,
+            warning: _,
         } = table;
         let registry = &self.intake.registry;
         let known = named(registry, &today.namespace, &today.name, |id| {
@@ -83,20 +87,13 @@ impl Run<'_> {
             self.refused.insert((today.namespace, today.name));
             return Ok(refused(problem));
         }
-        let is_whole = |known: &TableSchema| {
-            self.is_told(known) && self.is_told(&today) || !has_lapsed(state, known.id)
-        };
-        let schema = match known {
-            // The binlog says when its shape changes. Of one that was left nobody heard of other defaults.
-            Some(known) if is_whole(&known) => match has_lapsed(state, known.id) {
-                true => self.forget_defaults(known.id).unwrap_or(known),
-                false => known,
-            },
-            known => {
-                let schema = numbered(&self.intake.registry, known.as_deref(), today);
-                let registered = self.intake.registry.register(schema);
-                self.intake.announce(&registered);
-                Arc::clone(registered.schema())
+        let name = (today.namespace.clone(), today.name.clone());
+        let (schema, is_other) = match self.taken_up(known, today, state) {
+            Ok(taken_up) => taken_up,
+            Err((id, problem)) => {
+                self.intake.captured.insert(id, false);
+                self.refused.insert(name);
+                return Ok(refused(problem));
             }
         };
         let id = schema.id;
@@ -111,29 +108,81 @@ impl Run<'_> {
         let begun = chunks.filter(|chunks| chunks.generation > 0);
         let is_reading =
             begun.is_some_and(|chunks| !chunks.done && (initial || chunks.generation > 1));
+        let part = resume.as_ref().and_then(|resume| resume.part.as_ref());
+        let is_part_lost = is_reading && part.is_some_and(|part| !part.fits(&schema));
+        let is_other = is_other && (initial || is_reading) || is_part_lost;
         // What was missed meanwhile only a snapshot brings.
-        let is_wanted = has_lapsed || begun.map_or(initial, |_| is_reading);
+        let is_wanted = has_lapsed || begun.map_or(initial, |_| is_other || is_reading);
         let mut resume = resume.unwrap_or_default();
         resume.standing = Standing::Unknown;
+        let warning = left_out_of(&schema);
         if !is_wanted {
-            return Ok(in_state(TableState::Streaming, None));
+            return Ok(in_state(TableState::Streaming, warning));
         }
-        let taken_up = begun.filter(|_| !has_lapsed);
+        let taken_up = begun.filter(|_| !has_lapsed && !is_other);
         if taken_up.is_none() {
             resume = Resume::default();
         }
         let before = begun.map_or(u64::from(has_lapsed), |chunks| chunks.generation);
         let generation = before + u64::from(taken_up.is_none());
         let starts = std::mem::take(&mut resume.requested) || taken_up.is_none();
+        // Of a part the worker finds out.
+        let rows_estimated = match resume.part {
+            Some(_) => 0,
+            None => estimated_rows,
+        };
         tasks.push(self.intake.read(schema, generation, resume, starts)?);
         Ok(TableStatus {
             snapshot: Some(SnapshotProgress {
                 rows_done: taken_up.map_or(0, |chunks| chunks.rows),
-                rows_estimated: estimated_rows,
+                rows_estimated,
                 ..SnapshotProgress::default()
             }),
-            ..in_state(TableState::Snapshotting, None)
+            ..in_state(TableState::Snapshotting, warning)
         })
+    }
+
+    /// The shape that a table's rows have, under the rules of now. Whether these are other ones than the log's: then its
+    /// rows are to be read again. Or its number, and why it is refused.
+    fn taken_up(
+        &mut self,
+        known: Option<Arc<TableSchema>>,
+        today: TableSchema,
+        state: &StreamState,
+    ) -> Result<(Arc<TableSchema>, bool), (TableId, Problem)> {
+        let registry = &self.intake.registry;
+        let Some(known) = known else {
+            let schema = numbered(registry, None, today);
+            let registered = self.intake.registry.register(schema);
+            self.intake.announce(&registered);
+            return Ok((Arc::clone(registered.schema()), false));
+        };
+        let has_lapsed = has_lapsed(state, known.id);
+        let is_whole = self.is_told(&known) && self.is_told(&today) || !has_lapsed;
+        let known = match is_whole && has_lapsed {
+            // Of one that was left nobody heard of other defaults.
+            true => self.forget_defaults(known.id).unwrap_or(known),
+            false => known,
+        };
+        let registry = &self.intake.registry;
+        let mut schema = match is_whole {
+            // The binlog says when its shape changes.
+            true => {
+                let left_out = leave_out_today(&known, &today);
+                let covered = self.connection.columns.cover_again(&left_out);
+                // What keeps them from holding is one of the statements to come.
+                covered.unwrap_or_else(|_| numbered(registry, Some(&known), today))
+            }
+            false => numbered(registry, Some(&known), today),
+        };
+        let problem = keep_covered(&known, &mut schema);
+        let is_other = is_whole && !known.same_shape(&schema);
+        let registered = self.intake.registry.register(schema);
+        self.intake.announce(&registered);
+        match problem {
+            Some(problem) => Err((known.id, problem)),
+            None => Ok((Arc::clone(registered.schema()), is_other)),
+        }
     }
 
     /// How the rows that a table map announces are read; `None`: they are not.
@@ -185,7 +234,7 @@ impl Run<'_> {
         });
         let key = map.key.iter().flatten();
         let key: Vec<u32> = key.filter_map(|at| u32::try_from(at + 1).ok()).collect();
-        let schema = TableSchema {
+        let mut schema = TableSchema {
             id: TableId(0),
             version: 0,
             namespace: database.clone(),
@@ -198,26 +247,58 @@ impl Run<'_> {
             key,
             withheld: Vec::new(),
         };
-        let schema = self.reshape(&before, schema);
+        self.leave_out(&before, &mut schema).await?;
+        if let Err(problem) = self.connection.columns.cover(&mut schema) {
+            self.refuse(before.id, problem);
+            return Ok(None);
+        }
         let plans = described.into_iter().map(|column| column.plan).collect();
-        Ok(Some(Shape::new(schema, plans)))
+        let schema = self.reshape(&before, schema);
+        Ok(schema.map(|schema| self.shape(schema, plans)))
     }
 
-    /// The shape of a table's rows from here on, with the defaults that are known. Where old rows may have other values they are read again.
-    pub(super) fn reshape(&mut self, before: &TableSchema, now: TableSchema) -> Arc<TableSchema> {
+    /// How rows of a schema are read. `plans` has one for each of the source's columns.
+    pub(super) fn shape(&self, schema: Arc<TableSchema>, plans: Vec<Plan>) -> Shape {
+        let treatments = self.connection.columns.treatments(&schema);
+        Shape::new(schema, plans, treatments)
+    }
+
+    /// The shape of a table's rows from here on, by names, with the defaults that are known. `None`: it is refused.
+    pub(super) fn reshape(
+        &mut self,
+        before: &TableSchema,
+        now: TableSchema,
+    ) -> Option<Arc<TableSchema>> {
         let mut now = numbered(&self.intake.registry, Some(before), now);
         for column in &mut now.columns {
             let mut known = before.columns.iter();
-            let known = known.find(|known| known.id == column.id && known.ty == column.ty);
+            let known = known.find(|known| {
+                known.id == column.id && known.ty == column.ty && known.cover == column.cover
+            });
             column.default = known.and_then(|known| known.default.clone());
         }
+        self.reshape_numbered(before, now)
+    }
+
+    /// The same of one whose columns have their numbers. Where old rows may have other values they are read again.
+    pub(super) fn reshape_numbered(
+        &mut self,
+        before: &TableSchema,
+        mut now: TableSchema,
+    ) -> Option<Arc<TableSchema>> {
+        let problem = keep_covered(before, &mut now);
         let registered = self.intake.registry.register(now);
         self.intake.announce(&registered);
         let schema = Arc::clone(registered.schema());
-        if outgrown(before, &schema, false) {
+        if let Some(problem) = problem {
+            self.refuse(schema.id, problem);
+            return None;
+        }
+        self.tell_left_out(&schema);
+        if outgrown(before, &schema, false) || is_covered_otherwise(before, &schema) {
             self.intake.rows_are_others(schema.id);
         }
-        schema
+        Some(schema)
     }
 
     /// The table that has a name now, or had it last.

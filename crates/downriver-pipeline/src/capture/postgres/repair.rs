@@ -10,8 +10,8 @@ use downriver_event::problem::Problem;
 use downriver_log::Log;
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::Session;
-use downriver_source::postgres::rules::uncovered;
 use downriver_source::postgres::{reach, setup, slot};
+use downriver_source::rules::uncovered;
 
 use super::super::CaptureError;
 use super::super::progress::Standing;

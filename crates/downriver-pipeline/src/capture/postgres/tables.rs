@@ -8,7 +8,7 @@ use downriver_decode::postgres::shape::Shape;
 use downriver_event::{RowFilter, TableId, TableSchema};
 use downriver_log::StreamState;
 use downriver_source::postgres::catalog::SourceTable;
-use downriver_source::postgres::rules::uncovered;
+use downriver_source::rules::uncovered;
 
 use super::super::CaptureError;
 use super::super::intake::{TableProgress, in_state, refused, rewritten_unread};

@@ -7,6 +7,7 @@ use downriver_source::mysql::begin::Begin;
 use downriver_source::mysql::config::MysqlConfig;
 use serde::{Deserialize, Serialize};
 
+use super::super::mask::{MaskRule, check_columns};
 use super::super::{Secret, at, parse_duration};
 use super::{OnHole, Place, Snapshot, SnapshotMode, Tls};
 
@@ -19,6 +20,12 @@ pub struct Mysql {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     pub tables: Vec<String>,
+    /// Columns of which nothing reaches the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_columns: Vec<String>,
+    /// Columns whose values are made into others before they reach the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask: Vec<MaskRule>,
     /// What the server knows the source by among its replicas; one of its own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<u32>,
@@ -83,7 +90,7 @@ impl Mysql {
             );
             return Err(at("mysql.binlog_retention.warn", problem));
         }
-        Ok(())
+        check_columns("mysql", "shop", &self.exclude_columns, &self.mask)
     }
 
     /// How long the server is to keep what is not captured yet at least.

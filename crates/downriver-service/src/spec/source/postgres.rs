@@ -6,7 +6,7 @@ use downriver_event::problem::Problem;
 use downriver_source::postgres::config::PostgresConfig;
 use serde::{Deserialize, Serialize};
 
-use super::super::mask::MaskRule;
+use super::super::mask::{MaskRule, check_columns};
 use super::super::{Secret, at, parse_bytes, parse_duration};
 use super::{OnHole, Place, Snapshot, Tls};
 
@@ -81,7 +81,7 @@ impl Postgres {
         };
         place.check()?;
         self.check_limits()?;
-        self.check_columns()
+        check_columns("postgres", "public", &self.exclude_columns, &self.mask)
     }
 
     /// Bytes of WAL that the server may keep for the slot.
@@ -93,29 +93,6 @@ impl Postgres {
     #[must_use]
     pub fn heartbeat(&self) -> Option<Duration> {
         self.heartbeat.as_deref().and_then(parse_duration)
-    }
-
-    /// The rules' patterns name schema, table and column.
-    fn check_columns(&self) -> Result<(), Problem> {
-        let excluded = self.exclude_columns.iter().enumerate();
-        let excluded = excluded.map(|(at, p)| (p, format!("postgres.exclude_columns[{at}]")));
-        let rules = self.mask.iter().enumerate();
-        let masked = rules.flat_map(|(rule, mask)| {
-            let patterns = mask.columns.iter().enumerate();
-            patterns.map(move |(at, p)| (p, format!("postgres.mask[{rule}].columns[{at}]")))
-        });
-        for (pattern, field) in excluded.chain(masked) {
-            if pattern.matches('.').count() < 2 {
-                let column = pattern.rsplit('.').next().unwrap_or_default();
-                let problem = Problem::new(
-                    "DR-2028",
-                    format!("pattern {pattern:?} does not name schema, table and column"),
-                    format!("write it as \"public.users.{column}\" or \"*.*.{column}\""),
-                );
-                return Err(at(&field, problem));
-            }
-        }
-        Ok(())
     }
 
     fn check_limits(&self) -> Result<(), Problem> {

@@ -220,11 +220,11 @@ fn database(name: &str, source: &Source) -> Result<Database, Problem> {
             },
             heartbeat: spec.heartbeat(),
         })),
-        Source::Mysql(spec) => Database::Mysql(MysqlSource {
+        Source::Mysql(spec) => Database::Mysql(Box::new(MysqlSource {
             connection: mysql_config(spec)?,
             begin: spec.begin()?,
             binlog_warn: spec.binlog_warn(),
-        }),
+        })),
     })
 }
 

@@ -12,10 +12,11 @@ use downriver_pipeline::capture::{NotRequested, Wanted, needs_whole};
 use downriver_service::TableName;
 use downriver_source::SourceError;
 use downriver_source::chunk::ChunkReader as _;
+use downriver_source::mysql::filter;
 use downriver_source::postgres::reach;
 use downriver_source::postgres::snapshot::SnapshotSession;
 
-use super::source_config::{Connection, connection, not_built};
+use super::source_config::{Connection, connection};
 use super::{NodeEngine, locked};
 
 /// How long a capture may take to take a request in: an append, after a transaction that is open.
@@ -113,19 +114,27 @@ impl NodeEngine {
         tables: Vec<TableId>,
         part: &WrittenFilter,
     ) -> Result<Vec<Wanted>, Problem> {
-        let Connection::Postgres(config) = connection(source, &self.source_spec(source)?)? else {
-            return Err(not_built("reading a part of a table again"));
-        };
+        let connection = connection(source, &self.source_spec(source)?)?;
         let state = self.node.state(source);
         let schemas = tables
             .into_iter()
             .filter_map(|table| state.as_ref()?.newest_schema(table).cloned());
         let understood = async {
-            let mut session = SnapshotSession::connect(&reach(&config).await?).await?;
             let mut parts = Vec::new();
-            for schema in schemas {
-                let filter = session.understand(&schema, part).await?;
-                parts.push((schema.id, Some(filter)));
+            match connection {
+                Connection::Postgres(config) => {
+                    let mut session = SnapshotSession::connect(&reach(&config).await?).await?;
+                    for schema in schemas {
+                        let filter = session.understand(&schema, part).await?;
+                        parts.push((schema.id, Some(filter)));
+                    }
+                }
+                Connection::Mysql(_) => {
+                    for schema in schemas {
+                        let filter = filter::understand(&schema, part)?;
+                        parts.push((schema.id, Some(filter)));
+                    }
+                }
             }
             Ok(parts)
         };

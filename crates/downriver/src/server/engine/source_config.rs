@@ -1,10 +1,10 @@
 //! A source's specification as the sessions with its database take it, its secrets resolved.
 
 use downriver_event::problem::Problem;
-use downriver_service::spec::{Failover, MaskWith, Mysql, Postgres, Source};
+use downriver_service::spec::{Failover, MaskRule, MaskWith, Mysql, Postgres, Source};
 use downriver_source::mysql::config::{MysqlConfig, random_server_id};
 use downriver_source::postgres::config::PostgresConfig;
-use downriver_source::postgres::rules::{ColumnRules, HashKey, Mask};
+use downriver_source::rules::{ColumnOrder, ColumnRules, Constant, HashKey, Mask};
 
 /// Shorter keys of hashes can be found by trying.
 const HASH_KEY_BYTES_MIN: usize = 16;
@@ -23,15 +23,6 @@ pub(super) fn connection(name: &str, source: &Source) -> Result<Connection, Prob
     })
 }
 
-/// What is not built for sources of MySQL and MariaDB.
-pub(super) fn not_built(what: &str) -> Problem {
-    Problem::new(
-        "DR-2051",
-        format!("{what} is not built for sources of MySQL and MariaDB yet"),
-        "see docs/mysql.md for what is",
-    )
-}
-
 pub(super) fn mysql_config(spec: &Mysql) -> Result<MysqlConfig, Problem> {
     let mut config = MysqlConfig::from_url(&spec.url)
         .map_err(|error| Problem::new("DR-2005", error.0, "correct mysql.url"))?;
@@ -42,6 +33,11 @@ pub(super) fn mysql_config(spec: &Mysql) -> Result<MysqlConfig, Problem> {
         config.tls.ca_file = Some(tls.ca.file.clone());
     }
     config.tables.clone_from(&spec.tables);
+    config.columns = ColumnRules::new(
+        &spec.exclude_columns,
+        masks(&spec.mask, Constant::of_mysql)?,
+        ColumnOrder::Places,
+    );
     config.server_id = spec.server_id.unwrap_or_else(random_server_id);
     Ok(config)
 }
@@ -57,19 +53,31 @@ pub(super) fn postgres_config(name: &str, spec: &Postgres) -> Result<PostgresCon
     }
     let own = format!("downriver_{}", name.replace('-', "_"));
     config.tables.clone_from(&spec.tables);
-    let masks = spec.mask.iter();
-    let masks = masks.map(|rule| Ok((rule.columns.clone(), mask(&rule.with)?)));
-    config.columns = ColumnRules::new(&spec.exclude_columns, masks.collect::<Result<_, _>>()?);
+    config.columns = ColumnRules::new(
+        &spec.exclude_columns,
+        masks(&spec.mask, Constant::of_postgres)?,
+        ColumnOrder::Numbers,
+    );
     config.slot = spec.slot.clone().unwrap_or_else(|| own.clone());
     config.publication = spec.publication.clone().unwrap_or(own);
     config.failover = spec.failover != Some(Failover::Off);
     Ok(config)
 }
 
-fn mask(with: &MaskWith) -> Result<Mask, Problem> {
+/// The masks of rules, with the patterns of their columns. `constant` makes those of the source's database.
+fn masks(
+    rules: &[MaskRule],
+    constant: fn(String) -> Constant,
+) -> Result<Vec<(Vec<String>, Mask)>, Problem> {
+    let masks = rules.iter();
+    let masks = masks.map(|rule| Ok((rule.columns.clone(), mask(&rule.with, constant)?)));
+    masks.collect()
+}
+
+fn mask(with: &MaskWith, constant: fn(String) -> Constant) -> Result<Mask, Problem> {
     Ok(match with {
         MaskWith::Null => Mask::Null,
-        MaskWith::Constant(constant) => Mask::Constant(constant.clone()),
+        MaskWith::Constant(text) => Mask::Constant(constant(text.clone())),
         MaskWith::Partial(options) => Mask::Partial {
             first: options.first,
             last: options.last,

@@ -118,7 +118,7 @@ impl Reading {
         ensure!(map.key.as_deref() == Some(&[0]), "the key is told: {map:?}");
         self.schemas.insert((id, version), schema.clone());
         let plans = described.into_iter().map(|column| column.plan).collect();
-        Ok(Shape::new(Arc::new(schema), plans))
+        Ok(Shape::new(Arc::new(schema), plans, Vec::new()))
     }
 
     /// Everything up to here was read.

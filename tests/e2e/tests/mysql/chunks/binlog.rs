@@ -93,7 +93,7 @@ pub(crate) async fn read(server: &Mysql, file: &str) -> Result<Told> {
                     tables.insert(map.table.clone(), Table { columns, key, rows });
                     schemas.insert((id, version), schema.clone());
                     let plans = described.into_iter().map(|column| column.plan).collect();
-                    decoder.set_shape(Some(Shape::new(Arc::new(schema), plans)));
+                    decoder.set_shape(Some(Shape::new(Arc::new(schema), plans, Vec::new())));
                 }
                 Decoded::Statement(_) => {
                     decoder.end_statement(&mut builder);

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use downriver_event::RowFilter;
+use downriver_event::filter::{Comparator, Condition, Written, WrittenFilter};
 use downriver_source::chunk::ChunkReader as _;
 use downriver_source::mysql::catalog::Catalog;
+use downriver_source::mysql::filter::understand;
 use downriver_source::mysql::server::Server;
 use downriver_source::mysql::snapshot::SnapshotSession;
 use downriver_source::mysql::sql;
@@ -12,7 +15,8 @@ use downriver_testkit::host::until;
 use downriver_testkit::mysql::{Mysql, Product};
 use mysql_async::prelude::Queryable as _;
 
-use super::read::{Read, all_rows, chunk, config, request};
+use super::key_of;
+use super::read::{Read, all_rows, chunk, config, request, rows_of};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_of_another_shape_is_not_read() -> Result<()> {
@@ -72,24 +76,69 @@ async fn a_table_of_another_shape_is_not_read() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_part_of_a_table_is_refused_by_name() -> Result<()> {
-    let server = Mysql::start(Product::Mariadb11).await?;
-    server
-        .execute("create table t (id int primary key)")
-        .await?;
-    let config = config(&server).await?;
-    let table = Catalog::connect(&config).await?.table("shop", "t").await?;
-    let schema = table.context("the table")?.schema;
-    let mut session = SnapshotSession::connect(&config).await?;
-    let mut part = request(None, 1);
-    part.part = Some(downriver_event::RowFilter::nothing("id > 5"));
-    let refused = chunk(&mut session, &schema, part).await;
-    let Err(refused) = refused else {
-        bail!("it was read");
-    };
-    ensure!(refused.to_string().contains("DR-1076"), "{refused}");
-    let (rows, _) = all_rows(&mut session, &schema, 1).await?;
-    ensure!(rows.is_empty());
+async fn a_part_of_a_table_is_read_by_chunks_and_by_keys() -> Result<()> {
+    for product in Product::ALL {
+        let server = Mysql::start(product).await?;
+        server
+            .execute(
+                "create table t (a int, b varchar(10), primary key (a, b(3)));
+                 create table u (a int, b varchar(10), primary key (b, a));
+                 insert into t values (1, 'x'), (2, 'X'), (3, 'y'), (4, 'x'), (5, 'x');
+                 insert into u select * from t",
+            )
+            .await?;
+        let config = config(&server).await?;
+        let mut session = SnapshotSession::connect(&config).await?;
+        for (name, chunks) in [("t", 1), ("u", 4)] {
+            let table = Catalog::connect(&config).await?.table("shop", name).await?;
+            let schema = table.context("the table")?.schema;
+            let of = |column: &str, comparator, literal: &str| {
+                Condition::Is(Written {
+                    column: column.into(),
+                    comparator,
+                    literal: literal.into(),
+                })
+            };
+            let written = WrittenFilter {
+                text: "a > 1 and b = 'x'".into(),
+                condition: Condition::All(vec![
+                    of("a", Comparator::Greater, "1"),
+                    of("b", Comparator::Equal, "x"),
+                ]),
+            };
+            let part = understand(&schema, &written)?;
+            let (mut after, mut found, mut read) = (None, Vec::new(), 0);
+            loop {
+                let mut asked = request(after.take(), 1);
+                asked.part = Some(part.clone());
+                let (rows, chunk) = rows_of(&mut session, &schema, asked).await?;
+                found.extend(rows);
+                read += 1;
+                after = chunk.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            ensure!(found.len() == 2, "{product:?} {name}: {found:?}");
+            ensure!(read <= chunks, "{product:?} {name}: {read} chunks");
+            let (all, _) = all_rows(&mut session, &schema, 10).await?;
+            let keys = all.iter().map(|row| key_of(&schema, row));
+            let mut asked = request(None, 10);
+            asked.keys = Some(keys.collect::<Result<_>>()?);
+            asked.part = Some(part.clone());
+            let (rows, _) = rows_of(&mut session, &schema, asked).await?;
+            ensure!(rows.len() == 2, "{product:?} {name}: {rows:?}");
+            let mut nothing = request(None, 10);
+            nothing.part = Some(RowFilter::nothing("no row"));
+            let (rows, _) = rows_of(&mut session, &schema, nothing).await?;
+            ensure!(rows.is_empty(), "{product:?} {name}: {rows:?}");
+            let expected = session.estimated_rows(&schema, &part).await?;
+            ensure!(
+                expected.is_some_and(|rows| rows <= 5),
+                "{product:?}: {expected:?}"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -7,8 +7,10 @@
 //! | hash | HMAC-SHA256 of its text, in lower-case hex | NULL | text |
 //! | partial | the ends of its text, `***` between them | NULL | text |
 //!
-//! A value's text is what PostgreSQL prints under the pinned settings, so hash and partial take a value as its text
-//! wherever it comes from.
+//! A value's text is what its database prints under the settings that our sessions pin, so hash and partial take a value
+//! as its text wherever it comes from, and a constant is written so.
+
+use std::sync::Arc;
 
 use downriver_event::block::ColumnBuilder;
 use downriver_event::schema::{Cover, MaskKind, Masked};
@@ -16,7 +18,7 @@ use downriver_event::{Column, LogicalType, Presence};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 
-use super::{ValueError, text};
+use crate::{mysql, postgres};
 
 /// What stands for the part of a value that is not shown. Always the same: its length would tell.
 const HIDDEN: &str = "***";
@@ -24,13 +26,41 @@ const HIDDEN: &str = "***";
 #[derive(Clone)]
 pub enum Mask {
     Null,
-    Constant(String),
+    Constant(Constant),
     Hash(HashKey),
     /// How many characters are kept of each end, at most: of a value that is no longer than both, none.
     Partial {
         first: usize,
         last: usize,
     },
+}
+
+/// One and the same value, as its database prints it.
+#[derive(Clone)]
+pub struct Constant {
+    text: String,
+    /// How the database's texts are read.
+    read: ReadText,
+}
+
+/// Pushes the value of a type that a text is; an error says what it is not: `is not a valid integer`.
+type ReadText = fn(&LogicalType, &[u8], &mut ColumnBuilder) -> Result<(), String>;
+
+/// What becomes of a column's values.
+#[derive(Debug, Clone)]
+pub enum Treatment {
+    Kept,
+    Masked(Arc<Mask>),
+    Withheld,
+}
+
+/// A mask makes nothing of a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unmaskable {
+    #[error("{0}")]
+    Constant(String),
+    #[error("is not UTF-8")]
+    NotUtf8,
 }
 
 /// The secret that hashes are made with.
@@ -74,13 +104,9 @@ impl Mask {
     ///
     /// # Errors
     /// A constant that is no value of the column's type.
-    pub fn cover(&self, column: &mut Column) -> Result<(), ValueError> {
+    pub fn cover(&self, column: &mut Column) -> Result<(), Unmaskable> {
         if let Self::Constant(constant) = self {
-            text::push(
-                &column.ty,
-                constant.as_bytes(),
-                &mut ColumnBuilder::new(0, &column.ty),
-            )?;
+            constant.push(&column.ty, &mut ColumnBuilder::new(0, &column.ty))?;
         }
         let ty = match self {
             Self::Null | Self::Constant(_) => column.ty.clone(),
@@ -103,20 +129,20 @@ impl Mask {
     /// Pushes what stands for a value, which is given as its text, or for NULL.
     ///
     /// # Errors
-    /// As [`text::push`]; nothing was pushed.
+    /// The text is none, or the constant no value of the column's type; nothing was pushed.
     pub fn push(
         &self,
         column: &Column,
         value: Option<&[u8]>,
         out: &mut ColumnBuilder,
-    ) -> Result<(), ValueError> {
+    ) -> Result<(), Unmaskable> {
         match (self, value) {
             (Self::Null, _) => out.push_presence(Presence::Masked),
-            (Self::Constant(constant), _) => text::push(&column.ty, constant.as_bytes(), out)?,
+            (Self::Constant(constant), _) => constant.push(&column.ty, out)?,
             (_, None) => out.push_presence(Presence::Null),
             (Self::Hash(key), Some(value)) => out.push_bytes(hex(&key.hash(value)).as_bytes()),
             (Self::Partial { first, last }, Some(value)) => {
-                let value = std::str::from_utf8(value).map_err(|_| ValueError::NotUtf8)?;
+                let value = std::str::from_utf8(value).map_err(|_| Unmaskable::NotUtf8)?;
                 out.push_bytes(partial(value, *first, *last).as_bytes());
             }
         }
@@ -127,12 +153,30 @@ impl Mask {
     fn rule(&self) -> u64 {
         let digest: [u8; 32] = match self {
             Self::Null => return 0,
-            Self::Constant(constant) => Sha256::digest(constant).into(),
+            Self::Constant(constant) => Sha256::digest(&constant.text).into(),
             Self::Partial { first, last } => Sha256::digest(format!("{first} {last}")).into(),
             // Nobody masks this text.
             Self::Hash(key) => key.hash(b"\0which key is it?"),
         };
         u64::from_be_bytes(*digest.first_chunk().expect("a digest has 32 bytes"))
+    }
+}
+
+impl Constant {
+    #[must_use]
+    pub fn of_postgres(text: String) -> Self {
+        let read = postgres::text::constant;
+        Self { text, read }
+    }
+
+    #[must_use]
+    pub fn of_mysql(text: String) -> Self {
+        let read = mysql::constant;
+        Self { text, read }
+    }
+
+    fn push(&self, ty: &LogicalType, out: &mut ColumnBuilder) -> Result<(), Unmaskable> {
+        (self.read)(ty, self.text.as_bytes(), out).map_err(Unmaskable::Constant)
     }
 }
 
