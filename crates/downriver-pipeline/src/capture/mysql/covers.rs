@@ -101,7 +101,7 @@ impl Run<'_> {
             }
         }
         if let Some(now) = now {
-            changed = leave_out_as(&changed, &now.schema);
+            changed = leave_out_as(&changed, &now.schema, changes);
         }
         match self.connection.columns.cover_again(&changed) {
             Ok(after) => self.reshape_numbered(&before, after).is_some(),
@@ -165,10 +165,21 @@ pub(super) fn leave_out_today(known: &TableSchema, today: &TableSchema) -> Table
     })
 }
 
-/// A table of which just those columns are marked that the catalog says it of; one that it does not have is as it was.
-fn leave_out_as(known: &TableSchema, now: &TableSchema) -> TableSchema {
+/// A table with those columns marked that the catalog says it of. It may be ahead: one that was marked is so until a
+/// statement changes its type.
+fn leave_out_as(known: &TableSchema, now: &TableSchema, changes: &[Change]) -> TableSchema {
     marked(known, |column| {
-        is_left_out(now, &column.name).unwrap_or_else(|| is_generated(column))
+        let now = is_left_out(now, &column.name);
+        let is_retyped = || {
+            changes.iter().any(|change| match change {
+                Change::Retyped(name) => is_same_name(name, &column.name),
+                _ => false,
+            })
+        };
+        match is_generated(column) {
+            true => now != Some(false) || !is_retyped(),
+            false => now == Some(true),
+        }
     })
 }
 

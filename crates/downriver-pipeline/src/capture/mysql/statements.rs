@@ -236,9 +236,14 @@ impl Run<'_> {
             return Ok(());
         }
         match self.known(&key.0, &key.1) {
-            // Under other names its columns may be covered again.
-            Some(known) if kept_covered(&known).is_some() => {
+            // Under other names its columns may be covered again; and where a row of it could not be read another may be.
+            // Who starts again before the statement would come to the same.
+            Some(known)
+                if kept_covered(&known).is_some()
+                    || self.intake.control.why_refused(known.id).is_some() =>
+            {
                 if self.columns_changed(known.id, changes, Some(&now)) {
+                    self.intake.control.admit(known.id);
                     self.refused.remove(&key);
                     self.take_up(known.id, binlog).await?;
                 }
