@@ -60,7 +60,7 @@ fn shape(mut map: TableMap, version: u32) -> Option<Shape> {
         identity: ReplicaIdentity::Default,
     };
     let plans = described.into_iter().map(|column| column.plan).collect();
-    Some(Shape::new(Arc::new(schema), plans))
+    Some(Shape::new(Arc::new(schema), plans, Vec::new()))
 }
 
 fn event(kind: u8, body: &[u8]) -> Option<Vec<u8>> {

@@ -404,10 +404,11 @@ impl Run<'_> {
         self.intake.standings.insert(id, Standing::Unknown);
         match is_new {
             true => {
-                self.intake.rows_are_others(id);
+                self.rows_are_others(id);
             }
             false => {
                 self.intake.read_again(id);
+                self.pass_over(id);
             }
         }
         // Its rows were passed over; and who starts again begins here, where the shape is known.
@@ -425,6 +426,9 @@ impl Run<'_> {
     ) -> Result<Option<Shape>, CaptureError> {
         self.names_columns = false;
         if self.unsure.remove(&table) && !self.settle(table, binlog, false).await? {
+            return Ok(None);
+        }
+        if self.passed_over.contains(&table) {
             return Ok(None);
         }
         let Some(known) = self.intake.registry.newest(table).cloned() else {

@@ -97,6 +97,8 @@ struct Run<'a> {
     names_columns: bool,
     /// Tables that a statement may have changed, and that had no row since.
     unsure: HashSet<TableId>,
+    /// Tables whose rows are passed over until they are read again, by the next run.
+    passed_over: HashSet<TableId>,
     /// By database and name.
     unsettled: HashMap<(String, String), Unsettled>,
 }
@@ -189,6 +191,7 @@ pub(super) async fn run(
         lost_shapes: Vec::new(),
         names_columns: prepared.names_columns,
         unsure: HashSet::new(),
+        passed_over: HashSet::new(),
         unsettled: HashMap::new(),
     };
     let mut binlog = Binlog::new(BinlogStream::start(connection, &from).await?);

@@ -138,6 +138,7 @@ impl Run<'_> {
     ) -> Result<(), CaptureError> {
         self.intake.captured.insert(id, true);
         self.intake.read_again(id);
+        self.pass_over(id);
         self.shape_changed(id, binlog).await
     }
 
@@ -161,7 +162,7 @@ impl Run<'_> {
                 Some(id) if is_selected && !is_taken => {
                     let is_captured = self.called(*id, to);
                     if is_captured {
-                        self.intake.rows_are_others(*id);
+                        self.rows_are_others(*id);
                     }
                 }
                 Some(id) => {
@@ -213,7 +214,7 @@ impl Run<'_> {
         }
         // Values that were cut to a type do not come back with the former one.
         if is_other || is_typed_anew && self.is_changed_since(table, binlog).await? {
-            self.intake.rows_are_others(id);
+            self.rows_are_others(id);
         }
         self.shape_changed(id, binlog).await
     }

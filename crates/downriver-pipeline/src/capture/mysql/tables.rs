@@ -204,7 +204,8 @@ impl Run<'_> {
         else {
             return self.unknown(database, name).await.map(|()| None);
         };
-        if self.intake.captured.get(&before.id) == Some(&false) {
+        let is_captured = self.intake.captured.get(&before.id) == Some(&true);
+        if !is_captured || self.passed_over.contains(&before.id) {
             return Ok(None);
         }
         if map.columns.iter().any(|column| column.name.is_none()) {
@@ -254,6 +255,7 @@ impl Run<'_> {
         }
         let plans = described.into_iter().map(|column| column.plan).collect();
         let schema = self.reshape(&before, schema);
+        let schema = schema.filter(|schema| !self.passed_over.contains(&schema.id));
         Ok(schema.map(|schema| self.shape(schema, plans)))
     }
 
@@ -296,9 +298,27 @@ impl Run<'_> {
         }
         self.tell_left_out(&schema);
         if outgrown(before, &schema, false) || is_covered_otherwise(before, &schema) {
-            self.intake.rows_are_others(schema.id);
+            self.rows_are_others(schema.id);
         }
         Some(schema)
+    }
+
+    /// Rows of a table are others than those in the log: it is read again, unless nothing is read unasked. Whether it is.
+    pub(super) fn rows_are_others(&mut self, table: TableId) -> bool {
+        let is_read = self.intake.rows_are_others(table);
+        if is_read {
+            self.pass_over(table);
+        }
+        is_read
+    }
+
+    /// A table is read again that the log may lack rows of. Where rows are logged in part its rows are passed over until
+    /// then: a change may be of one that nobody has.
+    pub(super) fn pass_over(&mut self, table: TableId) {
+        if self.catalog.server().logs_in_part() {
+            self.passed_over.insert(table);
+            self.decoder.forget_tables();
+        }
     }
 
     /// The table that has a name now, or had it last.

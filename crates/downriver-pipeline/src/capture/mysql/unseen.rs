@@ -405,7 +405,7 @@ impl Run<'_> {
     fn want(&mut self, table: TableId) {
         self.debts.pay(table);
         self.intake.owing.remove(&table);
-        if self.intake.rows_are_others(table) {
+        if self.rows_are_others(table) {
             let asked = Instant::now();
             let ended = None;
             self.lasting
@@ -434,6 +434,7 @@ impl Run<'_> {
             });
         }
         self.intake.owing.insert(table, problem);
+        self.pass_over(table);
     }
 
     /// Takes up what an earlier run owed.
