@@ -263,9 +263,11 @@ impl Run<'_> {
                         std::panic::resume_unwind(panic.into_panic());
                     }
                 }
-                Some(request) = requests.recv() => {
+                // What is asked for is stored with a position, and there is none inside a transaction.
+                Some(request) = requests.recv(), if !self.decoder.in_transaction() => {
                     // A table that was refused for a row is read again from behind it.
-                    self.intake.committed = Some(self.intake.received.clone());
+                    self.has_committed = true;
+                    self.flush()?;
                     self.intake.requested(request, |_| false)?;
                 }
                 _ = changes.changed() => self.sealed(),
