@@ -429,7 +429,7 @@ impl BinlogDecoder {
         let told = high | u64::from(log_pos);
         // Far behind: the field has begun anew.
         let told = match self.place.position.saturating_sub(told) > u64::from(u32::MAX / 2) {
-            true => told + (1 << 32),
+            true => told.saturating_add(1 << 32),
             false => told,
         };
         self.place.position = self.place.position.max(told);

@@ -1,7 +1,9 @@
 //! What rows have of columns that an insert leaves out.
 //!
-//! MySQL's catalog writes a default as the column's values are printed: bits as `b'101'`, bytes as `0x6162`, an instant in
-//! the session's time zone. The server's own `DEFAULT(column)` needs a row, and the table may have none.
+//! The server itself tells the default of a column that may be null, also where the table has no row; of another it tells
+//! none then, and the catalog's text is read: it has values as they are printed. Where that may not be the value, the default
+//! is not known: an instant is printed in the time zone of whoever made the table, a float with six digits, bytes up to a
+//! zero, and text with `?` for characters beyond the plane.
 
 use std::sync::Arc;
 
@@ -10,13 +12,13 @@ use downriver_decode::mysql::table_map::Wire;
 use downriver_event::block::ColumnBuilder;
 use downriver_event::{DefaultCell, LogicalType, TableSchema, view};
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Row, Value};
+use mysql_async::{Conn, Row, Value};
 
 use super::catalog::{Catalog, Found};
 use super::columns::KnownColumn;
 use super::row::SelectedRow;
 use super::snapshot::selected_columns;
-use super::sql::{literal, text};
+use super::sql::{identifier, literal, qualified, text};
 use crate::error::SourceError;
 
 /// A column's default.
@@ -41,18 +43,34 @@ impl Catalog {
         );
         let rows: Vec<Row> = self.session.query(query).await?;
         let columns = selected_columns(schema, &found.columns);
-        let row_of = |column: &KnownColumn| {
+        let declared = columns.iter().map(|column| {
             let mut all = found.columns.iter();
-            rows.get(all.position(|it| it.described.name == column.described.name)?)
-        };
-        let values = columns.iter();
-        let values = values.map(|column| default(column, row_of(column)?));
-        let defaults = cells(
-            schema,
-            &columns,
-            &self.rules().masks(schema),
-            values.collect(),
-        )?;
+            let at = all.position(|it| it.described.name == column.described.name)?;
+            rows.get(at).map(declared)
+        });
+        let declared: Vec<Option<Declared>> = declared.collect();
+        let told = columns.iter().zip(&declared);
+        let told = told.filter(|(_, declared)| matches!(declared, Some(Declared::Told)));
+        let told: Vec<&KnownColumn> = told.map(|(column, _)| *column).collect();
+        let name = qualified(&schema.namespace, &schema.name);
+        let mut told = told_defaults(&mut self.session, &name, &told)
+            .await?
+            .into_iter();
+        let defaults = columns.iter().zip(declared);
+        let defaults = defaults.map(|(column, declared)| match declared? {
+            Declared::Null => Some(Given::Selected(Value::NULL)),
+            Declared::Told => {
+                let told = told.next().filter(|told| *told != Value::NULL);
+                told.map(Given::Selected)
+            }
+            Declared::Written(text) => written(column, text),
+            Declared::OfType => of_type(column).map(Given::Selected),
+            Declared::Logged => None,
+        });
+        let defaults: Vec<Option<Given>> = defaults.collect();
+        let masks = self.rules().masks(&found.table.schema);
+        let columns = selected_columns(&found.table.schema, &found.columns);
+        let defaults = cells(&found.table.schema, &columns, &masks, defaults)?;
         let columns = found.table.schema.columns.iter_mut();
         for (column, default) in columns.zip(defaults) {
             column.default = default;
@@ -61,22 +79,65 @@ impl Catalog {
     }
 }
 
-/// `None`: the server logs what it comes to, or it is not understood.
-fn default(column: &KnownColumn, row: &Row) -> Option<Given> {
+/// What the catalog says of a column's default.
+enum Declared {
+    Null,
+    /// The server tells it.
+    Told,
+    /// As the catalog writes it.
+    Written(String),
+    /// None: it is the type's own, in a session that is not strict.
+    OfType,
+    /// What it comes to the server logs.
+    Logged,
+}
+
+fn declared(row: &Row) -> Declared {
     let extra = text(row, 2).unwrap_or_default().to_lowercase();
-    if extra.contains("generated") || extra.contains("auto_increment") {
-        return None;
+    let is_nullable = text(row, 1).as_deref() == Some("YES");
+    match text(row, 0) {
+        _ if extra.contains("generated") || extra.contains("auto_increment") => Declared::Logged,
+        // Before 8.0 nothing else tells that it is no value.
+        Some(text) if text.starts_with("CURRENT_TIMESTAMP") => Declared::Logged,
+        Some(_) if is_nullable => Declared::Told,
+        Some(text) => Declared::Written(text),
+        None if is_nullable => Declared::Null,
+        None => Declared::OfType,
     }
-    let value = match text(row, 0) {
-        // A statement would read it in the column's character set.
-        Some(default) if column.described.ty == LogicalType::Text && has_charset(column) => {
-            return Some(Given::Text(default));
+}
+
+/// The defaults of columns that may be null, as the server reads them.
+async fn told_defaults(
+    session: &mut Conn,
+    table: &str,
+    columns: &[&KnownColumn],
+) -> Result<Vec<Value>, SourceError> {
+    if columns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let default = |column: &&KnownColumn| {
+        let default = format!("default(t.{})", identifier(&column.described.name));
+        match column.wire {
+            Wire::Enum(_) | Wire::Set(_) => format!("cast({default} as unsigned)"),
+            _ => default,
         }
-        Some(default) => value(column, &default)?,
-        None if text(row, 1).as_deref() == Some("YES") => Value::NULL,
-        None => of_type(column)?,
     };
-    Some(Given::Selected(value))
+    let defaults: Vec<String> = columns.iter().map(default).collect();
+    let query = format!(
+        "select {} from (select 1) one left join {table} t on false",
+        defaults.join(", ")
+    );
+    let row: Option<Row> = session.exec_first(query, ()).await?;
+    Ok(row.map(Row::unwrap).unwrap_or_default())
+}
+
+/// A default as the catalog writes it. `None`: it may be another one.
+fn written(column: &KnownColumn, default: String) -> Option<Given> {
+    if column.described.ty == LogicalType::Text && has_charset(column) {
+        // A statement would read it in the column's character set.
+        return (!default.contains('?')).then_some(Given::Text(default));
+    }
+    value(column, &default).map(Given::Selected)
 }
 
 fn has_charset(column: &KnownColumn) -> bool {
@@ -102,16 +163,10 @@ fn value(column: &KnownColumn, default: &str) -> Option<Value> {
             let bits = members.map(|member| Some(1 << number(member)?));
             Value::UInt(bits.sum::<Option<u64>>()?)
         }
-        Wire::Float => Value::Float(default.parse().ok()?),
         Wire::Double => Value::Double(default.parse().ok()?),
-        Wire::Date | Wire::Datetime(_) | Wire::Timestamp(_) => instant(default)?,
+        Wire::Date | Wire::Datetime(_) => instant(default)?,
         Wire::Time(_) => clock(default)?,
         Wire::Decimal { .. } => Value::Bytes(default.into()),
-        // Only MariaDB has them, and writes defaults as expressions.
-        Wire::Char(_) if column.declared.native.is_some() => return None,
-        Wire::Char(_) | Wire::Bytes(_) => {
-            Value::Bytes(bytes(default).unwrap_or_else(|| default.into()))
-        }
         _ => return None,
     })
 }
@@ -186,13 +241,6 @@ fn parts(clock: &str) -> Option<([u32; 3], u32)> {
     Some((clock, format!("{fraction:0<6}").parse().ok()?))
 }
 
-/// Of `0x6162`.
-fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits = hex.strip_prefix("0x")?.as_bytes().chunks(2);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.map(byte).collect()
-}
-
 /// The defaults as rows have them: what masks make of those of masked columns.
 fn cells(
     schema: &TableSchema,
@@ -250,7 +298,5 @@ mod tests {
         let back = Value::Time(true, 34, 22, 59, 58, 500_000);
         assert_eq!(clock("-838:59:58.50"), Some(back));
         assert_eq!(instant("CURRENT_TIMESTAMP"), None);
-        assert_eq!(bytes("0x6162"), Some(b"ab".to_vec()));
-        assert_eq!((bytes("ab"), bytes("0xzz")), (None, None));
     }
 }

@@ -12,13 +12,16 @@ const TABLES: [&str; 7] = [
     "defaults", "implied", "keyless", "by_index", "blobs", "twice", "queue",
 ];
 const SCHEMA: &str = "
+    set session time_zone = '+05:00';
     create table defaults (id int auto_increment primary key, a int default 7, b bigint unsigned default 18446744073709551615,
         c decimal(20,6) default -12.5, d varchar(20) character set latin1 default 'Zo\u{eb}', e char(4) default 'x ',
         f timestamp default '2020-06-01 12:00:00', g datetime(3) default '2020-06-01 12:00:00.125', h date default '2020-06-01',
         i time(2) default '-11:22:33.5', j year default 1999, k enum('p','q') default 'q', l set('r','s') default 'r,s',
         m bit(9) default b'101', n binary(4) default 'ab', o double default 0.1, p float default 0.1, q text, r json,
         s timestamp(6) default current_timestamp(6) on update current_timestamp(6), t varchar(40) default (uuid()),
-        u int as (a + 1) stored, v int as (a + 2) virtual, w tinyint unsigned not null default 200);
+        u int as (a + 1) stored, v int as (a + 2) virtual, w tinyint unsigned not null default 200,
+        x varchar(9) default '\u{1f600}?', y varbinary(4) default 0x61006200, z float default 16777217,
+        aa varchar(9) character set latin1 not null default '\u{eb}', ab datetime not null default '2020-06-01 12:00:00');
     create table implied (id int primary key, a int not null, b decimal(9,3) not null, c varchar(9) not null, d binary(3) not null,
         e date not null, f datetime not null, g time not null, h year not null, i enum('p','q') not null, j set('p','q') not null,
         k bit(3) not null, l double not null, m text not null, n blob not null, o varchar(9));

@@ -131,7 +131,6 @@ fn rows_are_others_where_no_event_tells_their_values() {
         "drop primary key",
         "drop partition p",
         "truncate partition p",
-        "exchange partition p with table u",
         "convert to character set latin1",
         "engine = blackhole",
         "add system versioning",

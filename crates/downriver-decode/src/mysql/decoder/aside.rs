@@ -9,6 +9,7 @@ use downriver_event::block::BlockBuilder;
 use super::super::ddl::{Named, verb};
 use super::super::is_same_name;
 use super::super::rows::{Change, Present, Rows, nulls};
+use super::super::shape::Shape;
 use super::super::table_map::{TableMap, Wire};
 use super::{
     BinlogDecoder, Committed, Cursor, DecodeError, Decoded, Event, State, Statement,
@@ -203,6 +204,14 @@ impl BinlogDecoder {
     /// Every table is asked for again.
     pub fn forget_tables(&mut self) {
         self.tables.clear();
+    }
+
+    /// The rows of a table are passed over, until it is asked for again.
+    pub fn pass_over(&mut self, table: TableId) {
+        let is_of_it = |shape: &mut Arc<Shape>| shape.schema.id == table;
+        for described in self.tables.values_mut() {
+            described.shape.take_if(is_of_it);
+        }
     }
 
     /// A savepoint of the open transaction, or its end. `None`: the statement is about none.

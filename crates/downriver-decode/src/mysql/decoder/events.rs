@@ -54,7 +54,8 @@ impl BinlogDecoder {
         let event = Event::parse(bytes, self.format.has_checksums);
         let event = event.map_err(|error| self.wrong(error))?;
         if event.header.is_in_file() {
-            self.place.position += u64::from(event.header.len);
+            let len = u64::from(event.header.len);
+            self.place.position = self.place.position.saturating_add(len);
             self.told(event.header.log_pos);
         }
         let is_compressed = event.header.kind == Kind::TRANSACTION_PAYLOAD;

@@ -99,6 +99,7 @@ impl Run<'_> {
     ) -> Result<bool, CaptureError> {
         let mut events = self.decoder.open(event).map_err(undecodable)?;
         let (mut turn_bytes, mut last) = (0, None);
+        self.is_in_payload = true;
         loop {
             let decoded = self.decoder.next(&mut events, &mut self.intake.builder);
             match decoded.map_err(undecodable)? {
@@ -119,6 +120,7 @@ impl Run<'_> {
                 tokio::task::yield_now().await;
             }
         }
+        self.is_in_payload = false;
         match last {
             Some(decoded) => self.decoded(decoded, binlog).await,
             None => Ok(true),

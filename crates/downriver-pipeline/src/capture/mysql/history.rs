@@ -299,6 +299,7 @@ impl Run<'_> {
         look: impl FnMut(Met<'_>) -> bool,
     ) -> Result<bool, CaptureError> {
         let mut out = BlockBuilder::new();
+        let is_ended = is_ended || self.is_in_payload;
         let scout = self.decoder.scout(is_ended, &mut out);
         Ok(binlog.look_ahead(scout, out, place, look).await?)
     }

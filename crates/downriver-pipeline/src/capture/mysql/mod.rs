@@ -97,6 +97,8 @@ struct Run<'a> {
     names_columns: bool,
     /// Tables that a statement may have changed, and that had no row since.
     unsure: HashSet<TableId>,
+    /// What is decoded is in a compressed transaction, which is one place in the binlog: what follows lies behind it.
+    is_in_payload: bool,
     /// Tables whose rows are passed over until they are read again, by the next run.
     passed_over: HashSet<TableId>,
     /// By database and name.
@@ -191,6 +193,7 @@ pub(super) async fn run(
         lost_shapes: Vec::new(),
         names_columns: prepared.names_columns,
         unsure: HashSet::new(),
+        is_in_payload: false,
         passed_over: HashSet::new(),
         unsettled: HashMap::new(),
     };
@@ -268,7 +271,9 @@ impl Run<'_> {
                     // A table that was refused for a row is read again from behind it.
                     self.has_committed = true;
                     self.flush()?;
-                    self.intake.requested(request, |_| false)?;
+                    let (debts, passed_over) = (&self.debts, &self.passed_over);
+                    let lacks = |table| debts.is_due(table) || passed_over.contains(&table);
+                    self.intake.requested(request, lacks)?;
                 }
                 _ = changes.changed() => self.sealed(),
                 _ = ticks.tick() => self.tick().await?,

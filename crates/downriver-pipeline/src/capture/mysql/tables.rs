@@ -317,7 +317,7 @@ impl Run<'_> {
     pub(super) fn pass_over(&mut self, table: TableId) {
         if self.catalog.server().logs_in_part() {
             self.passed_over.insert(table);
-            self.decoder.forget_tables();
+            self.decoder.pass_over(table);
         }
     }
 

@@ -405,7 +405,10 @@ impl Run<'_> {
     fn want(&mut self, table: TableId) {
         self.debts.pay(table);
         self.intake.owing.remove(&table);
-        if self.rows_are_others(table) {
+        // What was passed over nothing else brings, also where nothing is read unasked.
+        let is_read = self.rows_are_others(table)
+            || self.passed_over.contains(&table) && self.intake.read_again(table).is_some();
+        if is_read {
             let asked = Instant::now();
             let ended = None;
             self.lasting
