@@ -17,7 +17,8 @@ pub(crate) fn days(year: i64, month: u32, day: u32) -> Option<i32> {
 }
 
 /// Year, month and day of so many days after 1970-01-01.
-pub(crate) fn of_days(days: i64) -> (i64, i64, i64) {
+#[must_use]
+pub fn of_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let of_era = days.rem_euclid(146_097);

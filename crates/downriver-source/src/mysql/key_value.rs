@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use downriver_decode::civil;
 use downriver_decode::mysql::table_map::Wire;
 use downriver_event::filter::Comparator;
 use downriver_event::{LogicalType, Presence};
@@ -243,20 +244,7 @@ fn members(labels: &[String], text: &str) -> Option<u64> {
 
 /// The day so many days after 1970-01-01.
 fn date(days: i64) -> String {
-    // March-based years put the leap day at the end.
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = civil::of_days(days);
     format!("{year:04}-{month:02}-{day:02}")
 }
 

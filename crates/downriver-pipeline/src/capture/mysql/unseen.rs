@@ -6,7 +6,8 @@
 //!                  └──> else the table is owed one, which is stored with the transaction too ──> wanted when it may be
 //! ```
 //!
-//! So a table that changes unseen all the time is read at most half of the time, and in between its changes come.
+//! So a table that changes unseen all the time is read at most half of the time, and in between its changes come; where rows
+//! are logged in part they are passed over instead, as one may be of a row that nobody has.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
