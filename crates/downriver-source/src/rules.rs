@@ -268,6 +268,12 @@ pub fn keep_covered(before: &TableSchema, now: &mut TableSchema) -> Option<Probl
     problem
 }
 
+/// Withholds whatever was covered, where the rules cannot hold: until they do nobody is to see it.
+pub fn withhold_covered(before: &TableSchema, now: &mut TableSchema) {
+    let ids: Vec<u32> = covered(before).map(|column| column.id).collect();
+    withhold(now, &ids);
+}
+
 /// What was covered under another name, of which no rule speaks yet.
 #[must_use]
 pub fn kept_covered(schema: &TableSchema) -> Option<Problem> {
@@ -418,6 +424,17 @@ mod tests {
     fn names(schema: &TableSchema) -> Vec<&str> {
         let columns = schema.source_columns();
         columns.map(|(column, _)| column.name.as_str()).collect()
+    }
+
+    #[test]
+    fn what_was_covered_stays_so_where_the_rules_cannot_hold() {
+        let columns = [(1, "id"), (2, "photo"), (3, "n")];
+        let before = covered_by(&rules(&["*.*.photo"]), table("people", &columns));
+        let mut now = table("people", &columns);
+        assert!(kept_covered(&now).is_none());
+        withhold_covered(&before, &mut now);
+        assert_eq!((now.columns.len(), now.withheld[0].id), (2, 2));
+        assert!(kept_covered(&now).is_some());
     }
 
     #[test]

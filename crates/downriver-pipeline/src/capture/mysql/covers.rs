@@ -14,7 +14,9 @@ use downriver_event::problem::Problem;
 use downriver_event::schema::Masked;
 use downriver_event::{Column, Cover, TableId, TableSchema};
 use downriver_source::mysql::catalog::{SourceTable, left_out, left_out_of};
-use downriver_source::rules::{ColumnOrder, ColumnRules, is_generated, keep_covered};
+use downriver_source::rules::{
+    ColumnOrder, ColumnRules, is_generated, keep_covered, withhold_covered,
+};
 
 use super::super::CaptureError;
 use super::Run;
@@ -139,11 +141,11 @@ impl Run<'_> {
         !is_refused
     }
 
-    /// Refuses a table under whose new names the rules cannot hold. What was covered is noted.
+    /// Refuses a table under whose new names the rules cannot hold. What was covered stays so, whatever it is called.
     fn refuse_renamed(&mut self, before: &Arc<TableSchema>, changed: TableSchema, why: Problem) {
         let none = ColumnRules::new(&[], Vec::new(), ColumnOrder::Places);
         if let Ok(mut after) = none.cover_again(&changed) {
-            keep_covered(before, &mut after);
+            withhold_covered(before, &mut after);
             let registered = self.intake.registry.register(after);
             self.intake.announce(&registered);
         }
