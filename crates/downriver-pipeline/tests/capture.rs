@@ -7,14 +7,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use common::{Capture, PATIENCE, config, node, node_sealing};
 use downriver_cluster::Node;
 use downriver_event::block::Block;
-use downriver_event::{Offset, pb, view};
-use downriver_log::Log;
+use downriver_event::{Offset, SourcePosition, pb, view};
+use downriver_log::store::ObjectStore;
+use downriver_log::{
+    Append, AppendError, Appended, Log, LogError, ReadError, StoredBlock, StreamState,
+};
 use downriver_pipeline::TableState;
 use downriver_testkit::host;
 use downriver_testkit::postgres::Postgres;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 type Row = Vec<Option<String>>;
@@ -251,6 +257,96 @@ async fn a_server_can_stop_while_it_is_captured() {
         assert!(postgres.stop(), "the server had to be killed");
         postgres.start_again().await.unwrap();
     }
+    capture.killed().await;
+    node.shutdown().await;
+}
+
+/// A log that takes the end of a snapshot only when it is let.
+struct HoldsEnds {
+    node: Arc<Node>,
+    /// One for each end that came.
+    came: Semaphore,
+    /// One for each end that is let.
+    let_in: Semaphore,
+}
+
+#[async_trait]
+impl Log for HoldsEnds {
+    async fn open(
+        &self,
+        stream: &str,
+        start: Option<SourcePosition>,
+        identity: Bytes,
+    ) -> Result<StreamState, LogError> {
+        self.node.open(stream, start, identity).await
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        if append.chunks_done.iter().any(|chunk| chunk.last) {
+            self.came.add_permits(1);
+            self.let_in.acquire().await.unwrap().forget();
+        }
+        self.node.append(append).await
+    }
+
+    fn seal_soon(&self, stream: &str) {
+        self.node.seal_soon(stream);
+    }
+
+    fn state(&self, stream: &str) -> Option<Arc<StreamState>> {
+        self.node.state(stream)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.node.changes()
+    }
+
+    async fn read(
+        &self,
+        stream: &str,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredBlock>, ReadError> {
+        self.node.read(stream, from, bytes_max).await
+    }
+
+    async fn offset_at_time(&self, stream: &str, time_us: i64) -> Result<Offset, ReadError> {
+        self.node.offset_at_time(stream, time_us).await
+    }
+
+    fn objects(&self) -> Arc<dyn ObjectStore> {
+        self.node.objects()
+    }
+}
+
+/// Whoever waits for a table to stream looks where the log ends then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_streams_when_the_log_has_its_snapshot_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start().await.unwrap();
+    let create = "create table t (id int primary key); alter table t owner to shop_owner; insert into t values (1)";
+    postgres.execute(create).await.unwrap();
+    let config = config(&postgres, folder.path());
+    let node = node(folder.path()).await;
+    let log = Arc::new(HoldsEnds {
+        node: Arc::clone(&node),
+        came: Semaphore::new(0),
+        let_in: Semaphore::new(0),
+    });
+    let capture = Capture::start_into(&config, log.clone());
+    let came = tokio::time::timeout(PATIENCE, log.came.acquire()).await;
+    came.expect("the snapshot ends").unwrap().forget();
+    let status = capture.status.get();
+    assert_eq!(status.state, TableState::Snapshotting);
+    assert_eq!(status.tables["public.t"].state, TableState::Snapshotting);
+    log.let_in.add_permits(Semaphore::MAX_PERMITS);
+    host::until("the table to stream", PATIENCE, async || {
+        let status = capture.status.get();
+        Ok(status.tables["public.t"].state == TableState::Streaming)
+    })
+    .await
+    .unwrap();
+    assert!(node.state("shop").unwrap().chunks.values().all(|c| c.done));
     capture.killed().await;
     node.shutdown().await;
 }

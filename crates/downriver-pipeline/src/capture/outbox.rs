@@ -123,8 +123,17 @@ impl Pile {
     }
 }
 
-/// Table and generation of each snapshot that an append moved on.
-pub(crate) type Progress = Vec<(TableId, u64)>;
+/// How far an append brought a table's snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) table: TableId,
+    pub(crate) generation: u64,
+    /// All of it is in the log.
+    pub(crate) is_done: bool,
+}
+
+/// Each snapshot that an append moved on.
+pub(crate) type Progress = Vec<Stored>;
 
 pub(crate) struct Outbox {
     log: Arc<dyn Log>,
@@ -271,7 +280,11 @@ impl Outbox {
     fn begin(&mut self, position: Option<SourcePosition>) {
         let ready = std::mem::take(&mut self.ready);
         let position_after = position.or_else(|| self.tip.position.clone());
-        let progress = self.chunks_done.iter().map(|c| (c.table, c.generation));
+        let progress = self.chunks_done.iter().map(|chunk| Stored {
+            table: chunk.table,
+            generation: chunk.generation,
+            is_done: chunk.last,
+        });
         let progress = progress.collect();
         let append = Append {
             stream: self.tip.stream.clone(),

@@ -56,7 +56,10 @@ impl Reread {
 
     /// Whether something is asked for, and all of it is in the log now.
     pub(super) fn is_logged(&mut self, appended: &Progress) -> bool {
-        self.waiting.retain(|asked| !appended.contains(asked));
+        self.waiting.retain(|(table, generation)| {
+            let mut stored = appended.iter();
+            !stored.any(|stored| stored.table == *table && stored.generation == *generation)
+        });
         !self.names.is_empty() && self.waiting.is_empty()
     }
 

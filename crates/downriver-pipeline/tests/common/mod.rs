@@ -63,9 +63,12 @@ pub(crate) fn connection(config: &CaptureConfig) -> &PostgresConfig {
 
 impl Capture {
     pub(crate) fn start(config: &CaptureConfig, node: &Arc<Node>) -> Self {
+        Self::start_into(config, node.clone())
+    }
+
+    pub(crate) fn start_into(config: &CaptureConfig, log: Arc<dyn Log>) -> Self {
         let status = Board::default();
         let control = Arc::new(CaptureControl::default());
-        let log: Arc<dyn Log> = node.clone();
         let run = capture::run(
             config.clone(),
             log,

@@ -212,23 +212,34 @@ impl Intake<'_> {
         });
     }
 
-    /// The rows that were read of a table whose snapshot has ended.
+    /// The snapshot of a table is handed over whole: the rows that were read.
     pub(super) fn table_ended(&mut self, table: TableId) -> u64 {
         self.recent.forget(table);
         self.snapshots.remove(&table);
+        self.ended.insert(table);
         let rows = self.table_status(table, |status| {
-            status.state = TableState::Streaming;
-            if let Some(owing) = self.owing.get(&table) {
-                status.state = TableState::Pending;
-                status.problem = Some(owing.clone());
-            }
             status.snapshot.as_mut().map_or(0, |snapshot| {
                 snapshot.rows_estimated = snapshot.rows_done;
                 snapshot.rows_done
             })
         });
-        self.snapshots_ended();
         rows.unwrap_or_default()
+    }
+
+    /// The log has the whole snapshot of a table. Not before it is said: whoever waits looks where the log ends then.
+    pub(super) fn snapshot_stored(&mut self, table: TableId) {
+        if !self.ended.remove(&table) {
+            // It is to be read again, or not at all.
+            return;
+        }
+        self.table_status(table, |status| match self.owing.get(&table) {
+            Some(owing) => {
+                status.state = TableState::Pending;
+                status.problem = Some(owing.clone());
+            }
+            None => status.state = TableState::Streaming,
+        });
+        self.snapshots_ended();
     }
 
     fn end_table(
@@ -259,7 +270,7 @@ impl Intake<'_> {
     }
 
     fn snapshots_ended(&self) {
-        if self.snapshots.is_empty() {
+        if self.snapshots.is_empty() && self.ended.is_empty() {
             tracing::info!(source = self.config.name, "snapshot complete");
             self.status.update(|s| s.state = TableState::Streaming);
         }

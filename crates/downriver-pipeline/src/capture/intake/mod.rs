@@ -63,6 +63,8 @@ pub(super) struct Intake<'a> {
     /// While there is one, nothing else is handed to the outbox.
     joining: Option<Joining>,
     pub(super) snapshots: HashMap<TableId, TableProgress>,
+    /// Tables whose snapshot was handed over whole, until the log has it.
+    ended: HashSet<TableId>,
     held: Vec<HeldChunk>,
     /// Tables whose chunks are being read: of the others, changes that a chunk's snapshot saw are forgotten.
     pub(super) begun: Begun,
@@ -110,6 +112,7 @@ impl<'a> Intake<'a> {
             set_aside: SetAside::default(),
             joining: None,
             snapshots: HashMap::new(),
+            ended: HashSet::new(),
             held: Vec::new(),
             begun: Begun::default(),
             reread: Reread::default(),
@@ -237,6 +240,9 @@ impl<'a> Intake<'a> {
         self.position_appended = Instant::now();
         self.status.update(|s| s.problem = None);
         self.tell_passed(self.received_at_append.clone());
+        for stored in progress.iter().filter(|stored| stored.is_done) {
+            self.snapshot_stored(stored.table);
+        }
         match self.reread.is_logged(progress) {
             true => Err(CaptureError::Reread(
                 std::mem::take(&mut self.reread).done(),

@@ -178,6 +178,7 @@ impl Intake<'_> {
         self.recent.forget(table);
         self.set_aside.forget(table);
         self.snapshots.remove(&table);
+        self.ended.remove(&table);
         let standing = self.standings.get(&table).cloned().unwrap_or_default();
         self.outbox
             .chunk_done_with_open(wanted(table, generation, standing, part));

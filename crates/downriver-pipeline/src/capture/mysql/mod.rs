@@ -202,7 +202,7 @@ pub(super) async fn run(
         .settle_at_start(prepared.tables, &state, &mut binlog)
         .await?;
     let tasks = run.take_tables(tables, &state)?;
-    run.take_debts().await?;
+    run.look_beyond().await?;
     run.run(binlog, tasks, from).await
 }
 

@@ -46,6 +46,7 @@ impl Run<'_> {
             let pending = in_state(TableState::Pending, None);
             statuses.insert(format!("{database}.{name}"), pending);
         }
+        self.take_debts(&mut statuses);
         self.intake.lapse(state);
         let snapshotting = !tasks.is_empty();
         self.intake.status.update(|s| {

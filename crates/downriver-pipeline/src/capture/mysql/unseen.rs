@@ -9,7 +9,7 @@
 //! So a table that changes unseen all the time is read at most half of the time, and in between its changes come; where rows
 //! are logged in part they are passed over instead, as one may be of a row that nobody has.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,11 @@ use downriver_source::mysql::catalog::Catalog;
 use downriver_source::mysql::reach::{ForeignKeys, Programs, Reach, mentions};
 
 use super::super::CaptureError;
+use super::super::intake::in_state;
 use super::Run;
 use super::debts::Debts;
 use super::held::Held;
-use crate::status::TableState;
+use crate::status::{TableState, TableStatus};
 
 /// How long a table that was read is left alone at least, whatever happens to its rows unseen.
 const REREAD_PAUSE: Duration = Duration::from_secs(60);
@@ -420,9 +421,17 @@ impl Run<'_> {
     }
 
     fn tell_owed(&mut self, table: TableId) {
-        let Some(newest) = self.intake.registry.newest(table) else {
-            return;
-        };
+        if let Some(problem) = self.note_owed(table) {
+            self.intake.table_status(table, |status| {
+                status.state = TableState::Pending;
+                status.problem = Some(problem);
+            });
+        }
+    }
+
+    /// Why a table is pending that is owed its rows; `None`: it is being read.
+    fn note_owed(&mut self, table: TableId) -> Option<Problem> {
+        let newest = self.intake.registry.newest(table)?;
         let problem = Problem::new(
             "DR-1093",
             format!(
@@ -431,32 +440,35 @@ impl Run<'_> {
             ),
             "nothing: it is read by itself; see docs/errors/DR-1093.md for what to do where that is too often",
         );
-        if !self.intake.snapshots.contains_key(&table) {
-            self.intake.table_status(table, |status| {
-                status.state = TableState::Pending;
-                status.problem = Some(problem.clone());
-            });
-        }
-        self.intake.owing.insert(table, problem);
+        self.intake.owing.insert(table, problem.clone());
         self.pass_over(table);
+        let is_read = self.intake.snapshots.contains_key(&table);
+        (!is_read).then_some(problem)
     }
 
-    /// Takes up what an earlier run owed.
-    pub(super) async fn take_debts(&mut self) -> Result<(), CaptureError> {
-        // Before any statement that may change them.
+    /// Looks at how far changes reach, before any statement that may change it.
+    pub(super) async fn look_beyond(&mut self) -> Result<(), CaptureError> {
         self.beyond.keys(&mut self.catalog).await?;
         if self.debts.is_uncertain() {
             // Until the binlog has come to where the server is now.
             self.beyond.programs(&mut self.catalog).await?;
         }
+        Ok(())
+    }
+
+    /// Takes up what an earlier run owed, before anything is said of the tables: whoever waits is not to miss it.
+    pub(super) fn take_debts(&mut self, statuses: &mut BTreeMap<String, TableStatus>) {
         for table in self.debts.due().collect::<Vec<_>>() {
             // One that is not captured is read whole when it comes back.
-            match self.intake.captured.get(&table) {
-                Some(true) => self.tell_owed(table),
-                _ => self.debts.pay(table),
+            if self.intake.captured.get(&table) != Some(&true) {
+                self.debts.pay(table);
+            } else if let Some(problem) = self.note_owed(table)
+                && let Some(newest) = self.intake.registry.newest(table)
+            {
+                let pending = in_state(TableState::Pending, Some(problem));
+                statuses.insert(newest.qualified_name(), pending);
             }
         }
-        Ok(())
     }
 
     /// Wants what is owed and may be read now.

@@ -13,7 +13,7 @@ use downriver_log::Log as _;
 use downriver_pipeline::status::Known;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
 use downriver_service::Reached;
-use downriver_service::spec::{Pipeline, SnapshotMode, Source};
+use downriver_service::spec::{Pipeline, Source};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::publication::Seen;
 use downriver_source::{SourceError, mysql};
@@ -66,7 +66,9 @@ impl NodeEngine {
             if until.is_none()
                 && tables.is_empty()
                 && capture.as_ref().is_some_and(|c| c.has_passed(&position))
-                && self.snapshots_are_logged(&pipeline, &source, capture.as_ref())
+                && capture
+                    .as_ref()
+                    .is_some_and(|c| snapshots_are_logged(c, &pipeline))
             {
                 let next = self.node.state(&pipeline.source).map(|state| state.next);
                 let passed = capture.as_ref().map(|c| c.passed_offset);
@@ -175,42 +177,21 @@ impl NodeEngine {
         }
         Ok((capture, status))
     }
+}
 
-    /// Whether the rows of every snapshot that the pipeline delivers are in the log.
-    fn snapshots_are_logged(
-        &self,
-        pipeline: &Pipeline,
-        source: &Source,
-        capture: Option<&SourceStatus>,
-    ) -> bool {
-        let none_is_wanted = source.snapshot().mode == SnapshotMode::None;
-        let (Some(capture), Some(log)) = (capture, self.node.state(&pipeline.source)) else {
-            return false;
-        };
-        // Before it has connected it does not know its tables.
-        if capture.state == TableState::Pending {
-            return false;
-        }
-        let still_read = capture.tables.iter().any(|(name, table)| {
-            let (schema, plain) = name.split_once('.').unwrap_or_default();
-            matches!(table.state, TableState::Pending | TableState::Snapshotting)
-                && pipeline.delivers(schema, plain)
-        });
-        let logged = self.logged_tables(&pipeline.source).into_iter();
-        // A table that is gone may have had the name of one that is there.
-        let mut of_capture = logged.filter(|(id, table)| {
-            let captured = capture.tables.get(&table.to_string());
-            let captured = captured.filter(|_| capture.known.contains_key(id));
-            captured.is_some_and(|table| table.state == TableState::Streaming)
-                && pipeline.delivers(&table.schema, &table.table)
-        });
-        let is_logged = |table| {
-            log.chunks
-                .get(&table)
-                .map_or(none_is_wanted, |chunks| chunks.done)
-        };
-        !still_read && of_capture.all(|(id, _)| is_logged(id))
-    }
+/// Whether the rows of every snapshot that a pipeline delivers are in the log.
+fn snapshots_are_logged(capture: &SourceStatus, pipeline: &Pipeline) -> bool {
+    // Before it has connected it does not know its tables.
+    let knows_tables = capture.state != TableState::Pending;
+    let mut read = capture
+        .tables
+        .iter()
+        .filter(|(_, table)| matches!(table.state, TableState::Pending | TableState::Snapshotting));
+    knows_tables
+        && !read.any(|(name, _)| {
+            let (schema, table) = name.split_once('.').unwrap_or_default();
+            pipeline.delivers(schema, table)
+        })
 }
 
 /// A session with a source's database.
