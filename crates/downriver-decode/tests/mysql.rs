@@ -93,6 +93,23 @@ fn statements_within_a_contained_transaction_are_passed_with_it() -> Result<(), 
 }
 
 #[test]
+fn a_transaction_that_does_not_follow_the_last_of_its_domain_is_refused() -> Result<(), DecodeError>
+{
+    let (mut decoder, mut out) = (decoder("0-2-7,1-1-9"), BlockBuilder::new());
+    // Of the same number, and of another server.
+    let error =
+        decode(&mut decoder, &gtid(7), &mut out).expect_err("nobody knows what is contained");
+    let text = error.to_string();
+    assert!(matches!(error, DecodeError::OutOfOrder { .. }), "{text}");
+    assert!(
+        text.starts_with("transaction 0-1-7 came behind 0-2-7 of its domain, at binlog.000001"),
+        "{text}"
+    );
+    decode(&mut decoder, &gtid(8), &mut out)?;
+    Ok(())
+}
+
+#[test]
 fn a_table_may_be_made_inside_the_transaction_of_its_rows() -> Result<(), DecodeError> {
     let (mut decoder, mut out) = (decoder("0-1-7"), BlockBuilder::new());
     decode(&mut decoder, &gtid(8), &mut out)?;

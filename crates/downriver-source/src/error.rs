@@ -115,6 +115,7 @@ impl SourceError {
             } | Self::Binlog(
                 // Whoever goes on behind them has missed what they changed.
                 mysql::decoder::DecodeError::Incident { .. }
+                    | mysql::decoder::DecodeError::OutOfOrder { .. }
                     | mysql::decoder::DecodeError::Unsupported { .. }
             )
         )
@@ -169,6 +170,14 @@ fn binlog(error: &mysql::decoder::DecodeError) -> Problem {
     use mysql::value::ValueError as Value;
     let (code, fix) = match error {
         Error::Incident { .. } => ("DR-1086", REPAIR),
+        Error::OutOfOrder { .. } => {
+            let advice = "give every server that is written to a gtid_domain_id of its own, or set gtid_strict_mode = ON";
+            return Problem::new(
+                "DR-1090",
+                error.to_string(),
+                format!("first: {advice}; then: {REPAIR}"),
+            );
+        }
         Error::Unsupported { .. } => (
             "DR-1087",
             "see docs/mysql.md for what is not built yet; set the server or the session otherwise, then read all tables again: downriver resnapshot PIPELINE",

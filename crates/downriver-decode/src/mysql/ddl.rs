@@ -126,7 +126,9 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
     }
     if words.take("CREATE") {
         let replaces = words.take_all(&["OR", "REPLACE"]);
-        if words.take("TABLE") {
+        if is_of_index(&mut words) {
+            effects.extend(of_index(&mut words, database));
+        } else if words.take("TABLE") {
             words.take_all(&["IF", "NOT", "EXISTS"]);
             effects.extend(named(&mut words, database).map(|table| match replaces {
                 true => Effect::Replaced(table),
@@ -145,6 +147,8 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
         } else if words.take("DATABASE") || words.take("SCHEMA") {
             words.take_all(&["IF", "EXISTS"]);
             effects.extend(words.name().map(Effect::DatabaseDropped));
+        } else if is_of_index(&mut words) {
+            effects.extend(of_index(&mut words, database));
         }
     } else if words.take("RENAME") {
         if words.take("TABLE") || words.take("TABLES") {
@@ -167,12 +171,13 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
         words.take("TABLE");
         effects.extend(named(&mut words, database).map(Effect::Truncated));
     } else if words.take("ALTER") {
-        for word in ["ONLINE", "OFFLINE", "IGNORE"] {
-            words.take(word);
-        }
+        words.take("ONLINE");
+        words.take("OFFLINE");
+        // Rows that a new unique key does not admit are deleted.
+        let ignores = words.take("IGNORE");
         if words.take("TABLE") {
             words.take_all(&["IF", "EXISTS"]);
-            altered(&mut words, database, &mut effects);
+            altered(&mut words, database, ignores, &mut effects);
         }
     }
     effects
@@ -237,12 +242,33 @@ fn named(words: &mut Words, database: &str) -> Option<Named> {
     })
 }
 
-fn altered(words: &mut Words, database: &str, effects: &mut Vec<Effect>) {
+fn is_of_index(words: &mut Words) -> bool {
+    for word in [
+        "ONLINE", "OFFLINE", "UNIQUE", "FULLTEXT", "SPATIAL", "VECTOR",
+    ] {
+        words.take(word);
+    }
+    words.take("INDEX")
+}
+
+/// `i [USING t] ON t`: its table may have another key.
+fn of_index(words: &mut Words, database: &str) -> Option<Effect> {
+    while words.next().is_some_and(|word| !word.is("ON")) {}
+    Some(Effect::Altered {
+        table: named(words, database)?,
+        changes: Vec::new(),
+    })
+}
+
+fn altered(words: &mut Words, database: &str, ignores: bool, effects: &mut Vec<Effect>) {
     let Some(table) = named(words, database) else {
         return;
     };
     waits(words);
     let mut changes = Vec::new();
+    if ignores {
+        changes.push(Change::Rows);
+    }
     let (mut renamed, mut other) = (None, None);
     for mut words in words.parts() {
         let mut change = |change| {

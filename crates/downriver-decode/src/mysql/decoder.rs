@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use downriver_event::block::BlockBuilder;
-use downriver_event::{BinlogPlace, SourcePosition, TableId, TableSchema};
+use downriver_event::{BinlogPlace, DomainGtid, SourcePosition, TableId, TableSchema};
 
 use super::cursor::Cursor;
 use super::ddl::Named;
@@ -46,6 +46,12 @@ pub enum DecodeError {
     OutOfPlace {
         what: &'static str,
         state: &'static str,
+        at: BinlogPlace,
+    },
+    #[error("transaction {id} came behind {last} of its domain, at {at}")]
+    OutOfOrder {
+        id: String,
+        last: DomainGtid,
         at: BinlogPlace,
     },
     #[error("{what} are not understood by this build, at {at}")]
@@ -408,6 +414,9 @@ impl BinlogDecoder {
             | Kind::HEARTBEAT_V2
             | Kind::ROWS_QUERY
             | Kind::PREVIOUS_GTIDS
+            // Of group replication: who takes part in it.
+            | Kind::TRANSACTION_CONTEXT
+            | Kind::VIEW_CHANGE
             | Kind::MARIA_ANNOTATE_ROWS
             | Kind::MARIA_BINLOG_CHECKPOINT
             | Kind::MARIA_GTID_LIST
@@ -486,6 +495,13 @@ impl BinlogDecoder {
         // A position that has identifiers would not tell of it.
         if opened.id == Identifier::Anonymous && self.reached.has_identifiers() {
             return Err(self.unsupported("transactions without identifiers behind others with"));
+        }
+        if let Some(last) = self.reached.out_of_order(&opened.id) {
+            return Err(DecodeError::OutOfOrder {
+                id: self.called(&opened.id),
+                last,
+                at: self.place.clone(),
+            });
         }
         let seconds = i64::from(event.header.timestamp);
         let commit_time_us = opened.commit_time_us.or(Some(seconds * 1_000_000));

@@ -111,6 +111,8 @@ impl Kind {
     pub const GTID: Self = Self(33);
     pub const ANONYMOUS_GTID: Self = Self(34);
     pub const PREVIOUS_GTIDS: Self = Self(35);
+    pub const TRANSACTION_CONTEXT: Self = Self(36);
+    pub const VIEW_CHANGE: Self = Self(37);
     pub const XA_PREPARE: Self = Self(38);
     pub const PARTIAL_UPDATE_ROWS: Self = Self(39);
     pub const TRANSACTION_PAYLOAD: Self = Self(40);

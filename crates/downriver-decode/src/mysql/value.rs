@@ -461,7 +461,11 @@ pub(super) fn push_datetime(
     }
     let seconds = (hour * 60 + minute) * 60 + second;
     let of_day = i64::try_from(seconds * 1_000_000 + micros).expect("under a day");
-    out.push_i64(i64::from(days(year, month, day)?) * 86_400_000_000 + of_day);
+    let days = i64::from(days(year, month, day)?);
+    let at = days
+        .checked_mul(86_400_000_000)
+        .and_then(|at| at.checked_add(of_day));
+    out.push_i64(at.ok_or(ValueError::Invalid("datetime"))?);
     Ok(())
 }
 
@@ -639,6 +643,14 @@ mod tests {
         decimal(&mut row, precision, scale, &mut out)?;
         assert!(row.is_empty(), "{packed:x?} is read whole");
         Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    #[test]
+    fn a_datetime_that_no_column_holds_is_an_error() {
+        let mut out = ColumnBuilder::new(1, &LogicalType::Timestamp);
+        let years = [9_999, 2_000_000, u64::MAX / 13];
+        let told = years.map(|year| push_datetime([year * 13 + 1, 1], [0; 3], 0, &mut out).is_ok());
+        assert_eq!(told, [true, false, false]);
     }
 
     #[test]

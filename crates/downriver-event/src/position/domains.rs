@@ -48,10 +48,22 @@ impl DomainGtids {
             })
     }
 
+    /// The last of a domain.
+    #[must_use]
+    pub fn last(&self, domain: u32) -> Option<DomainGtid> {
+        let (server, sequence) = *self.0.get(&domain)?;
+        Some(DomainGtid {
+            domain,
+            server,
+            sequence,
+        })
+    }
+
+    /// Whether a transaction is not behind the last of its domain, where sequences ascend.
     #[must_use]
     pub fn contains(&self, gtid: DomainGtid) -> bool {
-        let reached = self.0.get(&gtid.domain);
-        reached.is_some_and(|(_, sequence)| *sequence >= gtid.sequence)
+        let last = self.last(gtid.domain);
+        last.is_some_and(|last| last.sequence >= gtid.sequence)
     }
 
     #[must_use]

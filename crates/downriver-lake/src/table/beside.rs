@@ -94,6 +94,7 @@ impl TableWriter {
             (_, None) => {
                 if schema.version > self.source.version {
                     self.source = Arc::clone(schema);
+                    self.source_is_new = true;
                 }
             }
             // Where the start was taken up in the middle of the log, its shape is known by the first row only.

@@ -267,7 +267,9 @@ impl TableWriter {
             Standing::Beside(beside) => &beside.metadata,
             Standing::Whole | Standing::Waiting(_) => &self.metadata,
         };
-        let Some(evolution) = evolve(metadata, &self.layout, &self.source)? else {
+        let evolution = evolve(metadata, &self.layout, &self.source)?;
+        self.source_is_new = false;
+        let Some(evolution) = evolution else {
             return Ok(());
         };
         if matches!(self.standing, Standing::Beside(_)) {
@@ -385,6 +387,10 @@ impl TableWriter {
             Standing::Waiting(_) | Standing::Beside(_) => return Ok(false),
         };
         self.spill().await?;
+        if self.source_is_new {
+            // Columns come also where no row does.
+            self.ensure_schema().await?;
+        }
         if self.pending.is_empty() && !replaces {
             return Ok(false);
         }

@@ -187,6 +187,8 @@ pub struct TableWriter {
     layout: Layout,
     /// The newest schema of the source's table that was met and that the rows are brought up to.
     source: Arc<TableSchema>,
+    /// The table may not have all of its columns yet.
+    source_is_new: bool,
     /// The one that was met last.
     met: Arc<TableSchema>,
     /// Columns of the schema that was met last which the table does not take.
@@ -261,6 +263,7 @@ impl TableWriter {
             layout,
             met: Arc::clone(&source),
             source,
+            source_is_new: false,
             ignored: Vec::new(),
             standing: Standing::Whole,
         };
@@ -535,7 +538,9 @@ impl TableWriter {
     #[must_use]
     pub fn has_changes(&self) -> bool {
         match &self.standing {
-            Standing::Whole => !self.window.is_empty() || !self.pending.is_empty(),
+            Standing::Whole => {
+                !self.window.is_empty() || !self.pending.is_empty() || self.source_is_new
+            }
             Standing::Waiting(_) => false,
             Standing::Beside(beside) => beside.ended,
         }

@@ -32,18 +32,49 @@ impl Request {
 pub(super) struct Reread {
     /// For people.
     names: Vec<String>,
-    waiting: Vec<(TableId, u64)>,
+    waiting: Vec<Waiting>,
     answers: Vec<(Answer, Requested)>,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    table: TableId,
+    generation: u64,
+    /// All of its rows are read, and not a part of them.
+    is_whole: bool,
+}
+
 impl Reread {
-    pub(super) fn wait_for(&mut self, table: TableId, generation: u64, name: String) {
+    pub(super) fn wait_for(
+        &mut self,
+        table: TableId,
+        generation: u64,
+        is_whole: bool,
+        name: String,
+    ) {
         self.names.push(name);
-        self.waiting.push((table, generation));
+        self.waiting.push(Waiting {
+            table,
+            generation,
+            is_whole,
+        });
+    }
+
+    /// The newest generation of a table that is waited for.
+    pub(super) fn generation_of(&self, table: TableId) -> Option<u64> {
+        let of_table = self.waiting.iter().filter(|it| it.table == table);
+        of_table.map(|it| it.generation).max()
     }
 
     pub(super) fn waits_for(&self, table: TableId) -> bool {
-        self.waiting.iter().any(|(waiting, _)| *waiting == table)
+        self.generation_of(table).is_some()
+    }
+
+    /// Whether all of a table is to be read again.
+    pub(super) fn waits_for_whole(&self, table: TableId) -> bool {
+        self.waiting
+            .iter()
+            .any(|it| it.table == table && it.is_whole)
     }
 
     pub(super) fn waits(&self) -> bool {
@@ -56,9 +87,9 @@ impl Reread {
 
     /// Whether something is asked for, and all of it is in the log now.
     pub(super) fn is_logged(&mut self, appended: &Progress) -> bool {
-        self.waiting.retain(|(table, generation)| {
+        self.waiting.retain(|it| {
             let mut stored = appended.iter();
-            !stored.any(|stored| stored.table == *table && stored.generation == *generation)
+            !stored.any(|stored| stored.table == it.table && stored.generation == it.generation)
         });
         !self.names.is_empty() && self.waiting.is_empty()
     }
@@ -168,5 +199,32 @@ impl CaptureControl {
         sent.map_err(|_| NotRequested::Ended)?;
         let answer = answered.await.map_err(|_| NotRequested::Ended)?;
         answer.map_err(NotRequested::Problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outbox::Stored;
+    use super::*;
+
+    fn stored(generation: u64) -> Stored {
+        Stored {
+            table: TableId(7),
+            generation,
+            is_done: false,
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_asked_for_in_part_and_whole_waits_for_both() {
+        let mut reread = Reread::default();
+        reread.wait_for(TableId(7), 2, false, "shop.t".into());
+        assert!(reread.waits_for(TableId(7)) && !reread.waits_for_whole(TableId(7)));
+        assert_eq!(reread.generation_of(TableId(7)), Some(2));
+        reread.wait_for(TableId(7), 3, true, "shop.t".into());
+        assert!(reread.waits_for_whole(TableId(7)));
+        assert!(!reread.is_logged(&vec![stored(2)]));
+        assert!(reread.is_logged(&vec![stored(3)]));
+        assert!(!reread.waits_for(TableId(7)) && !reread.waits_for(TableId(8)));
     }
 }

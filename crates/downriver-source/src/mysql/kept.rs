@@ -1,13 +1,18 @@
 //! A table's shape at a place of the binlog.
 
+use std::time::Duration;
+
 use downriver_event::{DomainGtids, GtidSet, SourcePosition};
 use mysql_async::prelude::Queryable as _;
 
 use super::catalog::{Catalog, SourceTable};
 use super::server::Flavor;
-use super::snapshot::keep_shape;
-use super::sql::qualified;
+use super::snapshot::{SHAPE_IS_CHANGING, keep_shape};
+use super::sql::{LOCK_WAIT, qualified};
 use crate::error::SourceError;
+
+/// The shortest that servers wait for a lock.
+const SHORTLY: Duration = Duration::from_secs(1);
 
 /// A table that nobody changed between a look at the catalog and a place of the binlog.
 #[derive(Clone, Debug)]
@@ -39,6 +44,29 @@ impl Catalog {
         table: &str,
     ) -> Result<Kept, SourceError> {
         self.look_kept(database, table, true).await
+    }
+
+    /// The same as [`Self::kept`]; `None`: somebody changes the table, or waits for it to do so, and is not waited for.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn kept_at_once(
+        &mut self,
+        database: &str,
+        table: &str,
+    ) -> Result<Option<Kept>, SourceError> {
+        self.lock_wait(SHORTLY).await?;
+        let kept = self.look_kept(database, table, false).await;
+        self.lock_wait(LOCK_WAIT).await?;
+        match kept {
+            Err(error) if error.problem().code == SHAPE_IS_CHANGING => Ok(None),
+            kept => kept.map(Some),
+        }
+    }
+
+    async fn lock_wait(&mut self, wait: Duration) -> Result<(), SourceError> {
+        let setting = format!("set session lock_wait_timeout = {}", wait.as_secs());
+        Ok(self.session.query_drop(setting).await?)
     }
 
     async fn look_kept(

@@ -43,13 +43,15 @@ pub struct Server {
     pub binlog_expires_s: Option<u64>,
     /// Of some: with more bytes in all the server drops the oldest files of its binlog; `None`: not by size.
     pub binlog_bytes_max: Option<u64>,
+    /// In whose files the binlog is, of MariaDB's from 12.3 on. `None`: in its own.
+    pub(super) binlog_engine: Option<String>,
     /// Of MariaDB: it has taken transactions of another server.
     pub was_replica: bool,
     /// The name that its version has for the statement that tells where the binlog ends.
     status: &'static str,
 }
 
-const VARIABLES: [&str; 20] = [
+const VARIABLES: [&str; 21] = [
     "gtid_domain_id",
     "version",
     "server_uuid",
@@ -70,6 +72,7 @@ const VARIABLES: [&str; 20] = [
     "gtid_slave_pos",
     "gtid_executed",
     "gtid_binlog_pos",
+    "binlog_storage_engine",
 ];
 
 impl Server {
@@ -111,6 +114,7 @@ impl Server {
                 .iter()
                 .find_map(|name| number(name))
                 .filter(|bytes| *bytes > 0),
+            binlog_engine: get("binlog_storage_engine").filter(|engine| !engine.is_empty()),
             was_replica: get("gtid_slave_pos").is_some_and(|position| !position.is_empty()),
             status: status_statement(session, flavor).await?,
         })

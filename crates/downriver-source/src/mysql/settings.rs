@@ -17,6 +17,15 @@ impl Server {
         if !self.log_bin {
             return vec![no_binlog().problem()];
         }
+        if let Some(engine) = &self.binlog_engine {
+            return vec![Problem::new(
+                "DR-1091",
+                format!(
+                    "the server keeps its binlog in {engine} (binlog_storage_engine): it is not in files, and is not read yet"
+                ),
+                "unset binlog_storage_engine in the server's configuration, and restart the server",
+            )];
+        }
         let mut problems = Vec::new();
         let mut wants = |code, reason: String, set: &str| {
             let set = match self.flavor {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use downriver_event::SourcePosition;
+use downriver_event::{BinlogPlace, SourcePosition};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
@@ -151,7 +151,12 @@ async fn goes_on(
     same_flavor(server, captured)?;
     let start = in_mode(config, session, server, captured).await?;
     match start.position.is_place_only() {
-        false => by_identifiers(session, server, &start.position, captured).await?,
+        false => {
+            by_identifiers(session, server, &start.position, captured).await?;
+            if Identity::of(server) == captured.identity {
+                not_begun_anew(session, server, &captured.position).await?;
+            }
+        }
         true => by_place(session, server, captured).await?,
     }
     Ok(start)
@@ -178,6 +183,37 @@ async fn by_identifiers(
         return Ok(());
     }
     Err(purged_hole(&between(ours, &purged)))
+}
+
+/// A server that was reset, or restored, gives its identifiers once more: as soon as there are as many as before they do not
+/// show it, and its binlog still may, as it does not reach to where it was read.
+async fn not_begun_anew(
+    session: &mut Conn,
+    server: &Server,
+    ours: &SourcePosition,
+) -> Result<(), SourceError> {
+    let Some(place) = ours.place().filter(|place| !place.file.is_empty()) else {
+        return Ok(());
+    };
+    let ends = server.files(session).await?;
+    let end = ends.iter().find(|end| end.file == place.file);
+    let end = end.or(ends.last());
+    let is_short = end.is_some_and(|end| place.covers(end) && place != end);
+    match end {
+        Some(end) if is_short => Err(begun_anew(place, end)),
+        _ => Ok(()),
+    }
+}
+
+/// The server's binlog ends before a place that was read.
+#[must_use]
+pub fn begun_anew(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
+    SourceError::hole(
+        "DR-1084",
+        format!(
+            "the log is at {ours}, and the server's binlog ends at {end}: it was reset or restored"
+        ),
+    )
 }
 
 /// Where the server is. The one that was captured sends a transaction before it counts it as its own: it is given the time.
@@ -246,12 +282,7 @@ async fn by_place(
     if let Some(end) = ends.iter().find(|end| end.file == place.file) {
         return match end.covers(place) {
             true => Ok(()),
-            false => Err(SourceError::hole(
-                "DR-1084",
-                format!(
-                    "the log is at {place}, and the server's file ends at {end}: it was reset or restored"
-                ),
-            )),
+            false => Err(begun_anew(place, end)),
         };
     }
     match ends.first() {

@@ -363,9 +363,11 @@ pub(super) async fn keep_shape(
     }
 }
 
+pub(super) const SHAPE_IS_CHANGING: &str = "DR-1075";
+
 fn shape_is_changing(name: &str) -> SourceError {
     SourceError::transient(
-        "DR-1075",
+        SHAPE_IS_CHANGING,
         format!("{name} is locked by whoever changes its shape"),
         "nothing: it is tried again by itself when the change is over",
     )

@@ -88,3 +88,39 @@ async fn what_mysql_has_beside_plain_rows_is_mirrored() -> Result<()> {
 async fn what_mariadb_has_beside_plain_rows_is_mirrored() -> Result<()> {
     is_mirrored(Product::Mariadb10).await
 }
+
+/// Checksums come and go while the binlog is followed, and before it is taken up again.
+async fn checksums_may_change(product: Product) -> Result<()> {
+    let mut shop = Shop::open(product).await?;
+    shop.deliver(&["shop.orders"]).await?;
+    for (checksum, is_killed) in [
+        ("NONE", false),
+        ("CRC32", false),
+        ("NONE", true),
+        ("CRC32", true),
+    ] {
+        shop.fill(20).await?;
+        if is_killed {
+            shop.daemon.kill();
+        }
+        shop.mysql
+            .administer(&format!("set global binlog_checksum = {checksum}"))
+            .await?;
+        shop.fill(20).await?;
+        if is_killed {
+            shop.daemon.start().await?;
+        }
+        shop.ensure_equal(&["orders"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checksums_of_mysql_may_change() -> Result<()> {
+    checksums_may_change(Product::Mysql9).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checksums_of_mariadb_may_change() -> Result<()> {
+    checksums_may_change(Product::Mariadb11).await
+}

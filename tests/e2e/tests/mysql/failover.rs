@@ -258,3 +258,75 @@ async fn what_a_server_sends_before_it_is_committed_there_is_not_lacking() -> Re
     ensure_each_came_once(&shop.daemon).await?;
     Ok(())
 }
+
+/// A server that begins its binlog anew, and is ahead again before anybody looks.
+async fn begins_anew(product: Product) -> Result<()> {
+    let mut shop = Shop::open(product).await?;
+    shop.fill(100).await?;
+    shop.deliver(&["shop.orders"]).await?;
+    shop.ensure_equal(&["orders"]).await?;
+    shop.mysql
+        .administer("flush binary logs; flush binary logs")
+        .await?;
+    shop.mysql
+        .execute("update orders set note = 'captured' where id % 2 = 0")
+        .await?;
+    shop.ensure_equal(&["orders"]).await?;
+    let reset = match product.is_mariadb() {
+        true => "reset master",
+        false => "reset binary logs and gtids",
+    };
+    shop.daemon.kill();
+    shop.mysql.administer(reset).await?;
+    for customer in 0..60 {
+        shop.mysql
+            .execute(&format!("insert into orders (customer) values ({customer}); delete from orders where id = {customer}"))
+            .await?;
+    }
+    shop.daemon.start().await?;
+    reason_of_stop(&shop, &["DR-1084"]).await?;
+    shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
+    shop.ensure_equal(&["orders"]).await?;
+
+    // While it is followed.
+    shop.mysql.administer(reset).await?;
+    shop.mysql
+        .execute("delete from orders where id % 3 = 0")
+        .await?;
+    reason_of_stop(&shop, &["DR-1084"]).await?;
+    shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
+    shop.ensure_equal(&["orders"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_mysql_that_begins_its_binlog_anew_is_noticed() -> Result<()> {
+    begins_anew(Product::Mysql9).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_mariadb_that_begins_its_binlog_anew_is_noticed() -> Result<()> {
+    begins_anew(Product::Mariadb11).await
+}
+
+/// A replica that is written to in the domain of its primary logs transactions of both: nobody could say where in them a
+/// position is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_of_mariadb_that_do_not_follow_each_other_are_a_hole() -> Result<()> {
+    let shop = Shop::open(Product::Mariadb11).await?;
+    shop.fill(50).await?;
+    shop.deliver(&["shop.orders"]).await?;
+    shop.ensure_equal(&["orders"]).await?;
+    shop.mysql
+        .execute("set session server_id = 77; set session gtid_seq_no = 3; delete from orders where id % 2 = 0")
+        .await?;
+    let reason = reason_of_stop(&shop, &["DR-1090"]).await?;
+    ensure!(
+        reason.contains("transaction 0-77-3 came behind 0-"),
+        "{reason}"
+    );
+    shop.mysql
+        .execute("insert into orders (customer) values (1)")
+        .await?;
+    shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
+    shop.ensure_equal(&["orders"]).await
+}

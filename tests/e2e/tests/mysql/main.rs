@@ -19,6 +19,7 @@ mod natives;
 mod online_ddl;
 mod parts;
 mod places;
+mod quiet;
 mod shapes;
 mod sources;
 mod starts;

@@ -395,3 +395,29 @@ async fn foreign_keys_of_mysql_are_followed_where_tables_change() -> Result<()> 
 async fn foreign_keys_of_mariadb_are_followed_where_tables_change() -> Result<()> {
     keys_are_followed(Product::Mariadb11).await
 }
+
+/// From 9.6 on the server logs what foreign keys change, unless it is told to leave that to the storage engine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_mysql_changes_by_foreign_keys_itself_are_captured_as_others() -> Result<()> {
+    let shop = Shop::open(Product::Mysql9).await?;
+    shop.mysql
+        .execute(
+            "create table parent (id int primary key, v int);
+             create table child (id int primary key, parent int, foreign key (parent) references parent (id) on delete cascade on update cascade);
+             create table grandchild (id int primary key, child int, foreign key (child) references child (id) on delete set null);
+             insert into parent values (1, 1), (2, 2), (3, 3);
+             insert into child values (10, 1), (20, 2), (30, 3);
+             insert into grandchild values (100, 10), (200, 20), (300, 30)",
+        )
+        .await?;
+    let tables = ["parent", "child", "grandchild"];
+    shop.deliver(&["shop.*"]).await?;
+    shop.ensure_equal(&tables).await?;
+    let read = shop.snapshots().await?;
+    shop.mysql
+        .execute("delete from parent where id = 1; update parent set id = 22 where id = 2; update parent set v = 9 where id = 3")
+        .await?;
+    shop.ensure_equal(&tables).await?;
+    ensure!(shop.snapshots().await? == read, "a table was read again");
+    Ok(())
+}

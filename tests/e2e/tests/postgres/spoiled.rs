@@ -60,6 +60,13 @@ async fn a_value_that_cannot_be_logged_stops_its_table_alone_until_it_is_correct
     shop.postgres.execute(correct).await?;
     shop.daemon.ok(&ask).await?;
     shop.ensure_lake_equal().await?;
+    // With nothing beside it that would be stored: it does not come again.
+    let alone = "insert into carts values (-1, null, timestamp '294276-12-31')";
+    shop.postgres.execute(alone).await?;
+    until_carts(&shop, "the table to be refused", "refused", Some("DR-1043")).await?;
+    shop.postgres.execute(correct).await?;
+    shop.daemon.ok(&ask).await?;
+    shop.ensure_lake_equal().await?;
 
     // Without the memory of it the table is read, as changes of it were left out.
     shop.postgres.execute(spoil).await?;

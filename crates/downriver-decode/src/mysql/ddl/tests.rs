@@ -86,7 +86,6 @@ fn of_other_things_nothing_is_said() {
     for text in [
         "create temporary table t (a int)",
         "drop temporary table t",
-        "create index i on t (a)",
         "create view t as select 1",
         "create user u identified by 'p'",
         "rename user a to b",
@@ -166,6 +165,32 @@ fn partitions_take_the_rows_of_other_tables_and_give_theirs() {
     );
     let dropped = others("convert table e.u to partition p values less than (5)");
     assert_eq!(dropped, [Effect::Dropped(table())]);
+}
+
+#[test]
+fn a_table_may_have_another_key_where_an_index_comes_or_goes() {
+    for text in [
+        "create index i on t (a)",
+        "create or replace unique index `on` using btree on shop.t (a) lock = none",
+        "create vector index if not exists i on `t` (a)",
+        "drop index `on` on t algorithm = inplace",
+        "drop index if exists i on shop.t",
+    ] {
+        let table = Named {
+            database: "shop".into(),
+            table: "t".into(),
+        };
+        let changes = Vec::new();
+        assert_eq!(of(text), [Effect::Altered { table, changes }], "{text}");
+    }
+}
+
+#[test]
+fn rows_that_a_statement_may_ignore_may_be_gone() {
+    match &of("alter ignore table t add unique key (a)")[..] {
+        [Effect::Altered { changes, .. }] => assert_eq!(*changes, [Change::Rows]),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

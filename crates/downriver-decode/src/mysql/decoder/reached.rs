@@ -1,6 +1,6 @@
 //! Where a decoder is: what its server calls all that was decoded.
 
-use downriver_event::{BinlogPlace, DomainGtids, GtidSet, SourcePosition};
+use downriver_event::{BinlogPlace, DomainGtid, DomainGtids, GtidSet, SourcePosition};
 
 use super::super::Flavor;
 use super::super::gtid::Identifier;
@@ -28,6 +28,16 @@ impl Reached {
             (Self::Mariadb(position), Identifier::Domain(gtid)) => position.contains(*gtid),
             _ => false,
         }
+    }
+
+    /// The last transaction of the same domain of MariaDB's, where one comes behind it that does not follow it: nobody knows
+    /// any more what such a position contains. Of its positions the server sends only what is behind them.
+    pub(super) fn out_of_order(&self, id: &Identifier) -> Option<DomainGtid> {
+        let (Self::Mariadb(position), Identifier::Domain(gtid)) = (self, id) else {
+            return None;
+        };
+        let last = position.last(gtid.domain)?;
+        (last != *gtid && position.contains(*gtid)).then_some(last)
     }
 
     pub(super) fn add(&mut self, id: &Identifier) {

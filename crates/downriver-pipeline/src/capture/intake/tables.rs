@@ -142,6 +142,10 @@ impl Intake<'_> {
             return Ok(());
         }
         self.reread.answer(request.answer, requested);
+        if !self.builder.in_transaction() {
+            // What was decoded is not to come again: a table that was refused for a row is read again from behind it.
+            self.committed = Some(self.received.clone());
+        }
         self.flush_between()
     }
 
@@ -173,16 +177,18 @@ impl Intake<'_> {
         }
         let state = self.log.state(&self.config.name);
         let logged = state.and_then(|state| Some(state.chunks.get(&table)?.generation));
-        let generation = logged.unwrap_or(1).max(1) + 1;
+        let last = logged.max(self.reread.generation_of(table));
+        let generation = last.unwrap_or(1).max(1) + 1;
         // What is under way of the last one must not be stored after this.
         self.recent.forget(table);
         self.set_aside.forget(table);
         self.snapshots.remove(&table);
         self.ended.remove(&table);
         let standing = self.standings.get(&table).cloned().unwrap_or_default();
+        let is_whole = part.is_none();
         self.outbox
             .chunk_done_with_open(wanted(table, generation, standing, part));
-        self.reread.wait_for(table, generation, name);
+        self.reread.wait_for(table, generation, is_whole, name);
         self.table_status(table, |status| {
             status.state = TableState::Pending;
             status.problem = None;

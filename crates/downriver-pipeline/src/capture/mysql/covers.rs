@@ -12,7 +12,7 @@ use downriver_decode::mysql::ddl::{Change, Named};
 use downriver_decode::mysql::is_same_name;
 use downriver_event::problem::Problem;
 use downriver_event::schema::Masked;
-use downriver_event::{Column, Cover, TableId, TableSchema};
+use downriver_event::{Column, Cover, ReplicaIdentity, TableId, TableSchema};
 use downriver_source::mysql::catalog::{SourceTable, left_out, left_out_of};
 use downriver_source::rules::{
     ColumnOrder, ColumnRules, is_generated, keep_covered, withhold_covered,
@@ -64,8 +64,9 @@ impl Run<'_> {
             });
     }
 
-    /// What a statement did to the columns that rules speak of: those that have other names, and those that are gone. `now`:
-    /// the table as it is in the catalog. Whether the table is captured still.
+    /// What a statement did to columns: some have other names, and some are gone. One that is made under the name of such a
+    /// one is another, also where no row comes between. `now`: the table as it is in the catalog. Whether the table is
+    /// captured still.
     pub(super) fn columns_changed(
         &mut self,
         id: TableId,
@@ -76,20 +77,25 @@ impl Run<'_> {
             return true;
         };
         let is_dropped = |column: &Column| {
-            let is_covered = !matches!(column.cover, Cover::None | Cover::Shown);
-            is_covered
-                && changes.iter().any(|change| match change {
-                    Change::ColumnDropped(name) => is_same_name(name, &column.name),
-                    _ => false,
-                })
+            changes.iter().any(|change| match change {
+                Change::ColumnDropped(name) => is_same_name(name, &column.name),
+                _ => false,
+            })
         };
         let columns = before.source_columns().map(|(column, _)| column);
-        let columns = columns.filter(|column| !is_dropped(column));
+        let (dropped, columns): (Vec<&Column>, Vec<&Column>) =
+            columns.partition(|column| is_dropped(column));
+        let is_of_dropped = |id: &u32| dropped.iter().any(|column| column.id == *id);
         let mut changed = TableSchema {
-            columns: columns.cloned().collect(),
+            columns: columns.into_iter().cloned().collect(),
             withheld: Vec::new(),
             ..(*before).clone()
         };
+        // Of a key that has lost a column only the next row tells what it is.
+        if changed.key.iter().any(is_of_dropped) {
+            changed.key.clear();
+            changed.identity = ReplicaIdentity::Full;
+        }
         for column in &mut changed.columns {
             // All at once: columns may take each other's names.
             let to = changes.iter().find_map(|change| match change {

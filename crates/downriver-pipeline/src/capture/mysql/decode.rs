@@ -85,6 +85,9 @@ impl Run<'_> {
                 break;
             }
         }
+        if !self.unsure.is_empty() && self.replay.is_none() {
+            self.foretell(binlog).await?;
+        }
         match binlog.has_backlog() && !self.intake.is_large() {
             true => Ok(()),
             false => self.flush(),

@@ -15,15 +15,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use downriver_decode::mysql::ddl::{Effect, Named};
-use downriver_decode::mysql::decoder::Decoded;
 use downriver_decode::mysql::is_same_name;
 use downriver_decode::mysql::native::is_open;
 use downriver_decode::mysql::recall::recall;
 use downriver_decode::mysql::shape::{Described, Shape};
 use downriver_decode::mysql::table_map::TableMap;
-use downriver_event::{BlockBuilder, Column, SourcePosition, TableId, TableSchema};
+use downriver_event::{BlockBuilder, SourcePosition, TableId, TableSchema};
 use downriver_log::StreamState;
 use downriver_source::mysql::catalog::SourceTable;
 use downriver_source::mysql::kept::Kept;
@@ -35,12 +35,16 @@ use super::super::CaptureError;
 use super::super::progress::Standing;
 use super::Run;
 use super::ahead::{Binlog, Met};
-use super::decode::undecodable;
 use super::numbers::{named, numbered};
 use super::tables::{comes, has_lapsed};
 
 /// Why rows are passed over.
 pub(super) const NO_SHAPE: &str = "the binlog does not tell the table's shape";
+
+/// How long it is left alone what could not be foretold.
+const FORETELL_EVERY: Duration = Duration::from_secs(1);
+/// Bytes of the binlog that are looked through to foretell something.
+const FORETELL_BYTES_MAX: u64 = 1 << 20;
 
 /// A database's name, and the table's.
 type Name = (String, String);
@@ -51,6 +55,16 @@ pub(super) struct Unsettled {
     kept: Kept,
     /// A statement changed it since.
     is_stale: bool,
+}
+
+impl Unsettled {
+    /// As the catalog had it just now.
+    pub(super) fn since(kept: Kept) -> Self {
+        Self {
+            kept,
+            is_stale: false,
+        }
+    }
 }
 
 impl Run<'_> {
@@ -100,8 +114,7 @@ impl Run<'_> {
             if is_reached && !changed.contains(&name) {
                 settled.extend(kept.now);
             } else {
-                let is_stale = false;
-                self.unsettled.insert(name, Unsettled { kept, is_stale });
+                self.unsettled.insert(name, Unsettled::since(kept));
             }
         }
         Ok(settled)
@@ -120,64 +133,6 @@ impl Run<'_> {
             return Ok(());
         }
         self.settle(table, binlog, true).await.map(|_| ())
-    }
-
-    /// Nobody knows any more what inserts that are logged without columns have in them.
-    pub(super) fn forget_defaults(&mut self, table: TableId) -> Option<Arc<TableSchema>> {
-        self.reshaped(table, |mut schema| {
-            for column in &mut schema.columns {
-                column.default = None;
-            }
-            schema
-        })
-    }
-
-    /// Rows were inserted without columns whose defaults are not known: they are looked up, and hold if nothing changes the
-    /// table up to where that is. Otherwise its rows are passed over up to there.
-    pub(super) async fn lacking(
-        &mut self,
-        table: TableId,
-        binlog: &mut Binlog,
-    ) -> Result<(), CaptureError> {
-        let schema = self.with_defaults(table, binlog).await?;
-        let decoded = self.decoder.complete(schema, &mut self.intake.builder);
-        if let Decoded::Rows { bytes } = decoded.map_err(undecodable)? {
-            self.intake.rows(bytes)?;
-        }
-        Ok(())
-    }
-
-    async fn with_defaults(
-        &mut self,
-        table: TableId,
-        binlog: &mut Binlog,
-    ) -> Result<Option<Arc<TableSchema>>, CaptureError> {
-        let Some(known) = self.intake.registry.newest(table).cloned() else {
-            return Ok(None);
-        };
-        let name = (known.namespace.clone(), known.name.clone());
-        let kept = self.catalog.kept_with_defaults(&name.0, &name.1).await?;
-        let mut is_changed_since = false;
-        let is_reached = self
-            .look_ahead(binlog, false, &kept.at, |met| {
-                if let Met::Statement(statement) = met {
-                    is_changed_since |= is_changed(self.effects_of(statement).as_deref(), &name);
-                }
-                is_changed_since
-            })
-            .await?;
-        let now = kept.now.as_ref().map(|now| &now.schema);
-        let now = now.filter(|now| is_reached && !is_changed_since && is_same(now, &known));
-        let Some(now) = now else {
-            self.lose(
-                table,
-                "an insert was logged without columns whose defaults are not known here",
-            );
-            let is_stale = false;
-            self.unsettled.insert(name, Unsettled { kept, is_stale });
-            return Ok(None);
-        };
-        Ok(self.reshaped(table, |schema| with_defaults_of(schema, now)))
     }
 
     /// Whether a table map says all of the shape that rows of this schema have.
@@ -271,6 +226,54 @@ impl Run<'_> {
         }
     }
 
+    /// Tells the shapes that statements made, of which no row has come, once there is nothing more in the binlog: until the
+    /// next row nobody would see them. Where something came behind them already, that tells.
+    pub(super) async fn foretell(&mut self, binlog: &mut Binlog) -> Result<(), CaptureError> {
+        let has_failed_now = self
+            .not_foretold
+            .is_some_and(|at| at.elapsed() < FORETELL_EVERY);
+        if self.decoder.in_transaction() || binlog.has_backlog() || has_failed_now {
+            return Ok(());
+        }
+        self.not_foretold = None;
+        for table in self.unsure.clone() {
+            let before = self.intake.registry.newest(table).cloned();
+            let is_captured = self.intake.captured.get(&table) == Some(&true);
+            let Some(before) = before.filter(|before| is_captured && self.is_told(before)) else {
+                continue;
+            };
+            let name = (before.namespace.clone(), before.name.clone());
+            let kept = self.catalog.kept_at_once(&name.0, &name.1).await?;
+            let here = self.decoder.position();
+            let Some(kept) = kept.filter(|kept| is_near(&here, &kept.at)) else {
+                self.not_foretold = Some(Instant::now());
+                continue;
+            };
+            let mut is_told = false;
+            let is_reached = self
+                .look_ahead(binlog, true, &kept.at, |met| {
+                    is_told |= match met {
+                        Met::Held => true,
+                        Met::Rows(map) => map.database == name.0 && map.table == name.1,
+                        Met::Statement(statement) => {
+                            is_changed(self.effects_of(statement).as_deref(), &name)
+                        }
+                    };
+                    is_told
+                })
+                .await?;
+            if let Some(now) = kept.now
+                && is_reached
+                && !is_told
+                && now.problem.is_none()
+            {
+                self.unsure.remove(&table);
+                self.reshape(&before, now.schema);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether what the catalog has of a table may not be what the statement made of it that was decoded last.
     pub(super) async fn is_changed_since(
         &mut self,
@@ -291,7 +294,7 @@ impl Run<'_> {
         Ok(is_changed_again || !is_reached)
     }
 
-    async fn look_ahead(
+    pub(super) async fn look_ahead(
         &self,
         binlog: &mut Binlog,
         is_ended: bool,
@@ -373,8 +376,7 @@ impl Run<'_> {
             };
             if is_stale {
                 let kept = self.catalog.kept(&name.0, &name.1).await?;
-                let is_stale = false;
-                self.unsettled.insert(name, Unsettled { kept, is_stale });
+                self.unsettled.insert(name, Unsettled::since(kept));
             } else if let Some(now) = kept.now {
                 self.settled(now)?;
             }
@@ -390,7 +392,6 @@ impl Run<'_> {
         }
         self.flush()?;
         let known = self.known(&now.schema.namespace, &now.schema.name);
-        let is_new = known.is_none();
         let mut schema = numbered(&self.intake.registry, known.as_deref(), now.schema);
         let refusal = known.and_then(|known| keep_covered(&known, &mut schema));
         let registered = self.intake.registry.register(schema);
@@ -403,16 +404,10 @@ impl Run<'_> {
         }
         self.intake.captured.insert(id, true);
         self.intake.standings.insert(id, Standing::Unknown);
-        match is_new {
-            true => {
-                self.rows_are_others(id);
-            }
-            false => {
-                self.intake.read_again(id);
-                self.pass_over(id);
-            }
-        }
-        // Its rows were passed over; and who starts again begins here, where the shape is known.
+        // What was passed over nothing else brings, also where nothing is read unasked.
+        self.intake.read_again(id);
+        self.pass_over(id);
+        // And who starts again begins here, where the shape is known.
         self.decoder.forget_tables();
         self.has_committed = true;
         self.flush()
@@ -478,27 +473,25 @@ fn known_as(told: &[Described], schema: &TableSchema) -> Option<Vec<Described>> 
     told.iter().map(known_as).collect()
 }
 
+/// Whether there is little between two places of the binlog.
+fn is_near(here: &SourcePosition, there: &SourcePosition) -> bool {
+    let places = here.place().zip(there.place());
+    places.is_some_and(|(here, there)| {
+        here.file == there.file
+            && there.position.saturating_sub(here.position) <= FORETELL_BYTES_MAX
+    })
+}
+
 /// Whether effects may have made another of the table of a name. `None`: of a statement that is not understood.
-fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
+pub(super) fn is_changed(effects: Option<&[Effect]>, (database, table): &Name) -> bool {
     let concerns = |effect: &Effect| {
         effect.concerns(|named| named.database == *database && named.table == *table)
     };
     effects.is_none_or(|effects| effects.iter().any(concerns))
 }
 
-fn with_defaults_of(mut schema: TableSchema, now: &TableSchema) -> TableSchema {
-    for column in &mut schema.columns {
-        let mut columns = now.columns.iter();
-        let is_it =
-            |now: &&Column| is_same_name(&now.name, &column.name) && now.cover == column.cover;
-        let now = columns.find(is_it);
-        column.default = now.and_then(|now| now.default.clone());
-    }
-    schema
-}
-
 /// Whether rows of both are read in the same way.
-fn is_same(one: &TableSchema, other: &TableSchema) -> bool {
+pub(super) fn is_same(one: &TableSchema, other: &TableSchema) -> bool {
     let columns = |schema: &TableSchema| {
         let columns = schema.source_columns();
         let columns = columns.map(|(column, ty)| {

@@ -8,6 +8,7 @@ mod ahead;
 mod covers;
 mod debts;
 mod decode;
+mod defaults;
 mod held;
 mod history;
 mod newcomers;
@@ -21,7 +22,7 @@ pub(super) mod watch;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use downriver_decode::mysql::decoder::BinlogDecoder;
@@ -33,7 +34,7 @@ use downriver_source::mysql::catalog::{Catalog, SourceTable};
 use downriver_source::mysql::config::MysqlConfig;
 use downriver_source::mysql::dump::BinlogStream;
 use downriver_source::mysql::identity::Identity;
-use downriver_source::mysql::setup::{self, Captured};
+use downriver_source::mysql::setup::{self, Captured, begun_anew};
 use downriver_source::mysql::snapshot::SnapshotSession;
 use tokio::sync::{MutexGuard, mpsc};
 use tokio::task::JoinSet;
@@ -54,6 +55,8 @@ use unseen::{Beyond, Statements};
 
 /// How often the position of a source without events is stored.
 const POSITION_APPEND_EVERY: Duration = Duration::from_secs(10);
+/// How often it is looked whether the server has what was read, while nothing comes.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long what was decoded may wait for more.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -97,6 +100,10 @@ struct Run<'a> {
     names_columns: bool,
     /// Tables that a statement may have changed, and that had no row since.
     unsure: HashSet<TableId>,
+    /// When it was looked last whether the server has what was read.
+    looked: Instant,
+    /// When the shape of one of those could not be foretold last.
+    not_foretold: Option<Instant>,
     /// What is decoded is in a compressed transaction, which is one place in the binlog: what follows lies behind it.
     is_in_payload: bool,
     /// Tables whose rows are passed over until they are read again, by the next run.
@@ -159,11 +166,14 @@ pub(super) async fn run(
     let tip = Tip::of(&config.name, &state);
     let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
     if state.identity != identity {
-        // The same history, on another server.
+        // The same history, on another server: the place is none of its binlog.
         outbox.move_source(Moved {
             identity,
             anew: false,
         });
+        if !prepared.by_place {
+            outbox.commit(None, Some(from.clone()))?;
+        }
         outbox.append();
         outbox.appended().await.map_err(CaptureError::from)?;
     }
@@ -193,6 +203,8 @@ pub(super) async fn run(
         lost_shapes: Vec::new(),
         names_columns: prepared.names_columns,
         unsure: HashSet::new(),
+        looked: Instant::now(),
+        not_foretold: None,
         is_in_payload: false,
         passed_over: HashSet::new(),
         unsettled: HashMap::new(),
@@ -268,8 +280,6 @@ impl Run<'_> {
                 }
                 // What is asked for is stored with a position, and there is none inside a transaction.
                 Some(request) = requests.recv(), if !self.decoder.in_transaction() => {
-                    // A table that was refused for a row is read again from behind it.
-                    self.has_committed = true;
                     self.flush()?;
                     let (debts, passed_over) = (&self.debts, &self.passed_over);
                     let lacks = |table| debts.is_due(table) || passed_over.contains(&table);
@@ -302,7 +312,23 @@ impl Run<'_> {
         if is_due && !self.intake.is_stored() {
             self.intake.append_position();
         }
-        self.look_for_identifiers().await
+        self.look_for_identifiers().await?;
+        self.look_for_beginning().await
+    }
+
+    /// A server whose binlog is begun anew while it is followed says nothing of it, and sends nothing more.
+    async fn look_for_beginning(&mut self) -> Result<(), CaptureError> {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let end = self.catalog.position().await?;
+        match self.intake.received.place().zip(end.place()) {
+            Some((ours, end)) if ours.covers(end) && ours != end => {
+                Err(begun_anew(ours, end).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// With another `gtid_mode` the server begins another file. What is stored is to lie in it: so it is told by what it

@@ -250,6 +250,9 @@ impl Run<'_> {
                 }
                 Ok(())
             }
+            // It was refused since the log's position: who starts again there would refuse it again. The next run begins
+            // behind that, and finds it as it is now.
+            Some(known) if self.intake.reread.waits_for(known.id) => Ok(()),
             _ => Err(CaptureError::Mended(now.schema.qualified_name())),
         }
     }

@@ -21,7 +21,7 @@ use super::super::snapshot::{LostShape, TableTask};
 use super::Run;
 use super::ahead::Binlog;
 use super::covers::{is_covered_otherwise, leave_out_today};
-use super::history::NO_SHAPE;
+use super::history::{NO_SHAPE, is_same};
 use super::numbers::{named, numbered};
 use crate::status::{SnapshotProgress, TableState, TableStatus};
 
@@ -159,7 +159,12 @@ impl Run<'_> {
             return Ok((Arc::clone(registered.schema()), false));
         };
         let has_lapsed = has_lapsed(state, known.id);
-        let is_whole = self.is_told(&known) && self.is_told(&today) || !has_lapsed;
+        let is_told = self.is_told(&known) && self.is_told(&today);
+        let is_whole = is_told || !has_lapsed;
+        if is_told && !is_same(&known, &today) {
+            // A statement made it so, and no row of it has come.
+            self.unsure.insert(known.id);
+        }
         let known = match is_whole && has_lapsed {
             // Of one that was left nobody heard of other defaults.
             true => self.forget_defaults(known.id).unwrap_or(known),

@@ -363,7 +363,7 @@ impl Run<'_> {
 
     /// Whether a table is to be read again from a later position than this anyway.
     fn is_owed(&self, table: TableId) -> bool {
-        self.debts.is_due(table) || self.intake.reread.waits_for(table)
+        self.debts.is_due(table) || self.intake.reread.waits_for_whole(table)
     }
 
     /// Rows of a table changed, with the transaction that is decoded, and no event has them.
@@ -485,7 +485,7 @@ impl Run<'_> {
         let due: Vec<TableId> = self.debts.due().collect();
         let mut is_any_wanted = false;
         for table in due {
-            if self.intake.reread.waits_for(table) {
+            if self.intake.reread.waits_for_whole(table) {
                 self.debts.pay(table);
                 self.intake.owing.remove(&table);
                 continue;
