@@ -1,8 +1,14 @@
 //! Dates of the proleptic Gregorian calendar as days since 1970-01-01, over PostgreSQL's whole range
 //! (4714 BC to 5874897 AD), which no date library at hand covers.
 
+/// Beyond these there are more days than are counted.
+const YEARS: std::ops::RangeInclusive<i64> = -10_000_000..=10_000_000;
+
 /// Days since 1970-01-01. `year` is astronomical: 0 is 1 BC.
 pub(crate) fn days(year: i64, month: u32, day: u32) -> Option<i32> {
+    if !YEARS.contains(&year) {
+        return None;
+    }
     if !(1..=12).contains(&month) || day == 0 || day > days_in_month(year, month) {
         return None;
     }
