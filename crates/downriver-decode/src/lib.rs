@@ -10,7 +10,6 @@
 //! - `mysql::decoder`: events into the rows of a block.
 //! - `mask`: values that are made into others before anything is stored of them.
 
-pub mod civil;
 mod hex;
 pub mod mask;
 pub mod mysql;

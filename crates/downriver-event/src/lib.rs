@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod change;
+pub mod civil;
 pub mod filter;
 pub mod pattern;
 pub mod position;

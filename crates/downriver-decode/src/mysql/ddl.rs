@@ -126,8 +126,10 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
     }
     if words.take("CREATE") {
         let replaces = words.take_all(&["OR", "REPLACE"]);
+        // No other index can be a table's key.
+        let is_unique = words.is_any(&["UNIQUE"]);
         if is_of_index(&mut words) {
-            effects.extend(of_index(&mut words, database));
+            effects.extend(of_index(&mut words, database).filter(|_| is_unique || replaces));
         } else if words.take("TABLE") {
             words.take_all(&["IF", "NOT", "EXISTS"]);
             effects.extend(named(&mut words, database).map(|table| match replaces {

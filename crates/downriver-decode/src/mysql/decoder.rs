@@ -125,6 +125,8 @@ pub struct Statement {
     pub database: String,
     pub text: String,
     pub wording: Wording,
+    /// Its session has something of its own that it used: temporary tables, which may hide others.
+    pub is_of_session: bool,
 }
 
 /// The end of a transaction, or of a statement by itself.
@@ -754,5 +756,6 @@ fn statement_behind(event: &Event<'_>, own: usize) -> Result<Statement, BinlogEr
         database,
         text: String::from_utf8_lossy(text).into_owned(),
         wording: Wording::of(settings, text),
+        is_of_session: event.header.is_of_session(),
     })
 }

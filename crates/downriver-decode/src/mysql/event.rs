@@ -16,6 +16,7 @@ const IN_USE: u16 = 1;
 const ARTIFICIAL: u16 = 0x20;
 /// Whoever does not know the event may pass over it.
 const IGNORABLE: u16 = 0x80;
+const OF_SESSION: u16 = 0x4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -50,6 +51,12 @@ impl Header {
         let is_told_again = self.kind == Kind::FORMAT_DESCRIPTION && self.log_pos == 0;
         let is_heartbeat = matches!(self.kind, Kind::HEARTBEAT | Kind::HEARTBEAT_V2);
         self.flags & ARTIFICIAL == 0 && !is_heartbeat && !is_told_again
+    }
+
+    /// `LOG_EVENT_THREAD_SPECIFIC_F`.
+    #[must_use]
+    pub fn is_of_session(&self) -> bool {
+        self.flags & OF_SESSION != 0
     }
 
     #[must_use]

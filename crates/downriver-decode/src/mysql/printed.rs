@@ -24,8 +24,8 @@ use super::native::Native;
 use super::push_floats;
 use super::table_map::Wire;
 use super::value::{Plan, ValueError, write_fraction};
-use crate::civil;
 use crate::postgres::text;
+use downriver_event::civil;
 
 const ZERO_DATE: &[u8] = b"0000-00-00";
 const DAY_MICROS: i64 = 86_400_000_000;

@@ -11,7 +11,7 @@ use super::declared::Declared;
 use super::native::Native;
 use super::table_map::Wire;
 use super::{inflate, json};
-use crate::civil;
+use downriver_event::civil;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {

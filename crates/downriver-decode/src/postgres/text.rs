@@ -3,11 +3,11 @@
 //! lc_monetary C.
 
 use downriver_event::block::{ColumnBuilder, VALUE_BYTES_MAX};
-use downriver_event::{LogicalType, Presence, pb};
+use downriver_event::{LogicalType, Presence, civil, pb};
 use prost::Message as _;
 
 use super::ValueError;
-use crate::{civil, hex};
+use crate::hex;
 
 /// Pushes one value.
 ///

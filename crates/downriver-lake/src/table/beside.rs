@@ -135,27 +135,29 @@ impl TableWriter {
         self.ignore(ignored);
         let layout = Layout::of(&self.metadata)?;
         let (schema, mapping) = replacement(&self.metadata, &layout, &self.source)?;
-        self.reshape_beside(schema, mapping)
+        self.reshape_beside(schema, mapping, false)
     }
 
     fn reshape_beside(
         &mut self,
         schema: Schema,
         mapping: BTreeMap<i32, u32>,
+        ended: bool,
     ) -> Result<(), LakeError> {
         let metadata = with_schema(self.metadata.clone(), schema)?;
         self.layout = Layout::with(&metadata, &mapping)?;
         self.standing = Standing::Beside(Box::new(Beside {
             metadata,
             mapping,
-            ended: false,
+            ended,
         }));
         Ok(())
     }
 
     /// Takes columns in that came while the table is built beside: nothing of them is committed before the end.
     pub(super) fn evolve_beside(&mut self, evolution: Evolution) -> Result<(), LakeError> {
-        self.reshape_beside(evolution.schema, evolution.mapping)
+        let ended = matches!(&self.standing, Standing::Beside(beside) if beside.ended);
+        self.reshape_beside(evolution.schema, evolution.mapping, ended)
     }
 
     /// All that was applied since the last commit goes; nothing names its files.

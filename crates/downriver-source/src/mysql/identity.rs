@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! mysql SERVER_UUID
-//! mariadb SERVER_ID
+//! mariadb SERVER_ID [SERVER_UID]
 //! ```
+//!
+//! Servers of MariaDB that are made alike have one `server_id`; newer ones have a `server_uid` besides, of the host and port.
 //!
 //! Where transactions have identifiers another server may go on with the same history: then these decide.
 
@@ -24,9 +26,15 @@ impl Identity {
             flavor: server.flavor,
             server: match (&server.server_uuid, server.flavor) {
                 (Some(uuid), Flavor::Mysql) => uuid.clone(),
-                _ => server.server_id.to_string(),
+                (Some(uid), Flavor::Mariadb) => format!("{} {uid}", server.server_id),
+                (None, _) => server.server_id.to_string(),
             },
         }
+    }
+
+    /// Whether no other server has it.
+    pub(super) fn is_of_one(&self) -> bool {
+        self.flavor == Flavor::Mysql || self.server.contains(' ')
     }
 
     #[must_use]
@@ -51,9 +59,14 @@ mod tests {
 
     #[test]
     fn it_is_read_as_it_was_stored() {
-        for text in ["mysql 3e11fa47-71ca-11e1-9e33-c80aa9429562", "mariadb 7"] {
+        for (text, is_of_one) in [
+            ("mysql 3e11fa47-71ca-11e1-9e33-c80aa9429562", true),
+            ("mariadb 7", false),
+            ("mariadb 7 UxVGKFJJLxDnV9IvbvZx6Ftx7eE=", true),
+        ] {
             let identity = Identity::decode(text.as_bytes()).expect("it is one");
             assert_eq!(identity.encode(), text);
+            assert_eq!(identity.is_of_one(), is_of_one);
         }
         assert_eq!(Identity::decode(b"postgres 7 8"), None);
         assert_eq!(Identity::decode(b"mysql"), None);

@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
-use downriver_decode::civil;
 use downriver_decode::mysql::table_map::Wire;
+use downriver_event::civil;
 use downriver_event::filter::Comparator;
 use downriver_event::{LogicalType, Presence};
 use mysql_async::Value;

@@ -51,10 +51,11 @@ pub struct Server {
     status: &'static str,
 }
 
-const VARIABLES: [&str; 21] = [
+const VARIABLES: [&str; 22] = [
     "gtid_domain_id",
     "version",
     "server_uuid",
+    "server_uid",
     "server_id",
     "log_bin",
     "binlog_format",
@@ -97,7 +98,11 @@ impl Server {
         Ok(Self {
             flavor,
             version: get("version").unwrap_or_default(),
-            server_uuid: get("server_uuid").filter(|_| flavor == Flavor::Mysql),
+            server_uuid: get(match flavor {
+                Flavor::Mysql => "server_uuid",
+                Flavor::Mariadb => "server_uid",
+            })
+            .filter(|id| !id.is_empty()),
             server_id: number("server_id").unwrap_or_default(),
             log_bin,
             binlog_format: get("binlog_format").unwrap_or_else(|| "ROW".into()),

@@ -153,7 +153,8 @@ async fn goes_on(
     match start.position.is_place_only() {
         false => {
             by_identifiers(session, server, &start.position, captured).await?;
-            if Identity::of(server) == captured.identity {
+            let identity = Identity::of(server);
+            if identity.is_of_one() && identity == captured.identity {
                 not_begun_anew(session, server, &captured.position).await?;
             }
         }
@@ -205,9 +206,7 @@ async fn not_begun_anew(
     }
 }
 
-/// The server's binlog ends before a place that was read.
-#[must_use]
-pub fn begun_anew(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
+fn begun_anew(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
     SourceError::hole(
         "DR-1084",
         format!(

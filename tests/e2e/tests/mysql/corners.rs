@@ -124,3 +124,23 @@ async fn checksums_of_mysql_may_change() -> Result<()> {
 async fn checksums_of_mariadb_may_change() -> Result<()> {
     checksums_may_change(Product::Mariadb11).await
 }
+
+/// Their numbers take two bytes from the 256th on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enum_may_have_more_labels_than_a_byte_counts() -> Result<()> {
+    let shop = Shop::open(Product::Mysql9).await?;
+    let labels: Vec<String> = (1..=300).map(|label| format!("'l{label}'")).collect();
+    let labels = labels.join(", ");
+    shop.mysql
+        .execute(&format!(
+            "create table many (id int primary key, v enum({labels}));
+             insert into many values (1, 'l1'), (255, 'l255'), (256, 'l256'), (300, 'l300'), (301, null)"
+        ))
+        .await?;
+    shop.deliver(&["shop.many"]).await?;
+    shop.ensure_equal(&["many"]).await?;
+    shop.mysql
+        .execute("insert into many values (2, 'l2'), (257, 'l257'), (299, 'l299'); update many set v = 'l300' where id = 255")
+        .await?;
+    shop.ensure_equal(&["many"]).await
+}

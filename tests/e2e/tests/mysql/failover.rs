@@ -295,6 +295,22 @@ async fn begins_anew(product: Product) -> Result<()> {
         .await?;
     reason_of_stop(&shop, &["DR-1084"]).await?;
     shop.daemon.ok(&["resnapshot", resources::PIPELINE]).await?;
+    shop.ensure_equal(&["orders"]).await?;
+
+    // By itself, where the source says so.
+    let options = ["on_hole: resnapshot"];
+    let source = resources::mysql_source(&shop.mysql, &["shop.orders"], &options);
+    shop.daemon.apply(&source).await?;
+    shop.until_streaming().await?;
+    let before = shop.snapshots().await?;
+    shop.mysql.administer(reset).await?;
+    shop.mysql
+        .execute("delete from orders where id % 5 = 0")
+        .await?;
+    host::until("the hole to be repaired", CATCH_UP, async || {
+        Ok(shop.snapshots().await? > before)
+    })
+    .await?;
     shop.ensure_equal(&["orders"]).await
 }
 

@@ -83,6 +83,16 @@ async fn are_told(product: Product, settings: &[&str]) -> Result<()> {
         .await?;
     shop.daemon.start().await?;
     equal(&shop).await?;
+    // Of temporary tables that hide others.
+    shop.mysql
+        .execute(
+            "set session binlog_format = STATEMENT;
+             create temporary table shapes (id int primary key, c int); create temporary table again (id int primary key);
+             alter table shapes drop column c; insert into shapes (id) values (77);
+             truncate table again",
+        )
+        .await?;
+    equal(&shop).await?;
     shop.daemon.kill();
     shop.daemon.start().await?;
     equal(&shop).await

@@ -86,6 +86,8 @@ fn of_other_things_nothing_is_said() {
     for text in [
         "create temporary table t (a int)",
         "drop temporary table t",
+        "create index i on t (a)",
+        "create fulltext index i on t (a)",
         "create view t as select 1",
         "create user u identified by 'p'",
         "rename user a to b",
@@ -170,9 +172,9 @@ fn partitions_take_the_rows_of_other_tables_and_give_theirs() {
 #[test]
 fn a_table_may_have_another_key_where_an_index_comes_or_goes() {
     for text in [
-        "create index i on t (a)",
+        "create unique index i on t (a)",
         "create or replace unique index `on` using btree on shop.t (a) lock = none",
-        "create vector index if not exists i on `t` (a)",
+        "create or replace index if not exists i on `t` (a)",
         "drop index `on` on t algorithm = inplace",
         "drop index if exists i on shop.t",
     ] {

@@ -91,9 +91,9 @@ impl Run<'_> {
             withheld: Vec::new(),
             ..(*before).clone()
         };
-        // Of a key that has lost a column only the next row tells what it is.
-        if changed.key.iter().any(is_of_dropped) {
-            changed.key.clear();
+        // As the server does it.
+        changed.key.retain(|id| !is_of_dropped(id));
+        if changed.key.is_empty() {
             changed.identity = ReplicaIdentity::Full;
         }
         for column in &mut changed.columns {

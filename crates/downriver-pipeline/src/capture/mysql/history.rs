@@ -10,6 +10,8 @@
 //! before the next change, it does not matter. Otherwise nobody knows it: rows are passed over up to such a place, and
 //! the table is read again. It is stored that it lacks them, so that a crash does not lose that.
 //!
+//! Where the binlog names them, the next row tells a shape, and the catalog is asked only while none comes.
+//!
 //! So it is too, whatever the binlog names, with tables of MariaDB's that have columns whose types it leaves open (`uuid`,
 //! `inet4`, `inet6`, and `binary(n)` of their lengths).
 
@@ -41,8 +43,10 @@ use super::tables::{comes, has_lapsed};
 /// Why rows are passed over.
 pub(super) const NO_SHAPE: &str = "the binlog does not tell the table's shape";
 
-/// How long it is left alone what could not be foretold.
-const FORETELL_EVERY: Duration = Duration::from_secs(1);
+/// How long nothing is foretold after a table's shape was locked by whoever changes it: that was waited for.
+const WHILE_CHANGING: Duration = Duration::from_secs(10);
+/// The same where there is more of the binlog to come.
+const WHILE_BEHIND: Duration = Duration::from_secs(1);
 /// Bytes of the binlog that are looked through to foretell something.
 const FORETELL_BYTES_MAX: u64 = 1 << 20;
 
@@ -229,13 +233,13 @@ impl Run<'_> {
     /// Tells the shapes that statements made, of which no row has come, once there is nothing more in the binlog: until the
     /// next row nobody would see them. Where something came behind them already, that tells.
     pub(super) async fn foretell(&mut self, binlog: &mut Binlog) -> Result<(), CaptureError> {
-        let has_failed_now = self
-            .not_foretold
-            .is_some_and(|at| at.elapsed() < FORETELL_EVERY);
-        if self.decoder.in_transaction() || binlog.has_backlog() || has_failed_now {
+        let rests = self
+            .not_foretold_until
+            .is_some_and(|at| Instant::now() < at);
+        if self.decoder.in_transaction() || binlog.has_backlog() || rests {
             return Ok(());
         }
-        self.not_foretold = None;
+        self.not_foretold_until = None;
         for table in self.unsure.clone() {
             let before = self.intake.registry.newest(table).cloned();
             let is_captured = self.intake.captured.get(&table) == Some(&true);
@@ -243,12 +247,23 @@ impl Run<'_> {
                 continue;
             };
             let name = (before.namespace.clone(), before.name.clone());
-            let kept = self.catalog.kept_at_once(&name.0, &name.1).await?;
-            let here = self.decoder.position();
-            let Some(kept) = kept.filter(|kept| is_near(&here, &kept.at)) else {
-                self.not_foretold = Some(Instant::now());
-                continue;
+            let kept = match self.catalog.kept_at_once(&name.0, &name.1).await {
+                Ok(Some(kept)) => kept,
+                Ok(None) => {
+                    self.not_foretold_until = Some(Instant::now() + WHILE_CHANGING);
+                    return Ok(());
+                }
+                Err(error) if error.is_transient() => return Err(error.into()),
+                // It may not be read, for instance.
+                Err(_) => {
+                    self.unsure.remove(&table);
+                    continue;
+                }
             };
+            if !is_near(&self.decoder.position(), &kept.at) {
+                self.not_foretold_until = Some(Instant::now() + WHILE_BEHIND);
+                return Ok(());
+            }
             let mut is_told = false;
             let is_reached = self
                 .look_ahead(binlog, true, &kept.at, |met| {
@@ -262,12 +277,11 @@ impl Run<'_> {
                     is_told
                 })
                 .await?;
-            if let Some(now) = kept.now
-                && is_reached
-                && !is_told
-                && now.problem.is_none()
-            {
-                self.unsure.remove(&table);
+            if !is_reached || is_told {
+                continue;
+            }
+            self.unsure.remove(&table);
+            if let Some(now) = kept.now.filter(|now| now.problem.is_none()) {
                 self.reshape(&before, now.schema);
             }
         }
@@ -379,6 +393,10 @@ impl Run<'_> {
                 self.unsettled.insert(name, Unsettled::since(kept));
             } else if let Some(now) = kept.now {
                 self.settled(now)?;
+            } else {
+                // It is gone.
+                let name = format!("{}.{}", name.0, name.1);
+                self.intake.status.update(|s| drop(s.tables.remove(&name)));
             }
         }
         Ok(())

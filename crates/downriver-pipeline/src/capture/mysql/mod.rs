@@ -34,7 +34,7 @@ use downriver_source::mysql::catalog::{Catalog, SourceTable};
 use downriver_source::mysql::config::MysqlConfig;
 use downriver_source::mysql::dump::BinlogStream;
 use downriver_source::mysql::identity::Identity;
-use downriver_source::mysql::setup::{self, Captured, begun_anew};
+use downriver_source::mysql::setup::{self, Captured};
 use downriver_source::mysql::snapshot::SnapshotSession;
 use tokio::sync::{MutexGuard, mpsc};
 use tokio::task::JoinSet;
@@ -102,8 +102,8 @@ struct Run<'a> {
     unsure: HashSet<TableId>,
     /// When it was looked last whether the server has what was read.
     looked: Instant,
-    /// When the shape of one of those could not be foretold last.
-    not_foretold: Option<Instant>,
+    /// Until when the shapes of those are not asked for.
+    not_foretold_until: Option<Instant>,
     /// What is decoded is in a compressed transaction, which is one place in the binlog: what follows lies behind it.
     is_in_payload: bool,
     /// Tables whose rows are passed over until they are read again, by the next run.
@@ -204,7 +204,7 @@ pub(super) async fn run(
         names_columns: prepared.names_columns,
         unsure: HashSet::new(),
         looked: Instant::now(),
-        not_foretold: None,
+        not_foretold_until: None,
         is_in_payload: false,
         passed_over: HashSet::new(),
         unsettled: HashMap::new(),
@@ -316,7 +316,8 @@ impl Run<'_> {
         self.look_for_beginning().await
     }
 
-    /// A server whose binlog is begun anew while it is followed says nothing of it, and sends nothing more.
+    /// A server whose binlog is begun anew while it is followed says nothing of it, and sends nothing more: whoever takes it
+    /// up again is told.
     async fn look_for_beginning(&mut self) -> Result<(), CaptureError> {
         if self.looked.elapsed() < LOOK_EVERY {
             return Ok(());
@@ -325,7 +326,7 @@ impl Run<'_> {
         let end = self.catalog.position().await?;
         match self.intake.received.place().zip(end.place()) {
             Some((ours, end)) if ours.covers(end) && ours != end => {
-                Err(begun_anew(ours, end).into())
+                Err(SourceError::begun_anew(ours, end).into())
             }
             _ => Ok(()),
         }

@@ -50,12 +50,19 @@ impl Run<'_> {
         if effects.iter().any(is_unreadable) {
             return None;
         }
+        let effects = effects.into_iter().map(|effect| match effect {
+            // Of a temporary table that hides it, perhaps.
+            Effect::Altered { table, .. } | Effect::Truncated(table) if statement.is_of_session => {
+                let changes = vec![Change::Rows];
+                Effect::Altered { table, changes }
+            }
+            effect => effect,
+        });
         Some(match self.folds_names {
             true => effects
-                .into_iter()
                 .map(|effect| effect.called(|named| named.in_lower_case()))
                 .collect(),
-            false => effects,
+            false => effects.collect(),
         })
     }
 
@@ -194,6 +201,14 @@ impl Run<'_> {
         binlog: &mut Binlog,
     ) -> Result<(), CaptureError> {
         let Some(id) = self.captured(table) else {
+            let key = (table.database.clone(), table.table.clone());
+            if self.unsettled.contains_key(&key)
+                && let Some(known) = self.known(&table.database, &table.table)
+            {
+                // Its rows are passed over; what is covered of it is followed all the same.
+                self.columns_changed(known.id, &changes, None);
+                return Ok(());
+            }
             return self.altered_refused(table, &changes, binlog).await;
         };
         // What cannot be captured any more no row says.

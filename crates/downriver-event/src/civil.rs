@@ -4,8 +4,9 @@
 /// Beyond these there are more days than are counted.
 const YEARS: std::ops::RangeInclusive<i64> = -10_000_000..=10_000_000;
 
-/// Days since 1970-01-01. `year` is astronomical: 0 is 1 BC.
-pub(crate) fn days(year: i64, month: u32, day: u32) -> Option<i32> {
+/// Days since 1970-01-01; `None`: there is no such day. `year` is astronomical: 0 is 1 BC.
+#[must_use]
+pub fn days(year: i64, month: u32, day: u32) -> Option<i32> {
     if !YEARS.contains(&year) {
         return None;
     }
