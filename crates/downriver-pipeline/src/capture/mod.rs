@@ -49,6 +49,7 @@ use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 use outbox::OutboxError;
 use progress::{Resume, Standing};
+use repair::Repairs;
 
 #[derive(Clone, Debug)]
 pub struct SnapshotConfig {
@@ -239,6 +240,7 @@ async fn keep_capturing(
     let mut backoff = Backoff::new();
     let mut streaming = Streaming::On;
     let mut last_new = None;
+    let mut repairs = Repairs::default();
     loop {
         let began = tokio::time::Instant::now();
         let running = async {
@@ -301,16 +303,16 @@ async fn keep_capturing(
                     s.problem = Some(problem);
                 });
                 over_budget.notified().await;
-                give_up(config, log, status, control).await;
+                give_up(config, log, status, control, &mut repairs).await;
                 continue;
             }
             Act::Repair(problem) => {
                 tracing::error!(source = config.name, code = problem.code, error = %chain(&error), "the source's log has a hole");
-                repair::until_repaired(config, log, status, control, problem).await;
+                repair::until_repaired(config, log, status, control, &mut repairs, problem).await;
                 continue;
             }
             Act::GiveUp => {
-                give_up(config, log, status, control).await;
+                give_up(config, log, status, control, &mut repairs).await;
                 continue;
             }
             Act::Leave => {
@@ -328,12 +330,13 @@ async fn give_up(
     log: &Arc<dyn Log>,
     status: &Board<SourceStatus>,
     control: &CaptureControl,
+    repairs: &mut Repairs,
 ) {
     match &config.database {
         Database::Postgres(source) => {
             let hole = postgres::repair::give_up(&config.name, source, log, status).await;
             if let Some(hole) = hole {
-                repair::until_repaired(config, log, status, control, hole).await;
+                repair::until_repaired(config, log, status, control, repairs, hole).await;
             }
         }
         Database::Mysql(_) => {}

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use downriver_event::problem::Problem;
@@ -28,12 +29,40 @@ pub(super) struct Anew {
     pub(super) debts: Option<ChunkDone>,
 }
 
-/// Stands still until the hole is repaired: when somebody asks for it, or at once.
+/// Holes that were repaired by themselves. One that comes again soon is not to have everything read all the time.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// In a row, with less than [`FAR_BETWEEN`] from one to the next.
+    count: u32,
+    last: Option<Instant>,
+}
+
+const FAR_BETWEEN: Duration = Duration::from_secs(3_600);
+const REST_MAX: Duration = Duration::from_secs(600);
+
+impl Repairs {
+    /// How long the next one is left alone: the first one not at all, and each one behind it for twice as long.
+    fn rest(&mut self, now: Instant) -> Duration {
+        let last = self.last.replace(now);
+        if last.is_none_or(|last| now.duration_since(last) > FAR_BETWEEN) {
+            self.count = 0;
+        }
+        let rest = match self.count {
+            0 => Duration::ZERO,
+            count => Duration::from_secs(1 << count.min(10)).min(REST_MAX),
+        };
+        self.count += 1;
+        rest
+    }
+}
+
+/// Stands still until the hole is repaired: when somebody asks for it, or by itself.
 pub(super) async fn until_repaired(
     config: &CaptureConfig,
     log: &Arc<dyn Log>,
     status: &Board<SourceStatus>,
     control: &CaptureControl,
+    repairs: &mut Repairs,
     hole: Problem,
 ) {
     let code = hole.code;
@@ -44,11 +73,16 @@ pub(super) async fn until_repaired(
     });
     let mut requests = control.requests.lock().await;
     let mut backoff = Backoff::new();
+    let by_itself = config
+        .repairs_holes
+        .then(|| tokio::time::Instant::now() + repairs.rest(Instant::now()));
     loop {
-        let request = if config.repairs_holes {
-            None
-        } else {
-            requests.recv().await
+        let request = match by_itself {
+            Some(at) => tokio::select! {
+                () = tokio::time::sleep_until(at) => None,
+                request = requests.recv() => request,
+            },
+            None => requests.recv().await,
         };
         let request = match request {
             Some(request) if request.is_of_parts() => {
@@ -164,4 +198,23 @@ async fn repair(
         "a hole is repaired by a new snapshot of every table"
     );
     Ok(generations.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_that_come_one_after_the_other_are_left_alone_for_longer_each_time() {
+        let (mut repairs, mut now) = (Repairs::default(), Instant::now());
+        let mut rest = |after: Duration| {
+            now += after;
+            repairs.rest(now).as_secs()
+        };
+        let soon = Duration::from_secs(1);
+        let rests: Vec<u64> = (0..12).map(|_| rest(soon)).collect();
+        assert_eq!(rests, [0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
+        assert_eq!(rest(FAR_BETWEEN + soon), 0);
+        assert_eq!(rest(soon), 2);
+    }
 }
