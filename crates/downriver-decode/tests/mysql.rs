@@ -93,6 +93,36 @@ fn statements_within_a_contained_transaction_are_passed_with_it() -> Result<(), 
 }
 
 #[test]
+fn a_statement_knows_the_temporary_tables_of_its_session() -> Result<(), DecodeError> {
+    let (mut decoder, mut out) = (decoder("0-1-7"), BlockBuilder::new());
+    let mut sequence = 7;
+    let mut hidden = |session: u32, text: &str| -> Result<Vec<String>, DecodeError> {
+        sequence += 1;
+        let mut alone = gtid(sequence);
+        alone[19 + 8 + 4] = 1;
+        decode(&mut decoder, &alone, &mut out)?;
+        let mut event = query(text);
+        event[19..23].copy_from_slice(&session.to_le_bytes());
+        let decoded = decode(&mut decoder, &event, &mut out)?;
+        let Decoded::Statement(statement) = decoded else {
+            panic!("{decoded:?}");
+        };
+        decoder.end_statement(&mut out);
+        let mut names: Vec<String> = statement.temporary.into_iter().map(|it| it.table).collect();
+        names.sort();
+        Ok(names)
+    };
+    assert!(hidden(1, "create temporary table t (a int)")?.is_empty());
+    assert!(hidden(1, "create temporary table u (a int)")? == ["t"]);
+    assert!(hidden(2, "alter table t drop a")?.is_empty());
+    assert!(hidden(1, "alter table t rename to v")? == ["t", "u"]);
+    assert!(hidden(1, "truncate t")? == ["u", "v"]);
+    assert!(hidden(1, "drop temporary table if exists u, v")? == ["u", "v"]);
+    assert!(hidden(1, "truncate v")?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn a_transaction_that_does_not_follow_the_last_of_its_domain_is_refused() -> Result<(), DecodeError>
 {
     let (mut decoder, mut out) = (decoder("0-2-7,1-1-9"), BlockBuilder::new());

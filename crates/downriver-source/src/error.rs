@@ -3,7 +3,6 @@
 use downriver_decode::mysql;
 use downriver_decode::postgres::ValueError;
 use downriver_decode::postgres::decoder::DecodeError;
-use downriver_event::BinlogPlace;
 use downriver_event::problem::Problem;
 
 pub(crate) const PUBLICATION_GONE: &str = "DR-1025";
@@ -84,16 +83,6 @@ impl SourceError {
             "DR-1101",
             format!("cannot use the spill folder {folder:?}: {error}"),
             "make room on the disk of the data folder; capture goes on by itself",
-        )
-    }
-
-    /// A binlog that is followed ends before a place that was read of it. What that means is found out at a new start.
-    #[must_use]
-    pub fn begun_anew(ours: &BinlogPlace, end: &BinlogPlace) -> Self {
-        Self::transient(
-            "DR-1002",
-            format!("{ours} was read, and the server's binlog ends at {end} now"),
-            "nothing: the binlog is taken up again",
         )
     }
 

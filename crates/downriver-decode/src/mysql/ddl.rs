@@ -126,6 +126,8 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
     }
     if words.take("CREATE") {
         let replaces = words.take_all(&["OR", "REPLACE"]);
+        words.take("ONLINE");
+        words.take("OFFLINE");
         // No other index can be a table's key.
         let is_unique = words.is_any(&["UNIQUE"]);
         if is_of_index(&mut words) {
@@ -183,6 +185,31 @@ fn effects_of(database: &str, mut words: Words) -> Vec<Effect> {
         }
     }
     effects
+}
+
+/// The temporary tables that a statement makes (`true`) or drops.
+#[must_use]
+pub fn temporary(database: &str, text: &str, quoting: Quoting) -> Vec<(Named, bool)> {
+    let mut words = Words::quoted_as(text, quoting);
+    let is_made = words.take("CREATE");
+    if is_made {
+        words.take_all(&["OR", "REPLACE"]);
+    } else if !words.take("DROP") {
+        return Vec::new();
+    }
+    if !words.take("TEMPORARY") || !(words.take("TABLE") || words.take("TABLES")) {
+        return Vec::new();
+    }
+    words.take_all(&["IF", "NOT", "EXISTS"]);
+    words.take_all(&["IF", "EXISTS"]);
+    let mut tables = Vec::new();
+    while let Some(table) = named(&mut words, database) {
+        tables.push((table, is_made));
+        if is_made || !words.take(",") {
+            break;
+        }
+    }
+    tables
 }
 
 /// The first words of a statement that are no names, in upper case.

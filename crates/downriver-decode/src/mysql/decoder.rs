@@ -7,12 +7,13 @@
 //! ```
 //!
 //! `events` takes an event of the file apart, `rows` has the rows, `reached` where the decoder is, `xa` what is different in
-//! prepared transactions, and `aside` what a transaction does beside the rows that it logs.
+//! prepared transactions, `aside` what a transaction does beside the rows that it logs, and `temporary` the tables of sessions.
 
 mod aside;
 mod events;
 mod reached;
 mod rows;
+mod temporary;
 mod xa;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use downriver_event::block::BlockBuilder;
 use downriver_event::{BinlogPlace, DomainGtid, SourcePosition, TableId};
 
 use super::cursor::Cursor;
+use super::ddl::Named;
 use super::event::{Event, Format, Kind};
 use super::gtid::{self, Identifier, Opened};
 use super::payload::Zstd;
@@ -34,6 +36,7 @@ pub use aside::Parent;
 pub use events::Events;
 pub use reached::Reached;
 use rows::{Asked, Described, Lacking};
+use temporary::Temporary;
 use xa::Holding;
 pub use xa::{Prepared, Xid};
 
@@ -124,8 +127,8 @@ pub struct Statement {
     pub database: String,
     pub text: String,
     pub wording: Wording,
-    /// Its session has something of its own that it used: temporary tables, which may hide others.
-    pub is_of_session: bool,
+    /// Temporary tables that its session has, as far as the binlog told of them: they hide others of their names.
+    pub temporary: Vec<Named>,
 }
 
 /// The end of a transaction, or of a statement by itself.
@@ -174,6 +177,7 @@ pub struct BinlogDecoder {
     asked: Option<Asked>,
     lacking: Option<Lacking>,
     aside: Aside,
+    temporary: Temporary,
     /// The open transaction came earlier, and was held.
     is_replaying: bool,
     zstd: Zstd,
@@ -191,6 +195,7 @@ impl BinlogDecoder {
             format: Format {
                 server_version: String::new(),
                 has_checksums: false,
+                is_of_start: false,
             },
             reached,
             place,
@@ -199,6 +204,7 @@ impl BinlogDecoder {
             asked: None,
             lacking: None,
             aside: Aside::default(),
+            temporary: Temporary::default(),
             is_replaying: false,
             zstd: Zstd::default(),
             scratch: Vec::new(),
@@ -230,6 +236,7 @@ impl BinlogDecoder {
     pub fn scout(&self, is_ended: bool, out: &mut BlockBuilder) -> Self {
         let mut scout = Self::new(self.reached.clone(), self.place.clone());
         scout.format = self.format.clone();
+        scout.temporary = self.temporary.clone();
         match &self.state {
             // What is replayed has ended in the binlog.
             State::Inside(id) if is_ended || self.is_replaying => scout.reached.add(id),
@@ -284,6 +291,9 @@ impl BinlogDecoder {
             Kind::FORMAT_DESCRIPTION => {
                 self.format = event.format().map_err(|error| self.wrong(error))?;
                 self.tables.clear();
+                if self.format.is_of_start {
+                    self.temporary = Temporary::default();
+                }
                 Ok(self.abandon(out))
             }
             Kind::ROTATE => self.rotate(event),
@@ -458,7 +468,8 @@ impl BinlogDecoder {
     }
 
     fn query(&mut self, event: &Event<'_>, out: &mut BlockBuilder) -> Result<Decoded, DecodeError> {
-        let statement = statement(event).map_err(|error| self.wrong(error))?;
+        let mut statement = statement(event).map_err(|error| self.wrong(error))?;
+        self.temporary.meet(thread(event), &mut statement);
         match (&*statement.text, &self.state) {
             ("BEGIN", _) => {
                 self.begin(event, out)?;
@@ -529,6 +540,11 @@ fn statement(event: &Event<'_>) -> Result<Statement, BinlogError> {
     statement_behind(event, 0)
 }
 
+/// The number of the session that ran a statement.
+fn thread(event: &Event<'_>) -> u32 {
+    Cursor::new(event.body).u32().unwrap_or_default()
+}
+
 /// The same with so many bytes of its own in front of its variables.
 fn statement_behind(event: &Event<'_>, own: usize) -> Result<Statement, BinlogError> {
     let mut cursor = Cursor::new(event.body);
@@ -553,6 +569,6 @@ fn statement_behind(event: &Event<'_>, own: usize) -> Result<Statement, BinlogEr
         database,
         text: String::from_utf8_lossy(text).into_owned(),
         wording: Wording::of(settings, text),
-        is_of_session: event.header.is_of_session(),
+        temporary: Vec::new(),
     })
 }

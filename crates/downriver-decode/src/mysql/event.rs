@@ -16,7 +16,6 @@ const IN_USE: u16 = 1;
 const ARTIFICIAL: u16 = 0x20;
 /// Whoever does not know the event may pass over it.
 const IGNORABLE: u16 = 0x80;
-const OF_SESSION: u16 = 0x4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -51,12 +50,6 @@ impl Header {
         let is_told_again = self.kind == Kind::FORMAT_DESCRIPTION && self.log_pos == 0;
         let is_heartbeat = matches!(self.kind, Kind::HEARTBEAT | Kind::HEARTBEAT_V2);
         self.flags & ARTIFICIAL == 0 && !is_heartbeat && !is_told_again
-    }
-
-    /// `LOG_EVENT_THREAD_SPECIFIC_F`.
-    #[must_use]
-    pub fn is_of_session(&self) -> bool {
-        self.flags & OF_SESSION != 0
     }
 
     #[must_use]
@@ -176,6 +169,8 @@ pub struct Format {
     /// As the server gives it: `9.7.0`, `10.11.14-MariaDB-log`.
     pub server_version: String,
     pub has_checksums: bool,
+    /// The server was started with this file: whatever sessions had is gone.
+    pub is_of_start: bool,
 }
 
 /// An event without its checksum.
@@ -226,18 +221,18 @@ impl<'a> Event<'a> {
 
     /// Of a [`Kind::FORMAT_DESCRIPTION`].
     pub(super) fn format(&self) -> Result<Format, BinlogError> {
-        // Binlog version, the server's in 50 bytes, time of creation, bytes of the headers to come, one number for each
+        // Binlog version, the server's in 50 bytes, when it was started if that was with this file, bytes of the headers to come, one number for each
         // known kind; then the checksums' algorithm, and a checksum always.
         const SERVER_VERSION_BYTES: usize = 50;
         let mut cursor = Cursor::new(self.body);
         let mut parse = || {
             let binlog_version = cursor.u16()?;
             let server_version = cursor.take(SERVER_VERSION_BYTES)?;
-            let (_created, header_bytes) = (cursor.u32()?, cursor.u8()?);
-            Some((binlog_version, server_version, header_bytes))
+            let (created, header_bytes) = (cursor.u32()?, cursor.u8()?);
+            Some((binlog_version, server_version, created, header_bytes))
         };
         let cut = || BinlogError::Cut("a format description");
-        let (binlog_version, version, header_bytes) = parse().ok_or_else(cut)?;
+        let (binlog_version, version, created, header_bytes) = parse().ok_or_else(cut)?;
         if binlog_version != 4 || usize::from(header_bytes) != HEADER_BYTES {
             return Err(BinlogError::Version(binlog_version));
         }
@@ -266,6 +261,7 @@ impl<'a> Event<'a> {
         Ok(Format {
             server_version: String::from_utf8_lossy(version).into_owned(),
             has_checksums,
+            is_of_start: created != 0,
         })
     }
 }

@@ -38,6 +38,7 @@ impl Walk {
             format: Format {
                 server_version: String::new(),
                 has_checksums: false,
+                is_of_start: false,
             },
             target,
             at: FIRST_EVENT,

@@ -24,7 +24,7 @@ impl Identity {
     pub(super) fn of(server: &Server) -> Self {
         Self {
             flavor: server.flavor,
-            server: match (&server.server_uuid, server.flavor) {
+            server: match (&server.server_uid, server.flavor) {
                 (Some(uuid), Flavor::Mysql) => uuid.clone(),
                 (Some(uid), Flavor::Mariadb) => format!("{} {uid}", server.server_id),
                 (None, _) => server.server_id.to_string(),

@@ -20,8 +20,8 @@ pub struct Server {
     pub flavor: Flavor,
     /// For messages only.
     pub version: String,
-    /// Of MySQL.
-    pub server_uuid: Option<String>,
+    /// Of MySQL; of newer ones of MariaDB what is of the host and port.
+    pub server_uid: Option<String>,
     pub server_id: u64,
     pub log_bin: bool,
     /// `ROW`, `MIXED` or `STATEMENT`.
@@ -98,11 +98,11 @@ impl Server {
         Ok(Self {
             flavor,
             version: get("version").unwrap_or_default(),
-            server_uuid: get(match flavor {
+            server_uid: get(match flavor {
                 Flavor::Mysql => "server_uuid",
                 Flavor::Mariadb => "server_uid",
             })
-            .filter(|id| !id.is_empty()),
+            .filter(|id| !id.is_empty() && id != "unknown"),
             server_id: number("server_id").unwrap_or_default(),
             log_bin,
             binlog_format: get("binlog_format").unwrap_or_else(|| "ROW".into()),

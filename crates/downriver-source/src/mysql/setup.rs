@@ -201,18 +201,38 @@ async fn not_begun_anew(
     let end = end.or(ends.last());
     let is_short = end.is_some_and(|end| place.covers(end) && place != end);
     match end {
-        Some(end) if is_short => Err(begun_anew(place, end)),
+        Some(end) if is_short => Err(too_short(place, end)),
         _ => Ok(()),
     }
 }
 
-fn begun_anew(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
+fn too_short(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
     SourceError::hole(
         "DR-1084",
         format!(
             "the log is at {ours}, and the server's binlog ends at {end}: it was reset or restored"
         ),
     )
+}
+
+/// What it means that a server's binlog ends before a place that was read of it. `identity`: whose binlog is followed.
+#[must_use]
+pub fn begun_anew(
+    server: &Server,
+    identity: &Identity,
+    ours: &BinlogPlace,
+    end: &BinlogPlace,
+) -> SourceError {
+    let now = Identity::of(server);
+    match now.is_of_one() && now == *identity {
+        true => too_short(ours, end),
+        // Another one, perhaps: that is found out at a new start.
+        false => SourceError::transient(
+            "DR-1002",
+            format!("{ours} was read, and the server's binlog ends at {end} now"),
+            "nothing: the binlog is taken up again",
+        ),
+    }
 }
 
 /// Where the server is. The one that was captured sends a transaction before it counts it as its own: it is given the time.
@@ -281,7 +301,7 @@ async fn by_place(
     if let Some(end) = ends.iter().find(|end| end.file == place.file) {
         return match end.covers(place) {
             true => Ok(()),
-            false => Err(begun_anew(place, end)),
+            false => Err(too_short(place, end)),
         };
     }
     match ends.first() {

@@ -1,8 +1,10 @@
 //! Changes of tables that no row tells of: the log and the lake have them all the same, and nothing of before stays.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use downriver_testkit::mysql::Product;
+use e2e::log;
 use e2e::mysql::Shop;
+use serde_json::Value;
 
 const TABLES: [&str; 9] = [
     "shapes", "again", "heap", "pair", "single", "doubles", "texts", "made", "gone",
@@ -93,6 +95,22 @@ async fn are_told(product: Product, settings: &[&str]) -> Result<()> {
         )
         .await?;
     equal(&shop).await?;
+    // Of a session that has others, which hide nothing.
+    shop.mysql
+        .execute(
+            "create procedure load_made() begin
+                create temporary table stage (id int);
+                truncate table made; insert into made (id) values (9);
+                alter table again add column d int, drop column b;
+                drop temporary table stage;
+             end;
+             call load_made()",
+        )
+        .await?;
+    equal(&shop).await?;
+    let events = log::events_of(&shop.daemon).await?;
+    let of_made = |event: &&Value| event["table"] == "shop.made" && event["op"] == "truncate";
+    ensure!(events.iter().filter(of_made).count() == 1);
     shop.daemon.kill();
     shop.daemon.start().await?;
     equal(&shop).await

@@ -188,6 +188,35 @@ fn a_table_may_have_another_key_where_an_index_comes_or_goes() {
 }
 
 #[test]
+fn temporary_tables_are_told_apart() {
+    let told = |text: &str| {
+        let told = temporary("shop", text, Quoting::default()).into_iter();
+        let told =
+            told.map(|(table, is_made)| format!("{}.{} {is_made}", table.database, table.table));
+        told.collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(
+        told("create temporary table if not exists t (a int)"),
+        "shop.t true"
+    );
+    assert_eq!(
+        told("CREATE OR REPLACE TEMPORARY TABLE `d`.`t` SELECT 1"),
+        "d.t true"
+    );
+    assert_eq!(
+        told("DROP /*!40005 TEMPORARY */ TABLE IF EXISTS `t`, d.u"),
+        "shop.t false, d.u false"
+    );
+    for other in [
+        "create table temporary (a int)",
+        "drop table t",
+        "insert into t values (1)",
+    ] {
+        assert_eq!(told(other), "", "{other}");
+    }
+}
+
+#[test]
 fn rows_that_a_statement_may_ignore_may_be_gone() {
     match &of("alter ignore table t add unique key (a)")[..] {
         [Effect::Altered { changes, .. }] => assert_eq!(*changes, [Change::Rows]),

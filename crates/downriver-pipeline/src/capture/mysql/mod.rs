@@ -73,6 +73,7 @@ pub struct MysqlSource {
 struct Run<'a> {
     intake: Intake<'a>,
     connection: &'a MysqlConfig,
+    identity: Identity,
     catalog: Catalog,
     /// Character sets by the numbers of their collations.
     charsets: HashMap<u64, String>,
@@ -186,6 +187,7 @@ pub(super) async fn run(
     let mut run = Run {
         intake: Intake::new(config, log, status, control, &state, outbox, from.clone()),
         connection,
+        identity: prepared.identity,
         catalog: Catalog::connect(connection).await?,
         charsets: prepared.charsets,
         folds_names: prepared.folds_names,
@@ -316,8 +318,7 @@ impl Run<'_> {
         self.look_for_beginning().await
     }
 
-    /// A server whose binlog is begun anew while it is followed says nothing of it, and sends nothing more: whoever takes it
-    /// up again is told.
+    /// A server whose binlog is begun anew while it is followed says nothing of it, and sends nothing more.
     async fn look_for_beginning(&mut self) -> Result<(), CaptureError> {
         if self.looked.elapsed() < LOOK_EVERY {
             return Ok(());
@@ -326,7 +327,7 @@ impl Run<'_> {
         let end = self.catalog.position().await?;
         match self.intake.received.place().zip(end.place()) {
             Some((ours, end)) if ours.covers(end) && ours != end => {
-                Err(SourceError::begun_anew(ours, end).into())
+                Err(setup::begun_anew(self.catalog.server(), &self.identity, ours, end).into())
             }
             _ => Ok(()),
         }

@@ -50,14 +50,19 @@ impl Run<'_> {
         if effects.iter().any(is_unreadable) {
             return None;
         }
-        let effects = effects.into_iter().map(|effect| match effect {
-            // Of a temporary table that hides it, perhaps.
-            Effect::Altered { table, .. } | Effect::Truncated(table) if statement.is_of_session => {
-                let changes = vec![Change::Rows];
-                Effect::Altered { table, changes }
-            }
-            effect => effect,
-        });
+        let called = |named: &Named| match self.folds_names {
+            true => named.in_lower_case(),
+            false => named.clone(),
+        };
+        let temporary: Vec<Named> = statement.temporary.iter().map(called).collect();
+        // What is made or dropped beside a temporary table is a table of all sessions.
+        let is_hidden = |effect: &Effect| match effect {
+            Effect::Altered { table, .. }
+            | Effect::Truncated(table)
+            | Effect::Renamed { from: table, .. } => temporary.contains(&called(table)),
+            _ => false,
+        };
+        let effects = effects.into_iter().filter(|effect| !is_hidden(effect));
         Some(match self.folds_names {
             true => effects
                 .map(|effect| effect.called(|named| named.in_lower_case()))

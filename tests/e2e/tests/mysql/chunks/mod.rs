@@ -214,10 +214,7 @@ async fn a_server_says_what_it_is_and_where_it_stands() -> Result<()> {
         };
         ensure!(facts.flavor == expected && facts.log_bin, "{facts:?}");
         ensure!(facts.has_gtids() != product.is_mariadb(), "{facts:?}");
-        ensure!(
-            facts.server_uuid.is_some() != product.is_mariadb(),
-            "{facts:?}"
-        );
+        ensure!(facts.server_uid.is_some(), "{facts:?}");
         ensure!(
             facts.binlog_row_metadata.as_deref() == Some("FULL"),
             "{facts:?}"
