@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use downriver_testkit::mysql::Product;
 use downriver_testkit::{daemon, resources};
+use e2e::log;
 use e2e::mysql::Shop;
 
 const PARTITIONED: &str = "
@@ -143,4 +144,31 @@ async fn an_enum_may_have_more_labels_than_a_byte_counts() -> Result<()> {
         .execute("insert into many values (2, 'l2'), (257, 'l257'), (299, 'l299'); update many set v = 'l300' where id = 255")
         .await?;
     shop.ensure_equal(&["many"]).await
+}
+
+/// A change of a table ends the transaction that is open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_before_a_change_of_a_table_are_committed_with_it() -> Result<()> {
+    for product in [Product::Mysql9, Product::Mariadb11] {
+        let shop = Shop::open(product).await?;
+        shop.fill(10).await?;
+        shop.deliver(&["shop.*"]).await?;
+        shop.ensure_equal(&["orders"]).await?;
+        shop.mysql
+            .execute(
+                "begin; insert into orders (customer) values (7001); create table made (id int primary key);
+                 insert into made values (1); rollback;
+                 begin; insert into orders (customer) values (7002); alter table made add v int; rollback;
+                 begin; insert into orders (customer) values (7003); rollback",
+            )
+            .await?;
+        shop.ensure_equal(&["orders", "made"]).await?;
+        let events = log::events_of(&shop.daemon).await?;
+        let of = |customer: i64| {
+            let mut events = events.iter();
+            events.any(|event| event["after"]["customer"] == customer)
+        };
+        ensure!(of(7001) && of(7002) && !of(7003));
+    }
+    Ok(())
 }
