@@ -217,7 +217,7 @@ fn too_short(ours: &BinlogPlace, end: &BinlogPlace) -> SourceError {
 
 /// What it means that a server's binlog ends before a place that was read of it. `identity`: whose binlog is followed.
 #[must_use]
-pub fn begun_anew(
+pub fn ends_before(
     server: &Server,
     identity: &Identity,
     ours: &BinlogPlace,

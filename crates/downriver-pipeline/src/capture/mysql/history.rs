@@ -254,8 +254,9 @@ impl Run<'_> {
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => return Err(error.into()),
-                // It may not be read, for instance.
-                Err(_) => {
+                // It may not be read, for instance: the next row tells.
+                Err(error) => {
+                    tracing::debug!(table = before.qualified_name(), %error, "a shape is not foretold");
                     self.unsure.remove(&table);
                     continue;
                 }
@@ -396,7 +397,9 @@ impl Run<'_> {
             } else {
                 // It is gone.
                 let name = format!("{}.{}", name.0, name.1);
-                self.intake.status.update(|s| drop(s.tables.remove(&name)));
+                self.intake.status.update(|s| {
+                    s.tables.remove(&name);
+                });
             }
         }
         Ok(())

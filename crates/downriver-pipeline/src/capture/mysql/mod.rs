@@ -327,7 +327,7 @@ impl Run<'_> {
         let end = self.catalog.position().await?;
         match self.intake.received.place().zip(end.place()) {
             Some((ours, end)) if ours.covers(end) && ours != end => {
-                Err(setup::begun_anew(self.catalog.server(), &self.identity, ours, end).into())
+                Err(setup::ends_before(self.catalog.server(), &self.identity, ours, end).into())
             }
             _ => Ok(()),
         }

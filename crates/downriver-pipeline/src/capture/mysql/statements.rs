@@ -50,25 +50,20 @@ impl Run<'_> {
         if effects.iter().any(is_unreadable) {
             return None;
         }
-        let called = |named: &Named| match self.folds_names {
+        let called = |named: Named| match self.folds_names {
             true => named.in_lower_case(),
-            false => named.clone(),
+            false => named,
         };
-        let temporary: Vec<Named> = statement.temporary.iter().map(called).collect();
+        let temporary: Vec<Named> = statement.temporary.iter().cloned().map(called).collect();
         // What is made or dropped beside a temporary table is a table of all sessions.
         let is_hidden = |effect: &Effect| match effect {
             Effect::Altered { table, .. }
             | Effect::Truncated(table)
-            | Effect::Renamed { from: table, .. } => temporary.contains(&called(table)),
+            | Effect::Renamed { from: table, .. } => temporary.contains(table),
             _ => false,
         };
-        let effects = effects.into_iter().filter(|effect| !is_hidden(effect));
-        Some(match self.folds_names {
-            true => effects
-                .map(|effect| effect.called(|named| named.in_lower_case()))
-                .collect(),
-            false => effects.collect(),
-        })
+        let effects = effects.into_iter().map(|effect| effect.called(called));
+        Some(effects.filter(|effect| !is_hidden(effect)).collect())
     }
 
     async fn effect(&mut self, effect: Effect, binlog: &mut Binlog) -> Result<(), CaptureError> {
