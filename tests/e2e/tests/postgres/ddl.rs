@@ -362,10 +362,6 @@ async fn rows_that_a_change_wrote_anew_are_read_again_and_no_others() -> Result<
     ensure_equal(&shop, &["public.written"]).await?;
     let mut read = rows_read(&shop, "public.written").await?;
     for (change, is_read) in [
-        (
-            "alter table written alter short type varchar(30); update written set id = id where id = 7",
-            false,
-        ),
         ("vacuum full written", false),
         (
             "alter table written alter what type text using upper(what)",
@@ -378,6 +374,11 @@ async fn rows_that_a_change_wrote_anew_are_read_again_and_no_others() -> Result<
         (
             "alter table written alter what type text using what || id",
             true,
+        ),
+        // Not before `VACUUM FULL`: one look that finds both cannot tell them from a rewrite.
+        (
+            "alter table written alter short type varchar(30); update written set id = id where id = 7",
+            false,
         ),
     ] {
         for sql in change.split("; ") {
