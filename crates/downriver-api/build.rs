@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use protox::prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "downriver/log/v1/event.proto",
     "downriver/log/v1/log.proto",
     "downriver/admin/v1/admin.proto",
     "downriver/cluster/v1/cluster.proto",
+    "downriver/cluster/v1/peer.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -45,6 +45,59 @@ pub(crate) struct Control {
     /// By pipeline and table.
     pub(crate) sink_tables: BTreeMap<(String, TableId), SinkTableState>,
     pub(crate) records: BTreeMap<String, Bytes>,
+    /// By number.
+    pub(crate) members: BTreeMap<u64, Member>,
+    /// Who runs a task.
+    pub(crate) assignments: BTreeMap<String, u64>,
+}
+
+/// A node, as it described itself when it started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: u64,
+    /// As people call it.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+    pub grpc_address: String,
+    pub http_address: String,
+    pub version: String,
+    /// How often it was started with its folder.
+    pub starts: u64,
+    /// It hands over what it runs, to stop.
+    pub draining: bool,
+    /// It is no member any more, and does not become one again.
+    pub removed: bool,
+}
+
+impl Member {
+    pub(crate) fn to_pb(&self) -> pb::Member {
+        pb::Member {
+            node_id: self.id,
+            name: self.name.clone(),
+            peer_address: self.peer_address.clone(),
+            grpc_address: self.grpc_address.clone(),
+            http_address: self.http_address.clone(),
+            version: self.version.clone(),
+            starts: self.starts,
+            draining: self.draining,
+            removed: self.removed,
+        }
+    }
+
+    pub(crate) fn from_pb(member: pb::Member) -> Self {
+        Self {
+            id: member.node_id,
+            name: member.name,
+            peer_address: member.peer_address,
+            grpc_address: member.grpc_address,
+            http_address: member.http_address,
+            version: member.version,
+            starts: member.starts,
+            draining: member.draining,
+            removed: member.removed,
+        }
+    }
 }
 
 /// Why a command changed nothing.
@@ -158,11 +211,74 @@ impl Control {
             .retain(|(pipeline, _), _| *pipeline != command.pipeline);
     }
 
-    pub(crate) fn put_record(&mut self, command: pb::PutRecord) {
+    pub(crate) fn put_record(&mut self, command: pb::PutRecord) -> Result<(), Refused> {
+        if command.if_absent && self.records.contains_key(&command.key) {
+            return Err(Refused::Conflict(format!(
+                "record {:?} is there already",
+                command.key
+            )));
+        }
         if command.value.is_empty() {
             self.records.remove(&command.key);
         } else {
             self.records.insert(command.key, command.value);
+        }
+        Ok(())
+    }
+
+    /// What an older copy of a node's folder says of it is refused.
+    pub(crate) fn put_member(&mut self, command: pb::PutMember) -> Result<(), Refused> {
+        let Some(member) = command.member.map(Member::from_pb) else {
+            return Err(Refused::Invalid("there is no member".into()));
+        };
+        let known = self.members.get(&member.id);
+        if let Some(known) = known.filter(|known| known.starts > member.starts) {
+            return Err(Refused::Conflict(format!(
+                "node {} was started {} times, and says {}",
+                member.name, known.starts, member.starts
+            )));
+        }
+        self.members.insert(member.id, member);
+        Ok(())
+    }
+
+    pub(crate) fn drop_member(&mut self, command: &pb::DropMember) {
+        if let Some(member) = self.members.get_mut(&command.node_id) {
+            member.removed = true;
+        }
+    }
+
+    pub(crate) fn assign(&mut self, command: pb::Assign) -> Result<(), Refused> {
+        for step in &command.moves {
+            let owner = self
+                .assignments
+                .get(&step.task)
+                .copied()
+                .unwrap_or_default();
+            if owner != step.from {
+                return Err(Refused::Conflict(format!(
+                    "{:?} is node {owner}'s, not {}'s",
+                    step.task, step.from
+                )));
+            }
+        }
+        for step in command.moves {
+            if step.to == 0 {
+                self.assignments.remove(&step.task);
+            } else {
+                self.assignments.insert(step.task, step.to);
+            }
+        }
+        Ok(())
+    }
+
+    /// A task that nobody was given is open to all.
+    pub(crate) fn check_assigned(&self, task: &str, node: u64) -> Result<(), Refused> {
+        match self.assignments.get(task) {
+            Some(owner) if *owner != node => Err(Refused::Conflict(format!(
+                "{task:?} is node {owner}'s, not {node}'s"
+            ))),
+            _ => Ok(()),
         }
     }
 }

@@ -2,17 +2,22 @@
 //!
 //! - `state`: what the commands do; streams are downriver-log's journal, the rest is `control`.
 //! - `store`: the Raft log on redb, and snapshots.
-//! - `node`: proposing (many commands share one fsync) and reading.
+//! - `node`: what can be asked of it. `propose`: many commands share one fsync, and go to the leader.
+//! - `peer`: other nodes. `identity`, `form`: which node this is, and how it comes into a cluster. `members`: what the
+//!   leader keeps in order of them, and `assign`: who runs what.
 //! - `sealer`: committed blocks become segments. `tidy`: segments are merged, listed in manifests, forgotten.
 //!
-//! It does not know what runs under the epochs that it gives out. There is one voter: the transport
-//! between nodes is not built, and says so when it is asked for.
+//! It does not know what runs under the epochs that it gives out.
 
+mod assign;
 #[cfg(test)]
 mod compat;
 mod control;
-mod network;
+mod form;
+mod identity;
+mod members;
 mod node;
+mod peer;
 mod propose;
 mod sealer;
 mod snapshot;
@@ -21,9 +26,14 @@ mod store;
 mod tidy;
 mod wire;
 
-pub use control::{ResourcePut, SinkTableState, StoredResource};
+pub use assign::Task;
+pub use control::{Member, ResourcePut, SinkTableState, StoredResource};
 pub use downriver_api::cluster::v1::PointerSwap;
+pub use form::Seeds;
+pub use members::{MemberConfig, MemberView};
 pub use node::{ControlError, Node, NodeConfig, NodeError, Retention};
+pub use peer::PeerTls;
+pub use state::{pipeline_task, source_task};
 
 openraft::declare_raft_types!(
     pub(crate) TypeConfig:

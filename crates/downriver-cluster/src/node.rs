@@ -1,7 +1,8 @@
 //! A node: Raft, the applied state, and what can be asked of them.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -21,9 +22,12 @@ use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::control::{ResourcePut, SinkTableState, StoredResource};
-use crate::network::NoPeers;
-use crate::propose::Proposer;
+use crate::control::{Member, ResourcePut, SinkTableState, StoredResource};
+use crate::form::{self, Promise};
+use crate::identity::Identity;
+use crate::members::{self, MemberConfig, Watched};
+use crate::peer::{self, Credentials, Network, Peers};
+use crate::propose::{Journal, Proposer};
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
@@ -33,6 +37,15 @@ const INLINE_BLOCK_BYTES_MAX: usize = 512 << 10;
 const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
 /// How long a node that starts alone may take to lead.
 const LEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long the leader may take to say up to where a read has to see.
+const READ_INDEX_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A follower that hears nothing for this long, and then for as long again at most as the second, asks to lead. Others
+/// do not listen to it while they hear a leader.
+const HEARTBEAT_MS: u64 = 150;
+const ELECTION_MS: (u64, u64) = (500, 900);
+/// Entries between snapshots.
+const SNAPSHOT_EVERY: u64 = 20_000;
 
 /// How long segments are kept.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +113,19 @@ pub enum NodeError {
     Store(Box<dyn std::error::Error + Send + Sync>),
     #[error("Raft did not start: {0}")]
     Raft(String),
+    #[error(
+        "DR-1106: the data folder is an older copy of this node's ({0}), and has forgotten what the node promised: empty it, and the node joins as a new one; then downriver cluster remove the old one"
+    )]
+    OldFolder(String),
+    #[error("{path:?} cannot be read")]
+    Certificate {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "DR-1107: this node is of cluster {mine}, and another that answers it is of cluster {other}: name nodes of one cluster"
+    )]
+    OtherCluster { mine: String, other: String },
     #[error("the stream cannot be sealed: {0}")]
     Seal(String),
 }
@@ -132,6 +158,13 @@ pub struct Node {
     protected: OnceLock<Protected>,
     fatal: watch::Receiver<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    peers: Peers,
+    /// How this node describes itself to others; `None`: it is alone.
+    described: Option<Member>,
+    identity: Mutex<Option<Identity>>,
+    promise: Mutex<Promise>,
+    watched: Watched,
+    also: peer::Also,
 }
 
 impl std::fmt::Debug for Node {
@@ -149,22 +182,108 @@ impl Node {
     /// # Errors
     /// The folder is damaged, of another format, or cannot be written.
     pub async fn start(config: NodeConfig) -> Result<Arc<Self>, NodeError> {
-        let folder = |source| NodeError::Folder {
-            path: config.data.clone(),
-            source,
+        let peers = Peers::new(config.node_id, None);
+        let node = Self::open(config, peers, None, None).await?;
+        let raft_error = |error: String| NodeError::Raft(error);
+        let initialized = node.raft.is_initialized().await;
+        if !initialized.map_err(|error| raft_error(error.to_string()))? {
+            let members = BTreeMap::from([(node.config.node_id, BasicNode::default())]);
+            let founded = node.raft.initialize(members).await;
+            founded.map_err(|error| raft_error(error.to_string()))?;
+        }
+        let wait = node.raft.wait(Some(LEAD_WITHIN));
+        let leads = wait.state(ServerState::Leader, "a single node leads").await;
+        leads.map_err(|error| raft_error(error.to_string()))?;
+        let applied = node.raft.ensure_linearizable().await;
+        applied.map_err(|error| raft_error(error.to_string()))?;
+        node.begin();
+        Ok(node)
+    }
+
+    /// Opens the node's folder, founds a cluster with others or comes into theirs, and returns when everything that was
+    /// committed until then is applied here. The number in `config` is of no account: the folder has its own.
+    ///
+    /// # Errors
+    /// The folder is damaged, of another format or of another cluster, or cannot be written.
+    pub async fn start_member(
+        mut config: NodeConfig,
+        member: MemberConfig,
+    ) -> Result<Arc<Self>, NodeError> {
+        std::fs::create_dir_all(&config.data).map_err(folder_error(&config.data))?;
+        let identity = Identity::started(&config.data).map_err(folder_error(&config.data))?;
+        config.node_id = identity.node_id;
+        let credentials = member.tls.as_ref().map(Credentials::read).transpose();
+        let credentials =
+            credentials.map_err(|(path, source)| NodeError::Certificate { path, source })?;
+        let peers = Peers::new(identity.node_id, credentials.clone());
+        peers.join(&identity.cluster_id);
+        let described = Member {
+            id: identity.node_id,
+            name: member.name,
+            peer_address: member.address,
+            grpc_address: member.grpc_address,
+            http_address: member.http_address,
+            version: member.version,
+            starts: identity.starts,
+            draining: false,
+            removed: false,
         };
-        std::fs::create_dir_all(&config.data).map_err(folder)?;
-        remove_leftovers(&config.data).map_err(folder)?;
+        let node = Self::open(config, peers, Some(described), Some(identity.clone())).await?;
+        let initialized = node.raft.is_initialized().await;
+        if identity.founds && !initialized.map_err(|error| NodeError::Raft(error.to_string()))? {
+            // It was interrupted before anybody else could know of it.
+            node.enter_cluster("")?;
+        }
+        let serving = peer::serve(
+            member.listener,
+            credentials,
+            Arc::clone(&node),
+            Arc::clone(&node.also),
+        );
+        node.keep(tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(error = %error, "other nodes are not answered any more");
+            }
+        }));
+        form::enter(&node, &member.seeds).await?;
+        while let Err(error) = node.read_index().await {
+            tracing::info!(reason = %error, "waits for the cluster");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        while let Err(error) = node.announce(false).await {
+            if let ControlError::Conflict(reason) = error {
+                return Err(NodeError::OldFolder(reason));
+            }
+            tracing::info!(reason = %error, "waits to be a member");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        node.begin();
+        node.keep(tokio::spawn(members::run(Arc::clone(&node))));
+        Ok(node)
+    }
+
+    async fn open(
+        config: NodeConfig,
+        peers: Peers,
+        described: Option<Member>,
+        identity: Option<Identity>,
+    ) -> Result<Arc<Self>, NodeError> {
+        let folder = folder_error(&config.data);
+        std::fs::create_dir_all(&config.data).map_err(&folder)?;
+        remove_leftovers(&config.data).map_err(&folder)?;
         let store_error = |error| NodeError::Store(Box::new(error));
         let log_store = LogStore::open(&config.data).map_err(store_error)?;
         let state_machine = StateMachine::open(&config.data).map_err(store_error)?;
         let shared = state_machine.shared();
         let raft_config = openraft::Config {
             cluster_name: "downriver".into(),
-            heartbeat_interval: 100,
-            election_timeout_min: 300,
-            election_timeout_max: 600,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(20_000),
+            heartbeat_interval: HEARTBEAT_MS,
+            election_timeout_min: ELECTION_MS.0,
+            election_timeout_max: ELECTION_MS.1,
+            install_snapshot_timeout: 10_000,
+            snapshot_max_chunk_size: 1 << 20,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+            replication_lag_threshold: 2 * SNAPSHOT_EVERY,
             // Our own rule cuts the log: never past a block that is in no segment.
             max_in_snapshot_log_to_keep: u64::MAX,
             ..openraft::Config::default()
@@ -176,34 +295,21 @@ impl Node {
         let raft = Raft::new(
             config.node_id,
             Arc::new(raft_config),
-            NoPeers,
+            Network(peers.clone()),
             log_store,
             state_machine,
         )
         .await
         .map_err(|error| raft_error(error.to_string()))?;
-        let initialized = raft
-            .is_initialized()
-            .await
-            .map_err(|error| raft_error(error.to_string()))?;
-        if !initialized {
-            let members =
-                std::collections::BTreeMap::from([(config.node_id, BasicNode::default())]);
-            raft.initialize(members)
-                .await
-                .map_err(|error| raft_error(error.to_string()))?;
-        }
-        let wait = raft.wait(Some(LEAD_WITHIN));
-        let leads = wait.state(ServerState::Leader, "a single node leads").await;
-        leads.map_err(|error| raft_error(error.to_string()))?;
-        raft.ensure_linearizable()
-            .await
-            .map_err(|error| raft_error(error.to_string()))?;
-
         let (fatal_sender, fatal) = watch::channel(None);
-        let (proposer, proposing) =
-            Proposer::start(raft.clone(), config.data.clone(), fatal_sender);
-        let node = Arc::new(Self {
+        let journal = Journal {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            applied: Arc::clone(&shared),
+            data: config.data.clone(),
+        };
+        let (proposer, proposing) = Proposer::start(journal, fatal_sender);
+        Ok(Arc::new(Self {
             segments: SegmentReader::new(Arc::clone(&config.store)),
             config,
             raft,
@@ -213,15 +319,24 @@ impl Node {
             seal_soon: Mutex::default(),
             protected: OnceLock::new(),
             fatal,
-            tasks: Mutex::default(),
-        });
-        let sealing = tokio::spawn(sealer::run(Arc::clone(&node)));
-        let tidying = tokio::spawn(tidy::run(Arc::clone(&node)));
-        node.tasks
-            .lock()
-            .expect("no holder panics")
-            .extend([proposing, sealing, tidying]);
-        Ok(node)
+            tasks: Mutex::new(vec![proposing]),
+            peers,
+            described,
+            identity: Mutex::new(identity),
+            promise: Mutex::default(),
+            watched: Watched::default(),
+            also: peer::Also::default(),
+        }))
+    }
+
+    /// Starts what a node does by itself.
+    fn begin(self: &Arc<Self>) {
+        self.keep(tokio::spawn(sealer::run(Arc::clone(self))));
+        self.keep(tokio::spawn(tidy::run(Arc::clone(self))));
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        self.tasks.lock().expect("no holder panics").push(task);
     }
 
     /// Resolves with the reason when the journal has failed for good: the process must end.
@@ -263,6 +378,161 @@ impl Node {
         sealed.map_err(|error| NodeError::Seal(error.to_string()))
     }
 
+    /// Whether this node leads, as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.raft.metrics().borrow().state == ServerState::Leader
+    }
+
+    /// Counts changes of what should run and of where.
+    #[must_use]
+    pub fn control_changes(&self) -> watch::Receiver<u64> {
+        self.shared.control_changes.subscribe()
+    }
+
+    /// Serves this to other nodes as well, at the address where they reach this one.
+    pub fn also_serve(&self, routes: tonic::service::Routes) {
+        let _ = self.also.set(routes);
+    }
+
+    /// A connection to another member.
+    ///
+    /// # Errors
+    /// It is no member, or its address is none.
+    pub fn channel_to(&self, id: u64) -> Result<tonic::transport::Channel, ControlError> {
+        let member = self
+            .member(id)
+            .ok_or_else(|| ControlError::Unavailable(format!("node {id} is not known here")))?;
+        let channel = self.peers.channel(&member.peer_address);
+        channel.map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    /// Returns when everything that was committed before the call is applied here.
+    ///
+    /// # Errors
+    /// Most of the voters, or the leader, do not answer.
+    pub async fn read_index(&self) -> Result<(), ControlError> {
+        let unavailable = |reason: &str| ControlError::Unavailable(reason.to_owned());
+        let asked = async {
+            let leader = self.raft.metrics().borrow().current_leader;
+            let leader = leader.ok_or_else(|| unavailable("there is no leader now"))?;
+            if leader == self.config.node_id {
+                let index = self.leaders_read_index().await;
+                return index.ok_or_else(|| unavailable("most of the voters do not answer"));
+            }
+            let address = self.raft_address(leader).unwrap_or_default();
+            let request = pb::ReadIndexRequest {
+                envelope: self.peers.envelope(leader),
+            };
+            let mut client = self
+                .peers
+                .client(&address)
+                .map_err(|error| unavailable(&error.to_string()))?;
+            let response = client.read_index(request).await;
+            let response = response.map_err(|status| unavailable(status.message()))?;
+            match response.into_inner() {
+                pb::ReadIndexResponse { leads: true, index } => Ok(index),
+                _ => Err(unavailable("the leader has changed")),
+            }
+        };
+        let applied = async {
+            self.shared.has_applied(asked.await?).await;
+            Ok(())
+        };
+        tokio::time::timeout(2 * READ_INDEX_WITHIN, applied)
+            .await
+            .unwrap_or_else(|_| Err(unavailable("the leader does not answer")))
+    }
+
+    /// `None`: it does not lead, or cannot know whether it still does.
+    pub(crate) async fn leaders_read_index(&self) -> Option<u64> {
+        let read = tokio::time::timeout(READ_INDEX_WITHIN, self.raft.get_read_log_id()).await;
+        let (read, _) = read.ok()?.ok()?;
+        Some(read.map_or(0, |id| id.index))
+    }
+
+    fn raft_address(&self, id: u64) -> Option<String> {
+        let metrics = self.raft.metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        membership.get_node(&id).map(|node| node.addr.clone())
+    }
+
+    pub(crate) fn raft(&self) -> &Raft<TypeConfig> {
+        &self.raft
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    pub(crate) fn watched(&self) -> &Watched {
+        &self.watched
+    }
+
+    pub(crate) fn described(&self) -> Option<Member> {
+        self.described.clone()
+    }
+
+    /// Where others reach this node; empty: nowhere.
+    pub(crate) fn address(&self) -> &str {
+        self.described
+            .as_ref()
+            .map_or("", |here| &here.peer_address)
+    }
+
+    /// Whether the membership has it at this address.
+    pub(crate) fn is_at_its_address(&self) -> bool {
+        self.raft_address(self.config.node_id).as_deref() == Some(self.address())
+    }
+
+    /// Empty: none yet.
+    pub(crate) fn cluster_id(&self) -> String {
+        self.peers.cluster_id()
+    }
+
+    pub(crate) fn promise(&self, founder: u64) -> bool {
+        self.promise.lock().expect("no holder panics").give(founder)
+    }
+
+    /// Answers who this is, and promises it to a founder.
+    pub(crate) fn hello(&self, asked: &pb::HelloRequest) -> pb::HelloResponse {
+        let cluster_id = self.cluster_id();
+        let is_free = cluster_id.is_empty() && asked.founder != 0;
+        pb::HelloResponse {
+            node_id: self.config.node_id,
+            address: self.address().to_owned(),
+            cluster_id,
+            promised: is_free && self.promise(asked.founder),
+        }
+    }
+
+    /// Belongs to this cluster from now on; to none with an empty one.
+    pub(crate) fn enter_cluster(&self, cluster_id: &str) -> Result<(), NodeError> {
+        self.enter(cluster_id, false)
+    }
+
+    /// The same, as the one that is about to found it.
+    pub(crate) fn founds_cluster(&self, cluster_id: &str) -> Result<(), NodeError> {
+        self.enter(cluster_id, true)
+    }
+
+    fn enter(&self, cluster_id: &str, founds: bool) -> Result<(), NodeError> {
+        let mut identity = self.identity.lock().expect("no holder panics");
+        if let Some(identity) = &mut *identity {
+            cluster_id.clone_into(&mut identity.cluster_id);
+            identity.founds = founds;
+            let stored = identity.store(&self.config.data);
+            stored.map_err(folder_error(&self.config.data))?;
+        }
+        self.peers.join(cluster_id);
+        Ok(())
+    }
+
+    pub(crate) fn note_seal_soon(&self, stream: &str) {
+        let mut streams = self.seal_soon.lock().expect("no holder panics");
+        streams.insert(stream.to_owned());
+    }
+
     pub(crate) fn take_seal_soon(&self) -> HashSet<String> {
         std::mem::take(&mut *self.seal_soon.lock().expect("no holder panics"))
     }
@@ -277,6 +547,11 @@ impl Node {
 
     pub(crate) fn segments(&self) -> &SegmentReader {
         &self.segments
+    }
+
+    /// Of commands since the start.
+    pub(crate) fn applied_bytes(&self) -> u64 {
+        self.shared.applied_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn proposer(&self) -> &Proposer {
@@ -551,8 +826,28 @@ impl Node {
         let record = pb::PutRecord {
             key: key.to_owned(),
             value: value.unwrap_or_default(),
+            if_absent: false,
         };
         self.propose(C::PutRecord(record)).await.map(|_| ())
+    }
+
+    /// The value under a name, which is this one if there was none.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn record_or_put(&self, key: &str, value: Bytes) -> Result<Bytes, ControlError> {
+        let record = pb::PutRecord {
+            key: key.to_owned(),
+            value: value.clone(),
+            if_absent: true,
+        };
+        match self.propose(C::PutRecord(record)).await {
+            Ok(_) => Ok(value),
+            Err(ControlError::Conflict(reason)) => {
+                self.record(key).ok_or(ControlError::Conflict(reason))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     #[must_use]
@@ -573,6 +868,14 @@ impl Node {
             let found = found.ok_or_else(|| ReadError::NoStream(stream.to_owned()))?;
             reader::plan(found, from, bytes_max)
         })
+    }
+}
+
+fn folder_error(path: &std::path::Path) -> impl Fn(std::io::Error) -> NodeError + use<> {
+    let path = path.to_owned();
+    move |source| NodeError::Folder {
+        path: path.clone(),
+        source,
     }
 }
 
@@ -613,13 +916,19 @@ impl Log for Node {
             start: start.as_ref().map(SourcePosition::to_pb),
             identity,
         };
-        self.propose(C::OpenStream(open))
-            .await
-            .map_err(|error| log_error(stream, error))?;
+        let opened = self.propose(C::OpenStream(open)).await;
+        let opened = opened.map_err(|error| log_error(stream, error))?;
         let state = self
             .state(stream)
             .ok_or_else(|| LogError::NoStream(stream.to_owned()))?;
-        Ok((*state).clone())
+        let R::Opened(opened) = opened else {
+            return Err(LogError::Unavailable(unexpected(&opened).to_string()));
+        };
+        // Another owner may have opened it since, and its epoch is not this one's.
+        Ok(StreamState {
+            epoch: Epoch(opened.epoch),
+            ..(*state).clone()
+        })
     }
 
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
@@ -667,8 +976,21 @@ impl Log for Node {
     }
 
     fn seal_soon(&self, stream: &str) {
-        let mut streams = self.seal_soon.lock().expect("no holder panics");
-        streams.insert(stream.to_owned());
+        let leader = self.raft.metrics().borrow().current_leader;
+        let address = leader.and_then(|leader| self.raft_address(leader));
+        if leader == Some(self.config.node_id) {
+            return self.note_seal_soon(stream);
+        }
+        // It is a wish: where it is lost the stream is sealed when it is old enough.
+        if let (Some(leader), Some(address)) = (leader, address)
+            && let Ok(mut client) = self.peers.client(&address)
+        {
+            let request = pb::SealSoonRequest {
+                envelope: self.peers.envelope(leader),
+                stream: stream.to_owned(),
+            };
+            tokio::spawn(async move { client.seal_soon(request).await });
+        }
     }
 
     fn state(&self, stream: &str) -> Option<Arc<StreamState>> {
@@ -688,8 +1010,9 @@ impl Log for Node {
         loop {
             let plan = self.read_plan(stream, from, bytes_max)?;
             let read = reader::execute(&plan, &self.segments, from, bytes_max).await;
-            // Merged or trimmed since the plan was made: it is somewhere else now.
+            // Merged or trimmed since the plan was made: it is somewhere else now, also where this node is behind.
             if let Err(ReadError::Store(StoreError::NotFound(_))) = &read
+                && self.read_index().await.is_ok()
                 && self.read_plan(stream, from, bytes_max)? != plan
             {
                 continue;

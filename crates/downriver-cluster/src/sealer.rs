@@ -72,7 +72,14 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut backoff = LOOK_EVERY;
     loop {
         tokio::time::sleep(backoff).await;
-        match seal_due(&node, &mut first_seen).await {
+        let sealed = match node.leads() {
+            true => seal_due(&node, &mut first_seen).await,
+            false => {
+                first_seen.clear();
+                Ok(())
+            }
+        };
+        match sealed {
             Ok(()) => {
                 backoff = LOOK_EVERY;
                 node.set_store_problem(None);
@@ -83,7 +90,7 @@ pub(crate) async fn run(node: Arc<Node>) {
                 backoff = (backoff * 2).min(BACKOFF_MAX);
             }
         }
-        let bytes = node.proposer().bytes();
+        let bytes = node.applied_bytes();
         if bytes - bytes_at_snapshot >= SNAPSHOT_EVERY_BYTES {
             bytes_at_snapshot = bytes;
             node.take_snapshot().await;

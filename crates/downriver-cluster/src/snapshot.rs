@@ -20,11 +20,11 @@ use downriver_log::{ChunkState, ObjectRef};
 use openraft::{BasicNode, SnapshotMeta};
 use prost::Message as _;
 
-use crate::control::{SinkTableState, StoredResource};
+use crate::control::{Member, SinkTableState, StoredResource};
 use crate::state::Replicated;
 
-/// 1 had neither manifests, garbage nor dropped streams.
-const FORMAT: u32 = 2;
+/// 1 had neither manifests, garbage nor dropped streams, 2 neither members nor assignments.
+const FORMAT: u32 = 3;
 const OLDEST_FORMAT: u32 = 1;
 const SUFFIX: &str = "snapshot";
 
@@ -124,6 +124,17 @@ pub(crate) fn write(
         out.item(Kind::Record(pb::PutRecord {
             key: key.clone(),
             value: value.clone(),
+            if_absent: false,
+        }))?;
+    }
+    for member in control.members.values() {
+        out.item(Kind::Member(member.to_pb()))?;
+    }
+    for (task, node) in &control.assignments {
+        out.item(Kind::Assignment(pb::Move {
+            task: task.clone(),
+            from: 0,
+            to: *node,
         }))?;
     }
     for (name, incarnation) in &replicated.journal.dropped {
@@ -301,6 +312,13 @@ fn read_control(restored: &mut Replicated, kind: Kind) {
         }
         Kind::Record(item) => {
             control.records.insert(item.key, item.value);
+        }
+        Kind::Member(item) => {
+            let member = Member::from_pb(item);
+            control.members.insert(member.id, member);
+        }
+        Kind::Assignment(item) => {
+            control.assignments.insert(item.task, item.to);
         }
         Kind::Header(_) | Kind::Stream(_) | Kind::Unsealed(_) | Kind::DroppedStream(_) => {}
     }

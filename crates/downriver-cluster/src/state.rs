@@ -45,6 +45,23 @@ pub(crate) fn check_format(entry: &pb::Entry) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether an entry may change what should run, or where.
+pub(crate) fn changes_control(entry: &pb::Entry) -> bool {
+    entry.commands.iter().any(|command| {
+        matches!(
+            command.kind,
+            Some(
+                C::PutResources(_)
+                    | C::DeleteResource(_)
+                    | C::PutRecord(_)
+                    | C::PutMember(_)
+                    | C::DropMember(_)
+                    | C::Assign(_)
+            )
+        )
+    })
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replicated {
     pub(crate) journal: Journal,
@@ -70,8 +87,20 @@ impl Replicated {
     fn command(&mut self, command: C, raft_index: u64) -> R {
         match command {
             C::OpenStream(open) => {
+                let task = source_task(&open.stream);
+                if let Err(refused) = self.control.check_assigned(&task, open.node_id) {
+                    return refused_reply(refused);
+                }
                 let applied = self.journal.open(&open);
-                self.streamed(&open.stream, applied)
+                match (
+                    self.streamed(&open.stream, applied),
+                    self.states.get(&open.stream),
+                ) {
+                    (R::Done(_), Some(state)) => R::Opened(pb::StreamOpened {
+                        epoch: state.epoch.0,
+                    }),
+                    (reply, _) => reply,
+                }
             }
             C::AppendBlocks(append) => {
                 let stream = append.stream.clone();
@@ -115,6 +144,10 @@ impl Replicated {
             C::DeleteResource(delete) => done(self.control.delete_resource(&delete)),
             C::SwapPointer(swap) => done(self.control.swap_pointers(swap)),
             C::OpenSinkTable(open) => {
+                let task = pipeline_task(&open.pipeline);
+                if let Err(refused) = self.control.check_assigned(&task, open.node_id) {
+                    return refused_reply(refused);
+                }
                 let (pipeline, table_id) = (open.pipeline.clone(), open.table_id);
                 let state = self.control.open_sink_table(open);
                 R::SinkTable(pb::SinkTableState {
@@ -131,10 +164,13 @@ impl Replicated {
                 self.control.drop_pipeline(&drop);
                 R::Done(pb::Done {})
             }
-            C::PutRecord(record) => {
-                self.control.put_record(record);
+            C::PutRecord(record) => done(self.control.put_record(record)),
+            C::PutMember(put) => done(self.control.put_member(put)),
+            C::DropMember(dropped) => {
+                self.control.drop_member(&dropped);
                 R::Done(pb::Done {})
             }
+            C::Assign(assign) => done(self.control.assign(assign)),
         }
     }
 
@@ -174,6 +210,18 @@ impl Replicated {
             }
         }
     }
+}
+
+/// The task of capturing a source, under which its stream is opened.
+#[must_use]
+pub fn source_task(source: &str) -> String {
+    format!("source/{source}")
+}
+
+/// The task of delivering a pipeline, under which its sink's tables are opened.
+#[must_use]
+pub fn pipeline_task(pipeline: &str) -> String {
+    format!("pipeline/{pipeline}")
 }
 
 fn invalid(reason: &str) -> R {

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use downriver_api::cluster::v1 as pb;
@@ -37,7 +38,9 @@ const FORMAT: u8 = 1;
 const ENTRY_FORMAT: u32 = 1;
 /// redb's page cache. Entries are read back only after a restart.
 const PAGE_CACHE_BYTES: usize = 8 << 20;
-/// Entries kept in memory for applying.
+/// Entries that go to another node in one message.
+const MESSAGE_BYTES: usize = 4 << 20;
+/// Entries kept in memory for applying and replicating.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 
 type NodeId = u64;
@@ -68,6 +71,11 @@ struct Recent {
 
 impl Recent {
     fn push(&mut self, entry: Entry<TypeConfig>, bytes: usize) {
+        // Behind a snapshot that was installed there is a gap.
+        let last = self.entries.back();
+        if last.is_some_and(|(last, _)| last.log_id.index + 1 != entry.log_id.index) {
+            *self = Self::default();
+        }
         self.bytes += bytes;
         self.entries.push_back((entry, bytes));
         while self.bytes > RECENT_BYTES_MAX {
@@ -87,6 +95,22 @@ impl Recent {
             let (_, bytes) = self.entries.pop_back().expect("it was there");
             self.bytes -= bytes;
         }
+    }
+
+    /// The first entries from an index on, as many as go into one message but at least one, if they are here.
+    fn first_of(&self, from: u64, to: u64) -> Option<Vec<Entry<TypeConfig>>> {
+        let first = self.entries.front()?.0.log_id.index;
+        let skip = usize::try_from(from.checked_sub(first)?).ok()?;
+        let count = usize::try_from(to.checked_sub(from)?).ok()?;
+        let mut bytes = 0;
+        let entries = self.entries.iter().skip(skip).take(count);
+        let entries = entries.take_while(|(_, len)| {
+            let fits = bytes == 0 || bytes + len <= MESSAGE_BYTES;
+            bytes += len;
+            fits
+        });
+        let entries: Vec<_> = entries.map(|(entry, _)| entry.clone()).collect();
+        (!entries.is_empty()).then_some(entries)
     }
 
     /// The entries of the range, if all of it is here.
@@ -192,6 +216,26 @@ impl LogStore {
             .map(|entry| entry.map(|entry| entry.log_id))
     }
 
+    /// As [`Recent::first_of`], from the disk.
+    fn first_entries(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> std::result::Result<Vec<Entry<TypeConfig>>, redb::Error> {
+        let read = self.database.begin_read()?;
+        let log = read.open_table(LOG)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for row in log.range(from..to)? {
+            let (_, value) = row?;
+            bytes += value.value().len();
+            if bytes > MESSAGE_BYTES && !entries.is_empty() {
+                break;
+            }
+            entries.push(decode(value.value())?);
+        }
+        Ok(entries)
+    }
+
     fn entries(
         &self,
         from: u64,
@@ -205,7 +249,8 @@ impl LogStore {
     }
 }
 
-fn encode(entry: &Entry<TypeConfig>) -> Vec<u8> {
+/// An entry as it is stored, and sent to other nodes.
+pub(crate) fn stored_entry(entry: &Entry<TypeConfig>) -> pb::StoredEntry {
     use pb::stored_entry::Payload;
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank(pb::Blank {}),
@@ -216,22 +261,23 @@ fn encode(entry: &Entry<TypeConfig>) -> Vec<u8> {
                 .into(),
         ),
     };
-    let stored = pb::StoredEntry {
+    pb::StoredEntry {
         format: ENTRY_FORMAT,
         term: entry.log_id.leader_id.term,
         node_id: entry.log_id.leader_id.node_id,
         index: entry.log_id.index,
         payload: Some(payload),
-    };
-    stored.encode_to_vec()
+    }
 }
 
-fn decode(bytes: &[u8]) -> std::result::Result<Entry<TypeConfig>, redb::Error> {
+/// The entry that is stored so, or what is wrong with it.
+pub(crate) fn raft_entry(
+    stored: pb::StoredEntry,
+) -> std::result::Result<Entry<TypeConfig>, String> {
     use pb::stored_entry::Payload;
-    let corrupted = |reason: String| redb::Error::Corrupted(format!("a Raft entry {reason}"));
-    let stored = pb::StoredEntry::decode(bytes).map_err(|error| corrupted(error.to_string()))?;
+    let wrong = |reason: String| format!("a Raft entry {reason}");
     if stored.format != ENTRY_FORMAT {
-        return Err(corrupted(format!(
+        return Err(wrong(format!(
             "has format {}, this build reads {ENTRY_FORMAT}",
             stored.format
         )));
@@ -239,13 +285,13 @@ fn decode(bytes: &[u8]) -> std::result::Result<Entry<TypeConfig>, redb::Error> {
     let payload = match stored.payload {
         Some(Payload::Blank(_)) => EntryPayload::Blank,
         Some(Payload::Normal(commands)) => {
-            state::check_format(&commands).map_err(corrupted)?;
+            state::check_format(&commands).map_err(wrong)?;
             EntryPayload::Normal(Wire(commands))
         }
         Some(Payload::MembershipJson(json)) => EntryPayload::Membership(
-            serde_json::from_slice(&json).map_err(|error| corrupted(error.to_string()))?,
+            serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?,
         ),
-        None => return Err(corrupted("has no payload".into())),
+        None => return Err(wrong("has no payload".into())),
     };
     Ok(Entry {
         log_id: LogId::new(
@@ -254,6 +300,13 @@ fn decode(bytes: &[u8]) -> std::result::Result<Entry<TypeConfig>, redb::Error> {
         ),
         payload,
     })
+}
+
+fn decode(bytes: &[u8]) -> std::result::Result<Entry<TypeConfig>, redb::Error> {
+    let stored = pb::StoredEntry::decode(bytes);
+    let stored =
+        stored.map_err(|error| redb::Error::Corrupted(format!("a Raft entry: {error}")))?;
+    raft_entry(stored).map_err(redb::Error::Corrupted)
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
@@ -283,6 +336,21 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 .entries(from, to)
                 .map_err(|e| StorageIOError::read_logs(&e))?),
         }
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<Entry<TypeConfig>>> {
+        let recent = self.recent.lock().expect("no holder panics");
+        if let Some(entries) = recent.first_of(from, to) {
+            return Ok(entries);
+        }
+        drop(recent);
+        Ok(self
+            .first_entries(from, to)
+            .map_err(|e| StorageIOError::read_logs(&e))?)
     }
 }
 
@@ -326,7 +394,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries: Vec<_> = entries
             .into_iter()
-            .map(|entry| (encode(&entry), entry))
+            .map(|entry| (stored_entry(&entry).encode_to_vec(), entry))
             .collect();
         {
             let mut recent = self.recent.lock().expect("no holder panics");
@@ -409,11 +477,26 @@ pub(crate) struct Shared {
     applied: Mutex<Applied>,
     /// Counts applied entries, for whoever waits for a change.
     pub(crate) changes: watch::Sender<u64>,
+    /// Bytes of commands since the start.
+    pub(crate) applied_bytes: AtomicU64,
+    /// Counts changes of what should run and of where.
+    pub(crate) control_changes: watch::Sender<u64>,
     folder: PathBuf,
     current: Mutex<Option<(SnapshotMeta<NodeId, openraft::BasicNode>, PathBuf)>>,
 }
 
 impl Shared {
+    /// Returns when the entry of an index is applied.
+    pub(crate) async fn has_applied(&self, index: u64) {
+        let mut changes = self.changes.subscribe();
+        let reached = |_: &u64| {
+            let applied = self.applied.lock().expect("no holder panics");
+            applied.0.is_some_and(|last| last.index >= index)
+        };
+        // The sender is here.
+        let _ = changes.wait_for(reached).await;
+    }
+
     /// The newest snapshot's last index: the Raft log is kept from there on.
     pub(crate) fn snapshot_index(&self) -> Option<u64> {
         let current = self.current.lock().expect("no holder panics");
@@ -446,6 +529,8 @@ impl StateMachine {
             replicated: RwLock::new(replicated),
             applied: Mutex::new(applied),
             changes: watch::Sender::new(0),
+            applied_bytes: AtomicU64::new(0),
+            control_changes: watch::Sender::new(0),
             folder: folder.to_owned(),
             current: Mutex::new(current),
         };
@@ -519,6 +604,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I::IntoIter: OptionalSend,
     {
         let mut replies = Vec::new();
+        let mut changes_control = false;
         {
             let mut replicated = self.shared.replicated.write().expect("no writer panics");
             let mut applied = self.shared.applied.lock().expect("no holder panics");
@@ -526,6 +612,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let reply = match entry.payload {
                     EntryPayload::Blank => pb::EntryReply::default(),
                     EntryPayload::Normal(Wire(commands)) => {
+                        let bytes = commands.encoded_len() as u64;
+                        self.shared
+                            .applied_bytes
+                            .fetch_add(bytes, Ordering::Relaxed);
+                        changes_control |= state::changes_control(&commands);
                         replicated.apply(commands, entry.log_id.index)
                     }
                     EntryPayload::Membership(membership) => {
@@ -538,6 +629,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
         }
         self.shared.changes.send_modify(|changes| *changes += 1);
+        if changes_control {
+            let control_changes = &self.shared.control_changes;
+            control_changes.send_modify(|changes| *changes += 1);
+        }
         Ok(replies)
     }
 
@@ -576,6 +671,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         *self.shared.current.lock().expect("no holder panics") = Some((meta.clone(), path));
         self.shared.changes.send_modify(|changes| *changes += 1);
+        let control_changes = &self.shared.control_changes;
+        control_changes.send_modify(|changes| *changes += 1);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::condition;
 use crate::plan::{check_unused, parse, plan};
 use crate::problem::{status, to_pb};
+use crate::route::{Where, elsewhere, is_passed_on, passed_on, resource};
 use crate::spec::{Source, Spec};
 
 const PAGE_SIZE_MAX: u32 = 500;
@@ -97,7 +98,14 @@ pub trait Engine: Send + Sync + 'static {
     /// First offset that a source's log still has; `None` without a log.
     fn log_start(&self, source: &str) -> Option<Offset>;
 
+    /// As this node sees it.
     fn status(&self, kind: pb::Kind, name: &str) -> pb::Status;
+
+    /// The node that decides what is stored.
+    fn leader(&self) -> Where;
+
+    /// The node that runs it.
+    fn owner(&self, kind: pb::Kind, name: &str) -> Where;
 
     fn nodes(&self) -> Vec<pb::Node>;
 
@@ -132,7 +140,7 @@ pub trait Engine: Send + Sync + 'static {
 
 #[derive(Clone)]
 pub(crate) struct Admin {
-    engine: Arc<dyn Engine>,
+    pub(crate) engine: Arc<dyn Engine>,
     /// Held from a check to what it allows: a sink must not be deleted while a pipeline into it is applied.
     changing: Arc<Mutex<()>>,
 }
@@ -145,14 +153,15 @@ impl Admin {
         }
     }
 
-    fn resource(&self, stored: StoredSpec) -> pb::Resource {
-        pb::Resource {
-            kind: stored.kind as i32,
-            status: Some(self.engine.status(stored.kind, &stored.name)),
-            name: stored.name,
-            spec_json: stored.spec.to_string(),
-            etag: stored.revision.to_string(),
-        }
+    /// With the status that it has on this node.
+    pub(crate) fn resource(&self, stored: StoredSpec) -> pb::Resource {
+        let status = self.engine.status(stored.kind, &stored.name);
+        resource(stored, Some(status))
+    }
+
+    /// Which node runs a pipeline. One that is not known here is not known anywhere.
+    fn runs(&self, pipeline: &str) -> Where {
+        self.engine.owner(pb::Kind::Pipeline, pipeline)
     }
 
     fn known_pipeline(&self, name: &str) -> Result<(), Status> {
@@ -168,15 +177,20 @@ impl Admin {
         }
     }
 
-    fn selected(&self, kind: pb::Kind, name: &str) -> Vec<pb::Resource> {
-        let stored = self.engine.resources().into_iter();
+    fn selected(&self, kind: pb::Kind, name: &str) -> Vec<StoredSpec> {
+        let mut stored = self.engine.resources();
+        stored.retain(|s| {
+            (kind == pb::Kind::Unspecified || s.kind == kind) && (name.is_empty() || s.name == name)
+        });
         stored
-            .filter(|s| {
-                (kind == pb::Kind::Unspecified || s.kind == kind)
-                    && (name.is_empty() || s.name == name)
-            })
-            .map(|s| self.resource(s))
-            .collect()
+    }
+
+    /// `here`: only what this node knows of them.
+    async fn shown(&self, stored: Vec<StoredSpec>, here: bool) -> Vec<pb::Resource> {
+        if here {
+            return stored.into_iter().map(|s| self.resource(s)).collect();
+        }
+        self.with_status(stored).await
     }
 }
 
@@ -223,6 +237,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::ApplyRequest>,
     ) -> Result<Response<pb::ApplyResponse>, Status> {
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.apply(passed_on(request.into_inner())).await;
+        }
         let _changing = self.changing.lock().await;
         let plan = plan(&*self.engine, &request.into_inner().resources).await;
         if let Some(problem) = plan.problems.first() {
@@ -252,23 +269,23 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::GetRequest>,
     ) -> Result<Response<pb::GetResponse>, Status> {
+        let here = is_passed_on(&request);
         let request = request.into_inner();
-        match self
-            .selected(request.kind(), &request.name)
-            .into_iter()
-            .next()
-        {
-            Some(resource) if !request.name.is_empty() => Ok(Response::new(pb::GetResponse {
-                resource: Some(resource),
-            })),
-            _ => Err(not_found(request.kind(), &request.name)),
+        let mut found = self.selected(request.kind(), &request.name);
+        found.truncate(1);
+        if found.is_empty() || request.name.is_empty() {
+            return Err(not_found(request.kind(), &request.name));
         }
+        Ok(Response::new(pb::GetResponse {
+            resource: self.shown(found, here).await.pop(),
+        }))
     }
 
     async fn list(
         &self,
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
+        let here = is_passed_on(&request);
         let request = request.into_inner();
         let size = match request.page_size {
             0 => PAGE_SIZE_MAX,
@@ -284,7 +301,7 @@ impl AdminService for Admin {
             _ => String::new(),
         };
         Ok(Response::new(pb::ListResponse {
-            resources,
+            resources: self.shown(resources, here).await,
             next_page_token,
         }))
     }
@@ -293,6 +310,10 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::DeleteRequest>,
     ) -> Result<Response<pb::DeleteResponse>, Status> {
+        let is_checked = is_passed_on(&request);
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.delete(request).await;
+        }
         let request = request.into_inner();
         let _changing = self.changing.lock().await;
         let known = self
@@ -302,7 +323,7 @@ impl AdminService for Admin {
         let Some(known) = known.filter(|_| !request.name.is_empty()) else {
             return Err(not_found(request.kind(), &request.name));
         };
-        if !request.etag.is_empty() && request.etag != known.etag {
+        if !request.etag.is_empty() && request.etag != known.revision.to_string() {
             let problem = Problem::new(
                 "DR-2021",
                 "it was changed since it was read",
@@ -312,6 +333,11 @@ impl AdminService for Admin {
         }
         check_unused(&self.engine.resources(), request.kind(), &request.name)
             .map_err(|problem| refused(&problem))?;
+        // Whoever runs it stops it first.
+        let owner = || self.engine.owner(request.kind(), &request.name);
+        if !is_checked && let Where::There(owner) = owner() {
+            return owner.client().delete(passed_on(request)).await;
+        }
         let removed = self
             .engine
             .remove(request.kind(), &request.name, request.dry_run)
@@ -326,6 +352,7 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let here = is_passed_on(&request);
         let request = request.into_inner();
         let admin = self.clone();
         let (sender, receiver) = mpsc::channel(1);
@@ -333,7 +360,8 @@ impl AdminService for Admin {
             let mut changed = admin.engine.changed();
             loop {
                 changed.borrow_and_update();
-                let resources = admin.selected(request.kind(), &request.name);
+                let selected = admin.selected(request.kind(), &request.name);
+                let resources = admin.shown(selected, here).await;
                 let time = Some(prost_types::Timestamp::from(std::time::SystemTime::now()));
                 if sender
                     .send(Ok(pb::WatchResponse { resources, time }))
@@ -355,6 +383,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::PauseRequest>,
     ) -> Result<Response<pb::PauseResponse>, Status> {
+        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
+            return owner.pause(passed_on(request.into_inner())).await;
+        }
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let paused = self.engine.pause(&request.pipeline, &request.tables).await;
@@ -366,6 +397,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::ResumeRequest>,
     ) -> Result<Response<pb::ResumeResponse>, Status> {
+        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
+            return owner.resume(passed_on(request.into_inner())).await;
+        }
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
@@ -377,6 +411,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::ResnapshotRequest>,
     ) -> Result<Response<pb::ResnapshotResponse>, Status> {
+        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
+            return owner.resnapshot(passed_on(request.into_inner())).await;
+        }
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let part = request.condition.as_deref().map(condition::parse);
@@ -426,6 +463,9 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::WaitRequest>,
     ) -> Result<Response<pb::WaitResponse>, Status> {
+        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
+            return owner.wait(passed_on(request.into_inner())).await;
+        }
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
@@ -444,6 +484,10 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
+        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
+            let verified = owner.verify(passed_on(request.into_inner())).await?;
+            return Ok(Response::new(Box::pin(verified.into_inner())));
+        }
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let verified = self.engine.verify(&request.pipeline, &request.tables).await;
@@ -455,8 +499,14 @@ impl AdminService for Admin {
 
     async fn nodes(
         &self,
-        _request: Request<pb::NodesRequest>,
+        request: Request<pb::NodesRequest>,
     ) -> Result<Response<pb::NodesResponse>, Status> {
+        // Only the leader knows who is alive; without one the others say what they know.
+        if let Ok(Some(mut leader)) = elsewhere(&request, |_| self.engine.leader())
+            && let Ok(nodes) = leader.nodes(passed_on(request.into_inner())).await
+        {
+            return Ok(nodes);
+        }
         let nodes = self.engine.nodes();
         Ok(Response::new(pb::NodesResponse { nodes }))
     }

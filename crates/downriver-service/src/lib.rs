@@ -6,6 +6,7 @@ mod condition;
 mod log_service;
 mod plan;
 pub mod problem;
+mod route;
 pub mod spec;
 
 use std::future::Future;
@@ -16,11 +17,25 @@ use downriver_api::log::v1::log_service_server::LogServiceServer;
 use downriver_log::Log;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 pub use admin::{Engine, Finding, Reached, StoredSpec, TableName, Verified};
+pub use route::{Peer, Where};
 
 /// Largest message in either direction: one event may hold several values of the largest size.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
+
+/// The admin and log services.
+#[must_use]
+pub fn routes(engine: Arc<dyn Engine>, log: Arc<dyn Log>) -> Routes {
+    let admin = AdminServiceServer::new(admin::Admin::new(engine))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reads = LogServiceServer::new(log_service::LogReads::new(log))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Routes::new(admin).add_service(reads)
+}
 
 /// Serves the admin and log services, health and reflection until `stop` resolves.
 ///
@@ -43,18 +58,12 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(downriver_api::DESCRIPTORS)
         .build_v1()
         .expect("the descriptors were compiled with the types");
-    let admin = AdminServiceServer::new(admin::Admin::new(engine))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let reads = LogServiceServer::new(log_service::LogReads::new(log))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let routes = routes(engine, log)
+        .add_service(health_service)
+        .add_service(reflection);
     tonic::transport::Server::builder()
         .tcp_nodelay(true)
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(admin)
-        .add_service(reads)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
         .await
 }

@@ -455,6 +455,7 @@ mod tests {
 
     use super::*;
     use crate::admin::{Finding, Reached, Verified};
+    use crate::route::Where;
 
     /// An engine of which only what a plan asks is answered.
     #[derive(Default)]
@@ -499,6 +500,14 @@ mod tests {
 
         fn status(&self, _: pb::Kind, _: &str) -> pb::Status {
             pb::Status::default()
+        }
+
+        fn leader(&self) -> Where {
+            Where::Here
+        }
+
+        fn owner(&self, _: pb::Kind, _: &str) -> Where {
+            Where::Here
         }
 
         fn nodes(&self) -> Vec<pb::Node> {

@@ -41,6 +41,8 @@ pub struct Daemon {
     store: Option<String>,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
+    /// Its file, if it is a node of a cluster.
+    config: Option<PathBuf>,
     addresses: Option<Addresses>,
     child: Option<Child>,
 }
@@ -62,9 +64,17 @@ impl Daemon {
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
             arguments: Vec::new(),
+            config: None,
             addresses: None,
             child: None,
         }
+    }
+
+    /// A node of a cluster, which keeps everything in `folder/data` as its file has to say.
+    pub fn of_cluster(folder: &Path, config: PathBuf) -> Result<Self> {
+        let mut daemon = Self::new(folder)?;
+        daemon.config = Some(config);
+        Ok(daemon)
     }
 
     /// Where segments are kept: the value of `--store`.
@@ -114,16 +124,19 @@ impl Daemon {
             .append(true)
             .open(self.log())?;
         let mut command = Command::new(&self.binary);
-        command
-            .args([
-                "dev",
-                "--grpc",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--data",
-            ])
-            .arg(self.data());
+        match &self.config {
+            Some(config) => command.args(["server", "--config"]).arg(config),
+            None => command
+                .args([
+                    "dev",
+                    "--grpc",
+                    "127.0.0.1:0",
+                    "--http",
+                    "127.0.0.1:0",
+                    "--data",
+                ])
+                .arg(self.data()),
+        };
         if let Some(store) = &self.store {
             command.args(["--store", store]);
         }
@@ -176,6 +189,18 @@ impl Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// SIGSTOP: it does nothing any more, and its connections stay open.
+    pub fn freeze(&self) -> Result<()> {
+        host::signal(self.pid()?, "STOP");
+        Ok(())
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        host::signal(self.pid()?, "CONT");
+        Ok(())
     }
 
     /// SIGTERM; an error when it does not end by itself.

@@ -7,6 +7,7 @@
 //! Every server is stopped when its value is dropped, by the id of the process that was started.
 
 pub mod certificates;
+pub mod cluster;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
@@ -26,6 +27,7 @@ pub mod shop;
 pub mod types;
 pub mod workload;
 
+pub use cluster::Cluster;
 pub use daemon::Daemon;
 pub use postgres::Postgres;
 pub use seaweed::Seaweed;

@@ -48,6 +48,10 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut known: HashMap<String, Known> = HashMap::new();
     loop {
         tokio::time::sleep(node.config().tidy_interval).await;
+        if !node.leads() {
+            known.clear();
+            continue;
+        }
         let streams: HashMap<String, Incarnation> = node.with_state(|state| {
             let streams = state.journal.streams.iter();
             streams

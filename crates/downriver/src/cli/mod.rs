@@ -1,4 +1,4 @@
-//! The command line: every command but `dev` is a thin call of the gRPC API.
+//! The command line: every command but `dev` and `server` is a thin call of the gRPC API.
 //!
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
@@ -18,7 +18,6 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::Retention;
-use downriver_event::problem::Problem;
 use downriver_log::store::S3Options;
 use downriver_service::spec::{parse_bytes, parse_duration};
 
@@ -186,7 +185,7 @@ enum Output {
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Dev(dev) => run_dev(dev).await,
-        Command::Server { config } => Err(no_server(&config)),
+        Command::Server { config } => run_server(&config).await,
         command => match Client::connect(&arguments.addr).await {
             Ok(client) => run_client(command, client).await,
             Err(failure) => Err(failure),
@@ -201,21 +200,15 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn no_server(config: &std::path::Path) -> Failure {
-    Problem::new(
-        "DR-2055",
-        format!(
-            "clusters are not built yet: {} is not read",
-            config.display()
-        ),
-        "run one node with downriver dev",
-    )
-    .into()
+async fn run_server(config: &std::path::Path) -> Result<(), Failure> {
+    let run = async { server::run(server::config::read(config)?).await };
+    let done: anyhow::Result<()> = run.await;
+    done.map_err(|error| Failure::Other(format!("{error:#}")))
 }
 
 async fn run_dev(dev: Dev) -> Result<(), Failure> {
     let path_style = dev.s3_endpoint.is_some();
-    let options = server::DevOptions {
+    let options = server::NodeOptions {
         data: dev.data,
         store: dev.store,
         s3: S3Options {
@@ -230,8 +223,9 @@ async fn run_dev(dev: Dev) -> Result<(), Failure> {
             max_bytes: dev.retention_bytes,
             protected_max_age: dev.retention_max,
         },
+        cluster: None,
     };
-    server::dev(options)
+    server::run(options)
         .await
         .map_err(|error| Failure::Other(format!("{error:#}")))
 }

@@ -85,7 +85,9 @@ async fn owned_tables(client: &mut Client, name: Option<&str>) -> Result<Vec<Own
 async fn nodes(client: &mut Client, id: Option<&str>) -> Result<Vec<pb::Node>, Failure> {
     let mut nodes = client.admin.nodes(pb::NodesRequest {}).await?.into_inner();
     if let Some(id) = id {
-        nodes.nodes.retain(|node| node.id.to_string() == id);
+        nodes
+            .nodes
+            .retain(|node| node.name == id || node.id.to_string() == id);
         if nodes.nodes.is_empty() {
             return Err(not_there("node", id));
         }
@@ -356,7 +358,10 @@ fn owned_json(table: &OwnedTable) -> Value {
 fn node_json(node: &pb::Node) -> Value {
     let mut value = json!({
         "id": node.id,
+        "name": node.name,
         "state": node.state,
+        "runs": node.runs,
+        "peer": node.peer,
         "version": node.version,
         "grpc": node.grpc,
         "http": node.http,
@@ -620,8 +625,10 @@ fn owned_overview(tables: &[OwnedTable]) -> String {
 fn node_overview(nodes: &[pb::Node]) -> String {
     let rows = nodes.iter().map(|node| {
         vec![
+            node.name.clone(),
             node.id.to_string(),
             node.state.clone(),
+            node.runs.join(" "),
             node.version.clone(),
             node.grpc.clone(),
             node.http.clone(),
@@ -629,6 +636,8 @@ fn node_overview(nodes: &[pb::Node]) -> String {
             problem(node.problem.as_ref()),
         ]
     });
-    let header = ["ID", "STATE", "VERSION", "GRPC", "HTTP", "STORE", "PROBLEM"];
+    let header = [
+        "NAME", "ID", "STATE", "RUNS", "VERSION", "GRPC", "HTTP", "STORE", "",
+    ];
     render::table(&header, &rows.collect::<Vec<_>>())
 }

@@ -1,5 +1,6 @@
 //! The node: builds everything, serves it, and drains it when told to stop.
 
+pub(crate) mod config;
 mod engine;
 mod http;
 mod progress;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use downriver_cluster::{Node, NodeConfig, Retention};
+use downriver_cluster::{MemberConfig, Node, NodeConfig, PeerTls, Retention, Seeds};
 use downriver_log::Log;
 use downriver_log::store::{self, S3Options};
 use tokio::net::TcpListener;
@@ -19,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use engine::NodeEngine;
 
-/// What `downriver dev` was asked for.
+/// What a node was asked to be.
 #[derive(Debug, Clone)]
-pub(crate) struct DevOptions {
+pub(crate) struct NodeOptions {
     pub(crate) data: PathBuf,
     /// `None`: a folder under `data`.
     pub(crate) store: Option<String>,
@@ -29,13 +30,26 @@ pub(crate) struct DevOptions {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     pub(crate) retention: Retention,
+    /// `None`: it is alone.
+    pub(crate) cluster: Option<ClusterOptions>,
 }
 
-/// Runs one node with everything embedded until it is told to stop.
+/// How a node is one of several.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterOptions {
+    pub(crate) name: String,
+    pub(crate) listen: SocketAddr,
+    /// `None`: where it listens.
+    pub(crate) address: Option<String>,
+    pub(crate) seeds: Seeds,
+    pub(crate) tls: Option<PeerTls>,
+}
+
+/// Runs a node until it is told to stop.
 ///
 /// # Errors
 /// The data folder, the store or an address cannot be used.
-pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
+pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     refuse_open_address(options.grpc)?;
     refuse_open_address(options.http)?;
     std::fs::create_dir_all(&options.data)
@@ -46,28 +60,34 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
         .store
         .unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
     let objects = store::open(&url, &options.s3)?;
-    let grpc = TcpListener::bind(options.grpc)
-        .await
-        .with_context(|| format!("cannot listen for gRPC on {}", options.grpc))?;
-    let http = TcpListener::bind(options.http)
-        .await
-        .with_context(|| format!("cannot listen for HTTP on {}", options.http))?;
+    let grpc = listen(options.grpc, "gRPC").await?;
+    let http = listen(options.http, "HTTP").await?;
     let addresses = Addresses {
         grpc: grpc.local_addr()?,
         http: http.local_addr()?,
     };
-
-    let node = Node::start(NodeConfig {
+    let config = NodeConfig {
         retention: options.retention,
         ..NodeConfig::new(data.join("node"), objects)
-    })
-    .await?;
+    };
+    let node = match options.cluster {
+        None => Node::start(config).await?,
+        Some(cluster) => {
+            let member = cluster.member(addresses).await?;
+            tokio::select! {
+                node = Node::start_member(config, member) => node?,
+                signal = wait_for_signal() => return signal,
+            }
+        }
+    };
     engine::check_stored(&node)?;
     let stop = CancellationToken::new();
     let engine = NodeEngine::new(Arc::clone(&node), data.clone(), addresses);
+    let log: Arc<dyn Log> = node.clone();
+    node.also_serve(downriver_service::routes(engine.clone(), Arc::clone(&log)));
+    let assigner = tokio::spawn(Arc::clone(&engine).assign(stop.clone()));
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));
     let http_server = tokio::spawn(http::serve(http, Arc::clone(&engine), stop.clone()));
-    let log: Arc<dyn Log> = node.clone();
     let services = Arc::clone(&engine);
     let grpc_server = tokio::spawn(downriver_service::serve(
         grpc,
@@ -98,7 +118,7 @@ pub(crate) async fn dev(options: DevOptions) -> anyhow::Result<()> {
     tracing::info!("stopping");
     stop.cancel();
     let drained = async {
-        let _ = tokio::join!(reconciler, http_server, grpc_server, progress);
+        let _ = tokio::join!(assigner, reconciler, http_server, grpc_server, progress);
         node.shutdown().await;
     };
     if tokio::time::timeout(Duration::from_secs(20), drained)
@@ -137,6 +157,33 @@ fn refuse_open_address(address: SocketAddr) -> anyhow::Result<()> {
         "DR-2090: {address} is not a loopback address, and TLS for listeners is not built yet: listen on 127.0.0.1"
     );
     Ok(())
+}
+
+async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen for {what} on {address}"))
+}
+
+impl ClusterOptions {
+    async fn member(self, addresses: Addresses) -> anyhow::Result<MemberConfig> {
+        anyhow::ensure!(
+            self.listen.ip().is_loopback() || self.tls.is_some(),
+            "DR-2090: {} is not a loopback address: give the node a certificate with cluster.tls",
+            self.listen
+        );
+        let listener = listen(self.listen, "other nodes").await?;
+        let here = listener.local_addr()?;
+        Ok(MemberConfig {
+            name: self.name,
+            address: self.address.unwrap_or_else(|| here.to_string()),
+            listener,
+            tls: self.tls,
+            seeds: self.seeds,
+            grpc_address: addresses.grpc.to_string(),
+            http_address: addresses.http.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
+    }
 }
 
 /// One process per data folder.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use downriver_api::admin::v1 as pb;
+use downriver_cluster::source_task;
 use downriver_event::TableSchema;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
@@ -65,7 +66,8 @@ impl NodeEngine {
     }
 
     pub(super) async fn reconcile_captures(&self) {
-        let wanted = self.stored_of(pb::Kind::Source);
+        let mut wanted = self.stored_of(pb::Kind::Source);
+        wanted.retain(|name, _| self.runs(&source_task(name)));
         let ending: Vec<RunningCapture> = {
             let mut captures = locked(&self.captures);
             let stale: Vec<String> = captures

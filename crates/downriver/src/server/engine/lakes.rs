@@ -14,7 +14,7 @@ use downriver_lake::{LakeError, Warehouse};
 use downriver_log::store::{self, S3Options};
 use downriver_log::{ObjectStore, StoreError};
 use downriver_service::problem::to_pb;
-use downriver_service::spec::{CatalogSpec, RestSpec, Secret, Sink, Spec};
+use downriver_service::spec::{CatalogSpec, RestSpec, S3Spec, Secret, Sink, Spec};
 use downriver_service::{Finding, StoredSpec};
 
 use super::replicated::ReplicatedPointers;
@@ -212,7 +212,7 @@ pub(super) fn open_warehouse(
 }
 
 fn open_store(sink: &Sink) -> Result<Arc<dyn ObjectStore>, Problem> {
-    let options = s3_options(sink)?;
+    let options = sink_options(sink)?;
     store::open(sink.root(), &options).map_err(|error| LakeError::from(error).problem())
 }
 
@@ -220,10 +220,15 @@ fn resolved(secret: Option<&Secret>) -> Result<Option<String>, Problem> {
     secret.map(Secret::resolve).transpose()
 }
 
-fn s3_options(sink: &Sink) -> Result<S3Options, Problem> {
-    let Some(s3) = &sink.iceberg.s3 else {
-        return Ok(S3Options::default());
-    };
+fn sink_options(sink: &Sink) -> Result<S3Options, Problem> {
+    match &sink.iceberg.s3 {
+        Some(spec) => s3_options(spec),
+        None => Ok(S3Options::default()),
+    }
+}
+
+/// How a specification says that a store is reached.
+pub(in crate::server) fn s3_options(s3: &S3Spec) -> Result<S3Options, Problem> {
     Ok(S3Options {
         endpoint: s3.endpoint.clone(),
         region: s3.region.clone(),
@@ -272,7 +277,7 @@ async fn look_at_warehouse(sink: &Sink) -> Result<(), Problem> {
         };
         at_plan(&LakeError::from(error), field)
     };
-    let store = store::open(sink.root(), &s3_options(sink)?).map_err(refused)?;
+    let store = store::open(sink.root(), &sink_options(sink)?).map_err(refused)?;
     let looked = tokio::time::timeout(PREFLIGHT_WITHIN, store.list("", None)).await;
     let looked = looked.unwrap_or_else(|_| {
         let reason = format!("no answer in {} s", PREFLIGHT_WITHIN.as_secs());

@@ -4,6 +4,7 @@
 //! - `captures`: one for each source.
 //! - `lakes`: one for each sink: its store and its catalog.
 //! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
+//! - `nodes`: who they are, and which of them runs what.
 //! - `stored`: the form of what the replicated state holds for it.
 //! - `wait`, `verify`: what is asked of a pipeline.
 //!
@@ -13,6 +14,7 @@
 mod approved;
 mod captures;
 mod lakes;
+mod nodes;
 mod paused;
 mod pipelines;
 mod rates;
@@ -30,14 +32,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use downriver_api::admin::v1 as pb;
-use downriver_cluster::{ControlError, Node, ResourcePut};
+use downriver_cluster::{ControlError, Node, ResourcePut, Task, pipeline_task, source_task};
 use downriver_event::Offset;
 use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
 use downriver_log::Log as _;
-use downriver_service::problem::to_pb;
 use downriver_service::spec::{Source, Spec};
-use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName, Verified};
+use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName, Verified, Where};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -49,11 +50,14 @@ use lakes::Lake;
 use pipelines::RunningDelivery;
 use rates::Rates;
 
+pub(super) use lakes::s3_options;
 pub(super) use pipelines::PipelineView;
 pub(super) use stored::check as check_stored;
 
 /// How often what runs is compared with what should run, besides being woken.
 const RECONCILE_EVERY: Duration = Duration::from_secs(1);
+/// How often the leader looks who is alive.
+const ASSIGN_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) struct NodeEngine {
     node: Arc<Node>,
@@ -149,14 +153,56 @@ impl NodeEngine {
         }
     }
 
-    /// Keeps what runs equal to what should run, until it is told to stop; then stops everything.
-    pub(super) async fn reconcile(self: Arc<Self>, stop: CancellationToken) {
+    /// As the leader: keeps every source and pipeline with a node that is alive, until it is told to stop.
+    pub(super) async fn assign(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.node.control_changes();
         while !stop.is_cancelled() {
+            changes.borrow_and_update();
+            if let Err(error) = self.node.assign(&self.tasks()).await {
+                tracing::warn!(error = %error, "nothing can be assigned now");
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(ASSIGN_EVERY) => {}
+            }
+        }
+    }
+
+    /// Everything that some node has to run.
+    fn tasks(&self) -> Vec<Task> {
+        let stored = self.stored().into_iter();
+        let task = |stored: StoredSpec| match stored.kind {
+            pb::Kind::Source => Some(Task {
+                key: source_task(&stored.name),
+                near: None,
+            }),
+            // What is read from the log where it is written needs no network.
+            pb::Kind::Pipeline => Some(Task {
+                key: pipeline_task(&stored.name),
+                near: stored.spec["source"].as_str().map(source_task),
+            }),
+            pb::Kind::Sink | pb::Kind::Unspecified => None,
+        };
+        stored.filter_map(task).collect()
+    }
+
+    /// Whether this node is to run a task.
+    fn runs(&self, task: &str) -> bool {
+        self.node.assigned(task) == Some(self.node.id())
+    }
+
+    /// Keeps what runs equal to what should run here, until it is told to stop; then stops everything.
+    pub(super) async fn reconcile(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.node.control_changes();
+        while !stop.is_cancelled() {
+            changes.borrow_and_update();
             self.reconcile_once().await;
             self.changed.send_modify(|changes| *changes += 1);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.wake.notified() => {}
+                _ = changes.changed() => {}
                 () = tokio::time::sleep(RECONCILE_EVERY) => {}
             }
         }
@@ -182,7 +228,9 @@ impl NodeEngine {
         self.reconcile_captures().await;
         self.reconcile_lakes();
         self.reconcile_deliveries().await;
-        self.forget_orphans().await;
+        if self.node.leads() {
+            self.forget_orphans().await;
+        }
         self.keep_what_is_needed();
         self.measure();
     }
@@ -324,23 +372,16 @@ impl Engine for NodeEngine {
         status
     }
 
+    fn leader(&self) -> Where {
+        self.leader_node()
+    }
+
+    fn owner(&self, kind: pb::Kind, name: &str) -> Where {
+        self.owner_of(kind, name)
+    }
+
     fn nodes(&self) -> Vec<pb::Node> {
-        let problem = self.node.store_problem().map(|reason| {
-            Problem::new(
-                "DR-1100",
-                reason,
-                "make the object store reachable; everything goes on by itself",
-            )
-        });
-        vec![pb::Node {
-            id: self.node.id(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            state: "leader".into(),
-            grpc: self.addresses.grpc.to_string(),
-            http: self.addresses.http.to_string(),
-            store: self.node.objects().url().into(),
-            problem: problem.as_ref().map(to_pb),
-        }]
+        self.known_nodes()
     }
 
     async fn pause(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downriver_api::admin::v1 as pb;
+use downriver_cluster::pipeline_task;
 use downriver_event::Offset;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
@@ -55,7 +56,7 @@ impl NodeEngine {
         let wanted: BTreeMap<String, StoredSpec> = self
             .stored_of(pb::Kind::Pipeline)
             .into_iter()
-            .filter(|(name, _)| self.paused(name) != Paused::All)
+            .filter(|(name, _)| self.runs(&pipeline_task(name)) && self.paused(name) != Paused::All)
             .collect();
         let current = |name: &str, running: &RunningDelivery| {
             let Some(stored) = wanted.get(name) else {

@@ -112,20 +112,22 @@ impl NodeEngine {
         Ok(format!("{stream}.{pipeline}"))
     }
 
-    /// Made at first need; only the reconciler asks, so it is made once.
+    /// Made at first need.
     async fn id_in(&self, key: &str) -> Result<String, ControlError> {
-        if let Some(known) = self.node.record(key) {
-            let id = stored::decode(&known).and_then(|id| match id {
-                Value::String(id) => Ok(id),
-                _ => Err("is no id".into()),
-            });
-            return id.map_err(|reason| ControlError::Invalid(format!("record {key:?} {reason}")));
-        }
-        let made = uuid::Uuid::new_v4().to_string();
-        self.node
-            .put_record(key, Some(stored::encode(&made.clone().into())))
-            .await?;
-        Ok(made)
+        let known = match self.node.record(key) {
+            Some(known) => known,
+            None => {
+                let made = uuid::Uuid::new_v4().to_string();
+                self.node
+                    .record_or_put(key, stored::encode(&made.into()))
+                    .await?
+            }
+        };
+        let id = stored::decode(&known).and_then(|id| match id {
+            Value::String(id) => Ok(id),
+            _ => Err("is no id".into()),
+        });
+        id.map_err(|reason| ControlError::Invalid(format!("record {key:?} {reason}")))
     }
 
     /// Every table of a source that its log knows, under its newest name.

@@ -1,0 +1,292 @@
+//! Members: what a node tells of itself, who of them is alive, and what the leader keeps in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use downriver_api::cluster::v1 as pb;
+use downriver_api::cluster::v1::command::Kind as C;
+use openraft::ChangeMembers;
+use tokio::net::TcpListener;
+
+use crate::assign::{self, Nodes, Task};
+use crate::control::Member;
+use crate::form::{Seeds, VOTERS_MAX};
+use crate::node::{ControlError, Node};
+use crate::peer::PeerTls;
+
+/// A node that has not answered for so long is taken for dead: what it runs is given to others.
+const DEAD_AFTER: Duration = Duration::from_millis(1_500);
+/// For so long a node has to be alive before it is given what runs well elsewhere.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Entries that a node may be behind and become a voter.
+const VOTER_BEHIND_MAX: u64 = 1_000;
+
+/// What makes a node one of a cluster.
+#[derive(Debug)]
+pub struct MemberConfig {
+    /// As people call it.
+    pub name: String,
+    /// Where other nodes are answered.
+    pub listener: TcpListener,
+    /// `host:port` under which others reach the listener; their certificates' authority vouches for the host.
+    pub address: String,
+    /// `None`: neither encrypted nor authenticated, for loopback addresses only.
+    pub tls: Option<PeerTls>,
+    pub seeds: Seeds,
+    pub grpc_address: String,
+    pub http_address: String,
+    pub version: String,
+}
+
+/// A member, as another node sees it.
+#[derive(Clone, Debug)]
+pub struct MemberView {
+    pub member: Member,
+    pub is_leader: bool,
+    pub is_voter: bool,
+    /// `None`: this node does not lead, and does not know.
+    pub is_alive: Option<bool>,
+}
+
+/// Since when this node leads, and since when each node has been alive without a break, as it sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Liveness {
+    leads_since: Option<Instant>,
+    alive_since: BTreeMap<u64, Instant>,
+}
+
+/// Liveness as the leader keeps it.
+pub(crate) type Watched = Mutex<Liveness>;
+
+impl Liveness {
+    /// What a look finds: when each node last answered.
+    fn look(&mut self, now: Instant, heard: &BTreeMap<u64, Option<Instant>>) -> Nodes {
+        let leads_since = *self.leads_since.get_or_insert(now);
+        let mut nodes = Nodes::default();
+        for (node, heard) in heard {
+            // Before it led, others may not have had to answer it.
+            let heard = heard.unwrap_or(leads_since).max(leads_since);
+            if now.duration_since(heard) >= DEAD_AFTER {
+                self.alive_since.remove(node);
+                continue;
+            }
+            let since = *self.alive_since.entry(*node).or_insert(now);
+            nodes.alive.insert(*node);
+            if now.duration_since(since) >= SETTLED_AFTER {
+                nodes.settled.insert(*node);
+            }
+        }
+        nodes
+    }
+
+    fn leads_no_more(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Node {
+    /// Tells the cluster of this node.
+    pub(crate) async fn announce(&self, draining: bool) -> Result<(), ControlError> {
+        let Some(mut member) = self.described() else {
+            return Ok(());
+        };
+        member.draining = draining;
+        let put = pb::PutMember {
+            member: Some(member.to_pb()),
+        };
+        self.propose(C::PutMember(put)).await.map(|_| ())
+    }
+
+    /// A member by its number, also one that was removed.
+    #[must_use]
+    pub fn member(&self, id: u64) -> Option<Member> {
+        self.with_state(|state| state.control.members.get(&id).cloned())
+    }
+
+    /// Members in the order of their names.
+    #[must_use]
+    pub fn members(&self) -> Vec<MemberView> {
+        let metrics = self.raft().metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let alive = self.leads().then(|| self.look_for_life().alive);
+        let mut members: Vec<MemberView> = self.with_state(|state| {
+            let members = state.control.members.values();
+            members
+                .filter(|member| !member.removed)
+                .map(|member| MemberView {
+                    is_leader: metrics.current_leader == Some(member.id),
+                    is_voter: voters.contains(&member.id),
+                    is_alive: alive.as_ref().map(|alive| alive.contains(&member.id)),
+                    member: member.clone(),
+                })
+                .collect()
+        });
+        members.sort_by(|one, other| one.member.name.cmp(&other.member.name));
+        members
+    }
+
+    /// Who runs a task; `None`: nobody was given it.
+    #[must_use]
+    pub fn assigned(&self, task: &str) -> Option<u64> {
+        self.with_state(|state| state.control.assignments.get(task).copied())
+    }
+
+    /// What a node was given to run.
+    #[must_use]
+    pub fn tasks_of(&self, id: u64) -> Vec<String> {
+        self.with_state(|state| {
+            let assigned = state.control.assignments.iter();
+            let of_node = assigned.filter(|(_, owner)| **owner == id);
+            of_node.map(|(task, _)| task.clone()).collect()
+        })
+    }
+
+    /// The node that leads, as far as this one knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<u64> {
+        self.raft().metrics().borrow().current_leader
+    }
+
+    /// As the leader: gives these tasks to nodes, and takes all others away. Of another node nothing is done.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn assign(&self, tasks: &[Task]) -> Result<(), ControlError> {
+        if !self.leads() {
+            let mut watched = self.watched().lock().expect("no holder panics");
+            watched.leads_no_more();
+            return Ok(());
+        }
+        let mut nodes = self.look_for_life();
+        let moves = self.with_state(|state| {
+            let draining = |id: &u64| {
+                let member = state.control.members.get(id);
+                member.is_some_and(|member| member.draining || member.removed)
+            };
+            nodes.alive.retain(|id| !draining(id));
+            nodes.settled.retain(|id| !draining(id));
+            assign::plan(tasks, &nodes, &state.control.assignments)
+        });
+        if moves.is_empty() {
+            return Ok(());
+        }
+        for step in &moves {
+            tracing::info!(
+                task = step.task,
+                from = step.from,
+                to = step.to,
+                "is assigned"
+            );
+        }
+        match self.propose(C::Assign(pb::Assign { moves })).await {
+            // Another leader was faster: it is planned anew.
+            Ok(_) | Err(ControlError::Conflict(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn look_for_life(&self) -> Nodes {
+        let metrics = self.raft().metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let now = Instant::now();
+        let heard = membership.nodes().map(|(id, _)| {
+            let heard = match *id == self.id() {
+                true => Some(now),
+                false => self.peers().heard(*id),
+            };
+            (*id, heard)
+        });
+        let mut watched = self.watched().lock().expect("no holder panics");
+        watched.look(now, &heard.collect())
+    }
+}
+
+/// The leader's work: nodes that were let in become voters, as many as are of use.
+pub(crate) async fn run(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if node.leads()
+            && let Err(reason) = promote(&node).await
+        {
+            tracing::warn!(reason, "a node that was let in cannot become a voter now");
+        }
+    }
+}
+
+async fn promote(node: &Node) -> Result<(), String> {
+    let metrics = node.raft().metrics().borrow().clone();
+    let membership = metrics.membership_config.membership();
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    let alive = node.look_for_life().alive;
+    let last = metrics.last_log_index.unwrap_or_default();
+    let replication = metrics.replication.unwrap_or_default();
+    let is_close = |id: &u64| {
+        let matched = replication.get(id).and_then(|matched| *matched);
+        matched.is_some_and(|matched| matched.index + VOTER_BEHIND_MAX >= last)
+    };
+    let learners = membership.learner_ids();
+    let ready: Vec<u64> = learners
+        .filter(|id| alive.contains(id) && is_close(id))
+        .collect();
+    let count = voters_to_add(voters.len(), ready.len());
+    if count == 0 {
+        return Ok(());
+    }
+    let added: BTreeSet<u64> = ready.into_iter().take(count).collect();
+    tracing::info!(nodes = ?added, "become voters");
+    let change = ChangeMembers::AddVoterIds(added);
+    let changed = node.raft().change_membership(change, true).await;
+    changed.map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// An even number of voters outlasts no more failures than the odd one below it.
+fn voters_to_add(voters: usize, ready: usize) -> usize {
+    let most = (voters + ready).min(VOTERS_MAX);
+    let odd = most - (most + 1) % 2;
+    odd.saturating_sub(voters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn voters_grow_to_odd_numbers_and_no_further_than_is_of_use() {
+        let cases = [
+            ((1, 1), 0),
+            ((1, 2), 2),
+            ((2, 1), 1),
+            ((3, 1), 0),
+            ((3, 2), 2),
+            ((4, 1), 1),
+            ((5, 3), 0),
+            ((3, 0), 0),
+        ];
+        for ((voters, ready), added) in cases {
+            assert_eq!(voters_to_add(voters, ready), added, "{voters} and {ready}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_dead_when_it_does_not_answer_and_settled_when_it_has_for_long() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut liveness = Liveness::default();
+        let mut look = |now, one: Option<Instant>| {
+            let nodes = liveness.look(now, &BTreeMap::from([(1, one)]));
+            (nodes.alive.contains(&1), nodes.settled.contains(&1))
+        };
+        // Nothing is known of it, and it has had no time to answer.
+        assert_eq!(look(at(0), None), (true, false));
+        assert_eq!(look(at(1_499), None), (true, false));
+        assert_eq!(look(at(1_500), None), (false, false));
+        assert_eq!(look(at(2_000), Some(at(1_990))), (true, false));
+        assert_eq!(look(at(6_999), Some(at(6_990))), (true, false));
+        assert_eq!(look(at(7_000), Some(at(6_990))), (true, true));
+        assert_eq!(look(at(9_000), Some(at(6_990))), (false, false));
+        assert_eq!(look(at(9_100), Some(at(9_090))), (true, false));
+    }
+}

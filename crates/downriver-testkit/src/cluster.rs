@@ -1,0 +1,123 @@
+//! Several nodes as processes, over one object store.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::certificates::{Authority, ServerCertificate};
+use crate::port::Port;
+use crate::seaweed::{self, Seaweed};
+use crate::{Daemon, host};
+
+/// How long a cluster may take to agree on something.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Nodes n1, n2, ... with one authority's certificate for each other.
+pub struct Cluster {
+    pub nodes: Vec<Daemon>,
+    ports: Vec<Port>,
+    certificate: ServerCertificate,
+    authority: Authority,
+    folder: PathBuf,
+    endpoint: String,
+}
+
+impl Cluster {
+    /// As many nodes, started and with a leader; segments go to the bucket's folder `log`.
+    pub async fn start(folder: &Path, store: &Seaweed, count: usize) -> Result<Self> {
+        let authority = Authority::new(&folder.join("authority"), "nodes")?;
+        let certificate = authority.issue("localhost")?;
+        let ports = (0..count).map(|_| Port::reserve()).collect::<Result<_>>()?;
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            ports,
+            certificate,
+            authority,
+            folder: folder.to_path_buf(),
+            endpoint: store.s3_endpoint(),
+        };
+        for index in 0..count {
+            let mut node = cluster.node(index)?;
+            node.launch()?;
+            cluster.nodes.push(node);
+        }
+        for node in &mut cluster.nodes {
+            node.until_ready(PATIENCE).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// A node of this cluster, which is not running yet.
+    fn node(&self, index: usize) -> Result<Daemon> {
+        let folder = self.folder.join(format!("n{}", index + 1));
+        fs::create_dir_all(&folder)?;
+        let address = |port: &Port| format!("\"localhost:{}\"", port.number());
+        let nodes: Vec<String> = self.ports.iter().map(address).collect();
+        let config = format!(
+            "name = \"n{}\"\ndata = {:?}\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\
+             [store]\nurl = \"s3://{}/log\"\ns3 = {{ endpoint = {:?}, path_style = true }}\n\
+             [cluster]\nlisten = \"127.0.0.1:{}\"\naddress = {}\nnodes = [{}]\n\
+             [cluster.tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n",
+            index + 1,
+            folder.join("data"),
+            seaweed::BUCKET,
+            self.endpoint,
+            self.ports[index].number(),
+            address(&self.ports[index]),
+            nodes.join(", "),
+            self.authority.file(),
+            self.certificate.certificate,
+            self.certificate.key,
+        );
+        let file = folder.join("node.toml");
+        fs::write(&file, config)?;
+        Daemon::of_cluster(&folder, file)
+    }
+
+    /// The nodes as one of them lists them.
+    pub async fn listed(&self, by: usize) -> Result<Vec<Value>> {
+        let nodes = self.nodes[by].json(&["get", "nodes", "-o", "json"]).await?;
+        Ok(nodes.as_array().context("a list of nodes")?.clone())
+    }
+
+    /// Which node leads, by its index.
+    pub async fn leader(&self, asked: usize) -> Result<usize> {
+        let mut leader = None;
+        host::until("a leader", PATIENCE, async || {
+            let listed = self.listed(asked).await?;
+            let found = listed.iter().find(|node| node["state"] == "leader");
+            leader = found.and_then(|node| index_of(&node["name"]));
+            Ok(leader.is_some())
+        })
+        .await?;
+        leader.context("there is one")
+    }
+
+    /// Which node runs a task, such as "source/shop", by its index.
+    pub async fn owner(&self, asked: usize, task: &str) -> Result<usize> {
+        let mut owner = None;
+        host::until("an owner", PATIENCE, async || {
+            let listed = self.listed(asked).await?;
+            let runs = |node: &&Value| {
+                let runs = node["runs"].as_array();
+                node["state"] != "unreachable"
+                    && runs.is_some_and(|runs| runs.iter().any(|run| run == task))
+            };
+            owner = listed
+                .iter()
+                .find(runs)
+                .and_then(|node| index_of(&node["name"]));
+            Ok(owner.is_some())
+        })
+        .await?;
+        owner.context("there is one")
+    }
+}
+
+fn index_of(name: &Value) -> Option<usize> {
+    let number: usize = name.as_str()?.strip_prefix('n')?.parse().ok()?;
+    number.checked_sub(1)
+}

@@ -1,0 +1,109 @@
+//! The nodes of the cluster: who they are, and which of them runs what.
+
+use downriver_api::admin::v1 as pb;
+use downriver_cluster::{MemberView, pipeline_task, source_task};
+use downriver_event::problem::Problem;
+use downriver_log::Log as _;
+use downriver_service::problem::to_pb;
+use downriver_service::{Peer, Where};
+
+use super::NodeEngine;
+
+impl NodeEngine {
+    pub(super) fn leader_node(&self) -> Where {
+        if self.node.leads() {
+            return Where::Here;
+        }
+        match self.node.leader() {
+            Some(leader) => self.place_of(leader),
+            None => Where::Nowhere(Problem::new(
+                "DR-1105",
+                "the cluster has no leader now",
+                "most of its voters must be up and reach each other: see downriver get nodes",
+            )),
+        }
+    }
+
+    /// What nobody was given yet, and what runs nowhere, is answered here.
+    pub(super) fn owner_of(&self, kind: pb::Kind, name: &str) -> Where {
+        let owner = match kind {
+            pb::Kind::Source => self.node.assigned(&source_task(name)),
+            pb::Kind::Pipeline => self.node.assigned(&pipeline_task(name)),
+            pb::Kind::Sink | pb::Kind::Unspecified => None,
+        };
+        match owner {
+            Some(owner) if owner != self.node.id() => self.place_of(owner),
+            _ => Where::Here,
+        }
+    }
+
+    fn place_of(&self, id: u64) -> Where {
+        match self.node.channel_to(id) {
+            Ok(channel) => Where::There(Peer {
+                id,
+                name: self.node.member(id).map(|m| m.name).unwrap_or_default(),
+                channel,
+            }),
+            Err(error) => Where::Nowhere(Problem::new(
+                "DR-1109",
+                error.to_string(),
+                "wait until the node is back, or what it runs is with another",
+            )),
+        }
+    }
+
+    pub(super) fn known_nodes(&self) -> Vec<pb::Node> {
+        let problem = self.node.store_problem().map(|reason| {
+            Problem::new(
+                "DR-1100",
+                reason,
+                "make the object store reachable; everything goes on by itself",
+            )
+        });
+        let mut here = pb::Node {
+            id: self.node.id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            state: "leader".into(),
+            grpc: self.addresses.grpc.to_string(),
+            http: self.addresses.http.to_string(),
+            store: self.node.objects().url().into(),
+            problem: problem.as_ref().map(to_pb),
+            ..pb::Node::default()
+        };
+        let members = self.node.members();
+        if members.is_empty() {
+            here.runs = self.node.tasks_of(here.id);
+            return vec![here];
+        }
+        let node = |view: MemberView| {
+            let is_here = view.member.id == here.id;
+            pb::Node {
+                id: view.member.id,
+                state: state(&view).into(),
+                runs: self.node.tasks_of(view.member.id),
+                name: view.member.name,
+                version: view.member.version,
+                grpc: view.member.grpc_address,
+                http: view.member.http_address,
+                peer: view.member.peer_address,
+                store: here.store.clone(),
+                problem: here.problem.clone().filter(|_| is_here),
+            }
+        };
+        members.into_iter().map(node).collect()
+    }
+}
+
+fn state(view: &MemberView) -> &'static str {
+    if view.is_alive == Some(false) {
+        "unreachable"
+    } else if view.is_leader {
+        "leader"
+    } else if view.member.draining {
+        "draining"
+    } else if view.is_voter {
+        "voter"
+    } else {
+        "learner"
+    }
+}

@@ -1,0 +1,67 @@
+//! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use downriver_testkit::readers::{self, Lake};
+use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+
+/// How long the slowest machine of ours may take to catch up.
+pub const CATCH_UP: Duration = Duration::from_secs(120);
+
+/// Everything of one test under one folder. Fields are dropped in this order: the nodes first.
+pub struct ClusteredShop {
+    pub cluster: Cluster,
+    pub postgres: Postgres,
+    pub store: Seaweed,
+    pub folder: tempfile::TempDir,
+}
+
+impl ClusteredShop {
+    /// Three nodes that know nothing yet, beside the shop's tables.
+    pub async fn open(scale: u32) -> Result<Self> {
+        let postgres = Postgres::start().await?;
+        shop::create(&postgres).await?;
+        shop::fill(&postgres, scale).await?;
+        let store = Seaweed::start().await?;
+        let folder = tempfile::Builder::new()
+            .prefix("downriver-fault-")
+            .tempdir()?;
+        let cluster = Cluster::start(folder.path(), &store, 3).await?;
+        Ok(Self {
+            cluster,
+            postgres,
+            store,
+            folder,
+        })
+    }
+
+    /// Captures all tables of `public` and delivers them to a lake in the bucket; asked of one of the nodes.
+    pub async fn deliver(&self, asked: usize) -> Result<()> {
+        let yaml = [
+            resources::source(&self.postgres, &["public.*"], &[]),
+            resources::sink_in_bucket(&self.store.s3_endpoint()),
+            resources::pipeline("1s"),
+        ];
+        self.cluster.nodes[asked].apply(&yaml.concat()).await
+    }
+
+    /// The log's next offset, as one of the nodes knows it.
+    pub async fn tail(&self, asked: usize) -> Result<u64> {
+        let source = self.cluster.nodes[asked]
+            .describe("source", resources::SOURCE)
+            .await?;
+        source["next_offset"].as_u64().context("the next offset")
+    }
+
+    /// Waits until all is delivered, and compares the lake with the source; asked of one of the nodes.
+    pub async fn ensure_equal(&self, asked: usize) -> Result<()> {
+        let node = &self.cluster.nodes[asked];
+        node.wait(CATCH_UP).await?;
+        let lake = Lake::builtin_on(node, &self.store)?;
+        readers::ensure_equal(&self.postgres, &lake, &shop::TABLES)
+            .await
+            .context("the lake")?;
+        Ok(())
+    }
+}
