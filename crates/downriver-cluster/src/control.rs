@@ -48,7 +48,15 @@ pub(crate) struct Control {
     /// By number.
     pub(crate) members: BTreeMap<u64, Member>,
     /// Who runs a task.
-    pub(crate) assignments: BTreeMap<String, u64>,
+    pub(crate) assignments: BTreeMap<String, Assignment>,
+}
+
+/// Who runs a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    pub node: u64,
+    /// Which of all assignments it is: grows with each.
+    pub since: u64,
 }
 
 /// A node, as it described itself when it started.
@@ -248,13 +256,10 @@ impl Control {
         }
     }
 
-    pub(crate) fn assign(&mut self, command: pb::Assign) -> Result<(), Refused> {
+    pub(crate) fn assign(&mut self, command: pb::Assign, since: u64) -> Result<(), Refused> {
         for step in &command.moves {
-            let owner = self
-                .assignments
-                .get(&step.task)
-                .copied()
-                .unwrap_or_default();
+            let owner = self.assignments.get(&step.task);
+            let owner = owner.map_or(0, |owner| owner.node);
             if owner != step.from {
                 return Err(Refused::Conflict(format!(
                     "{:?} is node {owner}'s, not {}'s",
@@ -266,7 +271,9 @@ impl Control {
             if step.to == 0 {
                 self.assignments.remove(&step.task);
             } else {
-                self.assignments.insert(step.task, step.to);
+                let node = step.to;
+                let assignment = Assignment { node, since };
+                self.assignments.insert(step.task, assignment);
             }
         }
         Ok(())
@@ -275,9 +282,9 @@ impl Control {
     /// A task that nobody was given is open to all.
     pub(crate) fn check_assigned(&self, task: &str, node: u64) -> Result<(), Refused> {
         match self.assignments.get(task) {
-            Some(owner) if *owner != node => Err(Refused::Conflict(format!(
-                "{task:?} is node {owner}'s, not {node}'s"
-            ))),
+            Some(Assignment { node: owner, .. }) if *owner != node => Err(Refused::Conflict(
+                format!("{task:?} is node {owner}'s, not {node}'s"),
+            )),
             _ => Ok(()),
         }
     }

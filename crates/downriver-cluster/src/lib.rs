@@ -27,7 +27,7 @@ mod tidy;
 mod wire;
 
 pub use assign::Task;
-pub use control::{Member, ResourcePut, SinkTableState, StoredResource};
+pub use control::{Assignment, Member, ResourcePut, SinkTableState, StoredResource};
 pub use downriver_api::cluster::v1::PointerSwap;
 pub use form::Seeds;
 pub use members::{MemberConfig, MemberView};

@@ -10,7 +10,7 @@ use openraft::ChangeMembers;
 use tokio::net::TcpListener;
 
 use crate::assign::{self, Nodes, Task};
-use crate::control::Member;
+use crate::control::{Assignment, Member};
 use crate::form::{Seeds, VOTERS_MAX};
 use crate::node::{ControlError, Node};
 use crate::peer::PeerTls;
@@ -61,13 +61,22 @@ pub(crate) struct Liveness {
 pub(crate) type Watched = Mutex<Liveness>;
 
 impl Liveness {
-    /// What a look finds: when each node last answered.
-    fn look(&mut self, now: Instant, heard: &BTreeMap<u64, Option<Instant>>) -> Nodes {
+    /// What a look finds: when each node last answered, or as the leader before this one was last heard of.
+    fn look(
+        &mut self,
+        now: Instant,
+        heard: &BTreeMap<u64, Option<Instant>>,
+        former_leader: Option<(u64, Instant)>,
+    ) -> Nodes {
         let leads_since = *self.leads_since.get_or_insert(now);
         let mut nodes = Nodes::default();
         for (node, heard) in heard {
-            // Before it led, others may not have had to answer it.
-            let heard = heard.unwrap_or(leads_since).max(leads_since);
+            let heard = match former_leader {
+                // Its silence made this node the leader.
+                Some((leader, led)) if leader == *node => heard.unwrap_or(led).max(led),
+                // Before this node led, others may not have had to answer it.
+                _ => heard.unwrap_or(leads_since).max(leads_since),
+            };
             if now.duration_since(heard) >= DEAD_AFTER {
                 self.alive_since.remove(node);
                 continue;
@@ -130,7 +139,7 @@ impl Node {
 
     /// Who runs a task; `None`: nobody was given it.
     #[must_use]
-    pub fn assigned(&self, task: &str) -> Option<u64> {
+    pub fn assigned(&self, task: &str) -> Option<Assignment> {
         self.with_state(|state| state.control.assignments.get(task).copied())
     }
 
@@ -139,7 +148,7 @@ impl Node {
     pub fn tasks_of(&self, id: u64) -> Vec<String> {
         self.with_state(|state| {
             let assigned = state.control.assignments.iter();
-            let of_node = assigned.filter(|(_, owner)| **owner == id);
+            let of_node = assigned.filter(|(_, owner)| owner.node == id);
             of_node.map(|(task, _)| task.clone()).collect()
         })
     }
@@ -168,7 +177,9 @@ impl Node {
             };
             nodes.alive.retain(|id| !draining(id));
             nodes.settled.retain(|id| !draining(id));
-            assign::plan(tasks, &nodes, &state.control.assignments)
+            let assigned = state.control.assignments.iter();
+            let assigned = assigned.map(|(task, owner)| (task.clone(), owner.node));
+            assign::plan(tasks, &nodes, &assigned.collect())
         });
         if moves.is_empty() {
             return Ok(());
@@ -200,7 +211,7 @@ impl Node {
             (*id, heard)
         });
         let mut watched = self.watched().lock().expect("no holder panics");
-        watched.look(now, &heard.collect())
+        watched.look(now, &heard.collect(), self.peers().led())
     }
 }
 
@@ -271,12 +282,21 @@ mod tests {
     }
 
     #[test]
+    fn of_the_leader_before_it_is_known_since_when_it_was_silent() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(2);
+        let heard = BTreeMap::from([(1, None), (2, None)]);
+        let nodes = Liveness::default().look(now, &heard, Some((1, start)));
+        assert_eq!(nodes.alive, BTreeSet::from([2]));
+    }
+
+    #[test]
     fn a_node_is_dead_when_it_does_not_answer_and_settled_when_it_has_for_long() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut liveness = Liveness::default();
         let mut look = |now, one: Option<Instant>| {
-            let nodes = liveness.look(now, &BTreeMap::from([(1, one)]));
+            let nodes = liveness.look(now, &BTreeMap::from([(1, one)]), None);
             (nodes.alive.contains(&1), nodes.settled.contains(&1))
         };
         // Nothing is known of it, and it has had no time to answer.

@@ -40,6 +40,8 @@ const LEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long the leader may take to say up to where a read has to see.
 const READ_INDEX_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long an append is proposed again while it is not decided.
+const APPEND_WITHIN: Duration = Duration::from_secs(10);
 /// A follower that hears nothing for this long, and then for as long again at most as the second, asks to lead. Others
 /// do not listen to it while they hear a leader.
 const HEARTBEAT_MS: u64 = 150;
@@ -856,7 +858,49 @@ impl Node {
     }
 }
 
+/// An append, and where it ends.
+fn append_of(command: &C) -> Option<(&pb::AppendBlocks, u64)> {
+    let append = match command {
+        C::AppendBlocks(append) => append,
+        C::MoveSource(moved) => moved.append.as_ref()?,
+        _ => return None,
+    };
+    let events: u64 = append.blocks.iter().map(|block| block.events).sum();
+    Some((append, append.base_offset + events))
+}
+
 impl Node {
+    /// Proposes an append until it is decided: over a change of leaders. It can be proposed again where its outcome is not
+    /// known, since it fits the stream only once; an owner has one under way at a time, so that one that no longer fits a
+    /// stream which ends where it would end has landed.
+    async fn append_decided(&self, command: C) -> Result<R, ControlError> {
+        let give_up = tokio::time::Instant::now() + APPEND_WITHIN;
+        let mut is_first = true;
+        loop {
+            match self.propose(command.clone()).await {
+                Ok(R::Rejected(rejected)) if !is_first => {
+                    let landed = append_of(&command).is_some_and(|(append, end)| {
+                        rejected.epoch == append.epoch
+                            && rejected.next_offset == end
+                            && rejected.position == append.position_after
+                    });
+                    return Ok(match landed {
+                        true => R::Appended(pb::AppendDone { next_offset: rejected.next_offset }),
+                        false => R::Rejected(rejected),
+                    });
+                }
+                Err(ControlError::Unavailable(reason))
+                    if tokio::time::Instant::now() < give_up && self.fatal.borrow().is_none() =>
+                {
+                    tracing::debug!(reason, "an append is proposed again");
+                    is_first = false;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                decided => return decided,
+            }
+        }
+    }
+
     fn read_plan(
         &self,
         stream: &str,
@@ -957,11 +1001,8 @@ impl Log for Node {
                 anew,
             }),
         };
-        match self
-            .propose(command)
-            .await
-            .map_err(|error| log_error(&stream, error))?
-        {
+        let reply = self.append_decided(command).await;
+        match reply.map_err(|error| log_error(&stream, error))? {
             R::Appended(done) => Ok(Appended {
                 next: Offset(done.next_offset),
             }),

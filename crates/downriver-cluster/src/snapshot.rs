@@ -20,7 +20,7 @@ use downriver_log::{ChunkState, ObjectRef};
 use openraft::{BasicNode, SnapshotMeta};
 use prost::Message as _;
 
-use crate::control::{Member, SinkTableState, StoredResource};
+use crate::control::{Assignment, Member, SinkTableState, StoredResource};
 use crate::state::Replicated;
 
 /// 1 had neither manifests, garbage nor dropped streams, 2 neither members nor assignments.
@@ -130,11 +130,11 @@ pub(crate) fn write(
     for member in control.members.values() {
         out.item(Kind::Member(member.to_pb()))?;
     }
-    for (task, node) in &control.assignments {
-        out.item(Kind::Assignment(pb::Move {
+    for (task, assignment) in &control.assignments {
+        out.item(Kind::Assignment(pb::Assignment {
             task: task.clone(),
-            from: 0,
-            to: *node,
+            node_id: assignment.node,
+            since: assignment.since,
         }))?;
     }
     for (name, incarnation) in &replicated.journal.dropped {
@@ -318,7 +318,11 @@ fn read_control(restored: &mut Replicated, kind: Kind) {
             control.members.insert(member.id, member);
         }
         Kind::Assignment(item) => {
-            control.assignments.insert(item.task, item.to);
+            let assignment = Assignment {
+                node: item.node_id,
+                since: item.since,
+            };
+            control.assignments.insert(item.task, assignment);
         }
         Kind::Header(_) | Kind::Stream(_) | Kind::Unsealed(_) | Kind::DroppedStream(_) => {}
     }

@@ -170,7 +170,7 @@ impl Replicated {
                 self.control.drop_member(&dropped);
                 R::Done(pb::Done {})
             }
-            C::Assign(assign) => done(self.control.assign(assign)),
+            C::Assign(assign) => done(self.control.assign(assign, raft_index)),
         }
     }
 

@@ -83,6 +83,8 @@ struct Shared {
     /// By address, and the name that vouches for it.
     channels: Mutex<HashMap<(String, Option<String>), Channel>>,
     heard: Mutex<BTreeMap<u64, Instant>>,
+    /// Who last led this node, and when it was last heard of.
+    led: Mutex<Option<(u64, Instant)>>,
 }
 
 impl Peers {
@@ -94,6 +96,7 @@ impl Peers {
                 cluster_id: Mutex::default(),
                 channels: Mutex::default(),
                 heard: Mutex::default(),
+                led: Mutex::default(),
             }),
         }
     }
@@ -173,6 +176,15 @@ impl Peers {
     fn hears(&self, node: u64) {
         let mut heard = self.shared.heard.lock().expect("no holder panics");
         heard.insert(node, Instant::now());
+    }
+
+    fn is_led_by(&self, node: u64) {
+        let mut led = self.shared.led.lock().expect("no holder panics");
+        *led = Some((node, Instant::now()));
+    }
+
+    pub(crate) fn led(&self) -> Option<(u64, Instant)> {
+        *self.shared.led.lock().expect("no holder panics")
     }
 
     /// When a node last answered this one.

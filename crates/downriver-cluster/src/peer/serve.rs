@@ -146,10 +146,14 @@ impl PeerService for Answers {
                 .collect::<Result<_, _>>()
                 .map_err(Status::failed_precondition)?,
         };
+        let from = request.vote.leader_id.node_id;
         let answer = self.node.raft().append_entries(request).await;
         use appended::Result as R;
         let result = match answer.map_err(|error| fatal(&error))? {
-            AppendEntriesResponse::Success => R::Success(appended::Success::default()),
+            AppendEntriesResponse::Success => {
+                self.node.peers().is_led_by(from);
+                R::Success(appended::Success::default())
+            }
             AppendEntriesResponse::PartialSuccess(last) => R::Success(appended::Success {
                 partial: last.as_ref().map(log_id_to_pb),
                 is_partial: true,

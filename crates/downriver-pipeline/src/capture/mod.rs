@@ -33,10 +33,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::problem::Problem;
 use downriver_event::{Epoch, TableId};
-use downriver_log::{AppendError, ChunkState, Log, LogError, StoreError};
+use downriver_log::{AppendError, ChunkState, Log, LogError, StoreError, StreamState};
 use downriver_source::SourceError;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -191,8 +192,6 @@ enum Act {
     Repair(Problem),
     /// Give the slot up first.
     GiveUp,
-    /// Somebody else owns the stream.
-    Leave,
 }
 
 /// Runs until it is told to stop, or a problem stops it. Stopping loses nothing: what was not appended
@@ -315,12 +314,19 @@ async fn keep_capturing(
                 give_up(config, log, status, control, &mut repairs).await;
                 continue;
             }
-            Act::Leave => {
-                tracing::warn!(source = config.name, error = %error, "capture left to another owner");
-                return std::future::pending().await;
-            }
         }
         backoff.wait().await;
+    }
+}
+
+/// Opens a stream that has begun, before anything is done at its source: whoever owned it until now can neither append to
+/// it any more nor come here, and its position stands still. `None`: it has not begun.
+async fn claim(log: &Arc<dyn Log>, source: &str) -> Result<Option<StreamState>, LogError> {
+    match log.state(source) {
+        Some(state) if state.position.is_some() => {
+            log.open(source, None, Bytes::new()).await.map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
@@ -332,6 +338,10 @@ async fn give_up(
     control: &CaptureControl,
     repairs: &mut Repairs,
 ) {
+    if let Err(error) = claim(log, &config.name).await {
+        tracing::warn!(source = config.name, error = %error, "nothing is given up now");
+        return;
+    }
     match &config.database {
         Database::Postgres(source) => {
             let hole = postgres::repair::give_up(&config.name, source, log, status).await;
@@ -346,7 +356,7 @@ async fn give_up(
 fn problem_of(error: &CaptureError) -> Problem {
     match act_on(error) {
         Act::Retry(problem) | Act::Stop(problem) | Act::Repair(problem) => problem,
-        Act::Again | Act::GiveUp | Act::Leave => Problem::new(
+        Act::Again | Act::GiveUp => Problem::new(
             "DR-1102",
             error.to_string(),
             "nothing: the capture starts again by itself",
@@ -362,7 +372,6 @@ fn act_on(error: &CaptureError) -> Act {
             (false, problem) => Act::Stop(problem),
         },
         CaptureError::OverBudget => Act::GiveUp,
-        CaptureError::Fenced(_) => Act::Leave,
         CaptureError::Reread(_)
         | CaptureError::NewTable(_)
         | CaptureError::Mended(_)
@@ -371,13 +380,15 @@ fn act_on(error: &CaptureError) -> Act {
         | CaptureError::Drifted(_)
         | CaptureError::Identified
         | CaptureError::Promoted => Act::Again,
-        CaptureError::Behind(_) | CaptureError::SchemaMoved(_) | CaptureError::Uncertain(_) => {
-            Act::Retry(Problem::new(
-                "DR-1102",
-                error.to_string(),
-                "nothing: the capture starts again by itself",
-            ))
-        }
+        // Whoever is not to run it any more is told so when it opens the stream again.
+        CaptureError::Fenced(_)
+        | CaptureError::Behind(_)
+        | CaptureError::SchemaMoved(_)
+        | CaptureError::Uncertain(_) => Act::Retry(Problem::new(
+            "DR-1102",
+            error.to_string(),
+            "nothing: the capture starts again by itself",
+        )),
         CaptureError::Log(_) | CaptureError::Store(_) => Act::Retry(Problem::new(
             "DR-1100",
             chain(error),

@@ -15,7 +15,7 @@ use super::outbox::{Outbox, Tip};
 use super::progress::{Standing, wanted};
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Requested, needs_whole};
-use super::{CaptureConfig, CaptureError, Database, chain, mysql, postgres, problem_of, snapshot};
+use super::{CaptureConfig, CaptureError, Database, chain, claim, mysql, postgres, problem_of, snapshot};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 
@@ -127,28 +127,23 @@ async fn repair(
     log: &Arc<dyn Log>,
     code: &str,
 ) -> Result<Requested, CaptureError> {
+    let claimed = claim(log, &config.name).await?;
+    let (name, known) = (&config.name, claimed.as_ref());
     let anew = match &config.database {
-        Database::Postgres(source) => {
-            postgres::repair::begin_anew(&config.name, source, log).await?
-        }
-        Database::Mysql(source) => mysql::repair::begin_anew(&config.name, source, log).await?,
+        Database::Postgres(source) => postgres::repair::begin_anew(name, source, known).await?,
+        Database::Mysql(source) => mysql::repair::begin_anew(name, source, known).await?,
     };
-    let is_known = log
-        .state(&config.name)
-        .is_some_and(|state| state.position.is_some());
     let Anew {
         position: start,
         identity,
         tables,
         debts,
     } = anew;
-    let state = log
-        .open(&config.name, Some(start.clone()), identity.clone())
-        .await?;
-    if !is_known {
+    let Some(state) = claimed else {
         // There was a slot to take up, and it was of no use: the first snapshot is still to come.
+        log.open(&config.name, Some(start), identity).await?;
         return Ok(Requested::new());
-    }
+    };
     let tip = Tip::of(&config.name, &state);
     let mut outbox = Outbox::new(Arc::clone(log), config.spill.clone(), tip);
     let mut registry = Registry::new(&state);

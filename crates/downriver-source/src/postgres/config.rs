@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use downriver_event::pattern;
 
+use super::sql::APPLICATION;
 use crate::rules::ColumnRules;
 use crate::transport::{SslMode, Tls};
 use crate::url::{InvalidUrl, host_and_port, ssl_mode, unescape};
@@ -50,6 +51,9 @@ pub struct PostgresConfig {
     pub publication: String,
     /// Whether the slot that is made follows a failover, from version 17 on.
     pub failover: bool,
+    /// How the session of replication names itself to the server. One that reads the slot under this name is of whoever
+    /// captured the same source before, and is ended.
+    pub session: String,
 }
 
 impl std::fmt::Debug for PostgresConfig {
@@ -141,6 +145,7 @@ impl PostgresConfig {
             slot: String::new(),
             publication: String::new(),
             failover: true,
+            session: APPLICATION.into(),
         })
     }
 

@@ -9,7 +9,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::config::PostgresConfig;
-use super::sql::{APPLICATION, PINNED, UNLIMITED};
+use super::sql::{PINNED, UNLIMITED};
 use super::transport;
 use crate::error::{PUBLICATION_GONE, SourceError, from_server};
 use crate::transport::Stream;
@@ -43,7 +43,7 @@ impl Session {
             ("user", config.user.as_str()),
             ("database", config.database.as_str()),
             ("replication", "database"),
-            ("application_name", APPLICATION),
+            ("application_name", config.session.as_str()),
         ];
         parameters.extend(PINNED);
         parameters.extend(UNLIMITED);

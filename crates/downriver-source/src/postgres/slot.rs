@@ -332,6 +332,8 @@ struct Holder {
     pid: i32,
     /// A session of ours, of this process or another.
     is_ours: bool,
+    /// Of whoever captured the same source before.
+    is_former: bool,
     name: String,
     /// How long it has not been heard of.
     silent: Option<Duration>,
@@ -343,21 +345,23 @@ async fn holder(
     config: &PostgresConfig,
 ) -> Result<Option<Option<Holder>>, SourceError> {
     let query = "
-        select s.active_pid, a.application_name = $2 and a.usename = current_user,
+        select s.active_pid, split_part(a.application_name, ' ', 1) = $2 and a.usename = current_user,
                coalesce(a.application_name, '') || coalesce(' from ' || host(a.client_addr), ''),
-               extract(epoch from clock_timestamp() - coalesce(r.reply_time, r.backend_start))::float8
+               extract(epoch from clock_timestamp() - coalesce(r.reply_time, r.backend_start))::float8,
+               a.application_name = $3 and a.usename = current_user
           from pg_replication_slots s
                left join pg_stat_activity a on a.pid = s.active_pid
                left join pg_stat_replication r on r.pid = s.active_pid
          where s.slot_name = $1";
     let row = catalog
         .client()
-        .query_opt(query, &[&config.slot, &APPLICATION])
+        .query_opt(query, &[&config.slot, &APPLICATION, &config.session])
         .await?;
     Ok(row.map(|row| {
         Some(Holder {
             pid: row.get::<_, Option<i32>>(0)?,
             is_ours: row.get::<_, Option<bool>>(1) == Some(true),
+            is_former: row.get::<_, Option<bool>>(4) == Some(true) && config.session != APPLICATION,
             name: row.get::<_, Option<String>>(2).unwrap_or_default(),
             silent: row
                 .get::<_, Option<f64>>(3)
@@ -378,8 +382,8 @@ fn in_use(config: &PostgresConfig, holder: &Holder) -> SourceError {
     )
 }
 
-/// Returns when nobody reads the slot. The session that an earlier process of ours left behind, and that is silent, is
-/// ended; anybody else's is not.
+/// Returns when nobody reads the slot. The session of whoever captured the source before is ended, and one of ours that
+/// was left behind and is silent; anybody else's is not.
 pub(super) async fn take_over(
     catalog: &Catalog,
     config: &PostgresConfig,
@@ -390,8 +394,8 @@ pub(super) async fn take_over(
             return Ok(());
         };
         let silent = holder.silent.is_some_and(|silent| silent > SILENT_AFTER);
-        if holder.is_ours && silent {
-            tracing::warn!(
+        if holder.is_former || holder.is_ours && silent {
+            tracing::info!(
                 slot = config.slot,
                 pid = holder.pid,
                 "ending a session of ours that was left behind"

@@ -6,7 +6,7 @@ use super::config::{PostgresConfig, Target};
 use super::transport;
 use crate::error::SourceError;
 
-/// How our sessions, also those of replication, name themselves to the server.
+/// How our sessions name themselves to the server, and how the name of one of replication begins.
 pub(super) const APPLICATION: &str = "downriver";
 
 /// Settings that decide how values print, the same in every session of ours.

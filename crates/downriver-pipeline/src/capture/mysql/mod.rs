@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use downriver_decode::mysql::decoder::BinlogDecoder;
 use downriver_event::{SourcePosition, TableId};
-use downriver_log::{Log, Moved};
+use downriver_log::{Log, Moved, StreamState};
 use downriver_source::SourceError;
 use downriver_source::mysql::begin::Begin;
 use downriver_source::mysql::catalog::{Catalog, SourceTable};
@@ -44,7 +44,7 @@ use super::intake::Intake;
 use super::outbox::{Outbox, Tip};
 use super::request::CaptureControl;
 use super::snapshot::{self, LostShape, TableTask};
-use super::{CaptureConfig, CaptureError, clear, not_ours};
+use super::{CaptureConfig, CaptureError, claim, clear, not_ours};
 use crate::status::{Board, SourceStatus};
 use ahead::Binlog;
 use debts::Debts;
@@ -114,11 +114,9 @@ struct Run<'a> {
 }
 
 /// What the log has of a source; `None`: nothing yet.
-fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, CaptureError> {
-    let Some(state) = log.state(source) else {
-        return Ok(None);
-    };
-    let Some(position) = state.position.clone() else {
+fn captured(source: &str, state: Option<&StreamState>) -> Result<Option<Captured>, CaptureError> {
+    let Some((state, position)) = state.and_then(|state| Some((state, state.position.clone()?)))
+    else {
         return Ok(None);
     };
     let identity = Identity::decode(&state.identity);
@@ -134,7 +132,8 @@ pub(super) async fn run(
     status: &Board<SourceStatus>,
     control: &CaptureControl,
 ) -> Result<Infallible, CaptureError> {
-    let known = captured(log, &config.name)?;
+    let claimed = claim(log, &config.name).await?;
+    let known = captured(&config.name, claimed.as_ref())?;
     let prepared =
         setup::prepare(&source.connection, known.as_ref(), source.begin.as_ref()).await?;
     let mut connection = MysqlConfig {
@@ -147,18 +146,15 @@ pub(super) async fn run(
     let connection = &connection;
     let start = prepared.position;
     let identity: Bytes = prepared.identity.encode();
-    let state = log
-        .open(&config.name, Some(start.clone()), identity.clone())
-        .await?;
-    let known = known.map(|known| known.position);
-    if known.is_some() && state.position != known {
-        // Another owner came further meanwhile.
-        return Err(CaptureError::Behind(state.next.0));
-    }
     // In the form that the server goes by now.
-    let from = match known {
-        Some(_) => start,
-        None => state.position.clone().unwrap_or(start),
+    let (state, from) = match claimed {
+        Some(state) => (state, start),
+        None => {
+            let begin = Some(start.clone());
+            let state = log.open(&config.name, begin, identity.clone()).await?;
+            let from = state.position.clone().unwrap_or(start);
+            (state, from)
+        }
     };
     let from = match prepared.by_place {
         true => from,

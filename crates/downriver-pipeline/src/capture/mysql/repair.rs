@@ -1,8 +1,6 @@
 //! Where a source goes on behind a hole.
 
-use std::sync::Arc;
-
-use downriver_log::Log;
+use downriver_log::StreamState;
 use downriver_source::mysql::setup;
 use downriver_source::rules::keep_covered;
 
@@ -20,20 +18,17 @@ use super::{MysqlSource, captured};
 pub(in super::super) async fn begin_anew(
     name: &str,
     source: &MysqlSource,
-    log: &Arc<dyn Log>,
+    state: Option<&StreamState>,
 ) -> Result<Anew, CaptureError> {
-    let known = captured(log, name)?;
+    let known = captured(name, state)?;
     let prepared = setup::begin_anew(&source.connection, known.as_ref()).await?;
-    let state = log.state(name);
-    let mut registry = state
-        .as_ref()
-        .map_or_else(Registry::default, |state| Registry::new(state));
+    let mut registry = state.map_or_else(Registry::default, Registry::new);
     let tables = prepared.tables.into_iter();
     let tables = tables.filter(|table| table.problem.is_none());
     let tables = tables.map(|table| {
         let (namespace, name) = (&table.schema.namespace, &table.schema.name);
         let before = named(&registry, namespace, name, |id| {
-            state.as_ref().is_some_and(|state| comes(state, id))
+            state.is_some_and(|state| comes(state, id))
         });
         let mut schema = numbered(&registry, before.as_deref(), table.schema);
         if let Some(before) = before {

@@ -42,7 +42,7 @@ async fn look(
     let mut passed_s = None;
     loop {
         // Without a position in the log nothing is kept for it.
-        if let Ok(Some(mut captured)) = captured(log, name) {
+        if let Ok(Some(mut captured)) = captured(name, log.state(name).as_deref()) {
             // An idle source's goes on, and is stored now and then only.
             if let Some(passed) = status.get().passed
                 && passed.covers(&captured.position)

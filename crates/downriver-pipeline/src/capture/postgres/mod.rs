@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use downriver_decode::postgres::decoder::{PgDecoder, Streaming};
 use downriver_event::{Lsn, SourcePosition, TableId, TableSchema};
-use downriver_log::{Log, Moved};
+use downriver_log::{Log, Moved, StreamState};
 use downriver_source::SourceError;
 use downriver_source::postgres::catalog::{Catalog, SourceTable};
 use downriver_source::postgres::config::PostgresConfig;
@@ -35,7 +35,7 @@ use super::outbox::{Outbox, Tip};
 use super::progress::{Resume, Standing};
 use super::request::CaptureControl;
 use super::snapshot::{self, LostShape, TableTask};
-use super::{CaptureConfig, CaptureError, not_ours};
+use super::{CaptureConfig, CaptureError, claim, not_ours};
 use crate::status::{Board, SourceStatus};
 use drift::{Drift, News};
 use spool::{Spool, Spooled};
@@ -88,11 +88,9 @@ struct Run<'a> {
 }
 
 /// What the log has of a source; `None`: nothing yet.
-fn captured(log: &Arc<dyn Log>, source: &str) -> Result<Option<Captured>, CaptureError> {
-    let Some(state) = log.state(source) else {
-        return Ok(None);
-    };
-    let Some(position) = &state.position else {
+fn captured(source: &str, state: Option<&StreamState>) -> Result<Option<Captured>, CaptureError> {
+    let Some((state, position)) = state.and_then(|state| Some((state, state.position.as_ref()?)))
+    else {
         return Ok(None);
     };
     let known = position.lsn().zip(Identity::decode(&state.identity));
@@ -124,13 +122,18 @@ pub(super) async fn run(
     let postgres = &reach(&source.connection).await?;
     // First: a server that has no walsender left is left as it is.
     let mut session = Session::connect(postgres).await?;
-    let known = captured(log, &config.name)?;
+    let claimed = claim(log, &config.name).await?;
+    let known = captured(&config.name, claimed.as_ref())?;
     let prepared = setup::prepare(postgres, &mut session, known.as_ref()).await?;
     let start = SourcePosition::Postgres(prepared.position);
     let identity = prepared.identity.encode();
-    let state = log
-        .open(&config.name, Some(start.clone()), identity.clone())
-        .await?;
+    let state = match claimed {
+        Some(state) => state,
+        None => {
+            let start = Some(start.clone());
+            log.open(&config.name, start, identity.clone()).await?
+        }
+    };
     let position = state.position.clone().unwrap_or(start);
     let from = position.lsn().ok_or_else(|| not_ours(&config.name))?;
     let tip = Tip::of(&config.name, &state);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use downriver_event::SourcePosition;
 use downriver_event::problem::Problem;
-use downriver_log::Log;
+use downriver_log::{Log, StreamState};
 use downriver_source::SourceError;
 use downriver_source::postgres::replication::Session;
 use downriver_source::postgres::{reach, setup, slot};
@@ -38,7 +38,7 @@ pub(in super::super) async fn give_up(
         }
         backoff.wait().await;
     }
-    let position = captured(log, name).ok().flatten();
+    let position = captured(name, log.state(name).as_deref()).ok().flatten();
     let position = position.map_or_else(String::new, |known| format!(" after {}", known.position));
     let reason = format!(
         "replication slot {:?} was given up because more than {} MiB of WAL were kept for it (max_wal_behind): changes{position} are not to be had",
@@ -54,18 +54,15 @@ pub(in super::super) async fn give_up(
 pub(in super::super) async fn begin_anew(
     name: &str,
     source: &PostgresSource,
-    log: &Arc<dyn Log>,
+    state: Option<&StreamState>,
 ) -> Result<Anew, CaptureError> {
     let postgres = reach(&source.connection).await?;
     let mut session = Session::connect(&postgres).await?;
-    let known = captured(log, name)?;
+    let known = captured(name, state)?;
     let repaired = setup::repair(&postgres, &mut session, known.as_ref()).await?;
-    let state = log.state(name);
     let mut tables = Vec::new();
     for table in repaired.tables {
-        let known = state
-            .as_ref()
-            .and_then(|state| state.newest_schema(table.schema.id));
+        let known = state.and_then(|state| state.newest_schema(table.schema.id));
         let goes_on = known.is_some_and(|known| table.goes_on_as(known));
         let uncovered = known.is_some_and(|known| uncovered(known, &table.schema).is_some());
         if table.problem.is_some() && !goes_on || uncovered {

@@ -29,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 use super::super::status::source_status;
 use super::replicated::stream_id_key;
 use super::source_config::{Connection, connection, mysql_config, postgres_config};
-use super::{NodeEngine, locked, unavailable};
+use super::{NodeEngine, Turn, locked, unavailable};
 
 pub(super) struct RunningCapture {
+    turn: Turn,
     revision: u64,
     pub(super) status: Board<SourceStatus>,
     pub(super) control: Arc<CaptureControl>,
@@ -67,7 +68,7 @@ impl NodeEngine {
 
     pub(super) async fn reconcile_captures(&self) {
         let mut wanted = self.stored_of(pb::Kind::Source);
-        wanted.retain(|name, _| self.runs(&source_task(name)));
+        wanted.retain(|name, _| self.turn(&source_task(name)).is_some());
         let ending: Vec<RunningCapture> = {
             let mut captures = locked(&self.captures);
             let stale: Vec<String> = captures
@@ -76,6 +77,7 @@ impl NodeEngine {
                     wanted
                         .get(*name)
                         .is_none_or(|w| w.revision != running.revision)
+                        || self.turn(&source_task(name)) != Some(running.turn)
                         || running.task.is_finished()
                 })
                 .map(|(name, _)| name.clone())
@@ -89,18 +91,25 @@ impl NodeEngine {
             capture.end().await;
         }
         for (name, stored) in wanted {
-            if !locked(&self.captures).contains_key(&name) {
-                self.start_capture(name, &stored);
+            if !locked(&self.captures).contains_key(&name)
+                && let Err(problem) = self.start_capture(&name, &stored).await
+            {
+                self.cannot_start(pb::Kind::Source, &name, problem);
             }
         }
     }
 
-    fn start_capture(&self, name: String, stored: &StoredSpec) {
-        let config = match self.capture_config(&name, &stored.spec) {
-            Ok(config) => config,
-            Err(problem) => return self.cannot_start(pb::Kind::Source, &name, problem),
+    async fn start_capture(&self, name: &str, stored: &StoredSpec) -> Result<(), Problem> {
+        let Some(turn) = self.turn(&source_task(name)) else {
+            return Ok(());
         };
-        self.can_start(pb::Kind::Source, &name);
+        let mut config = self.capture_config(name, &stored.spec)?;
+        if let Database::Postgres(source) = &mut config.database {
+            let id = self.id_in(&stream_id_key(name)).await;
+            let id = id.map_err(|error| unavailable(&error))?;
+            source.connection.session = format!("{} {id}", source.connection.session);
+        }
+        self.can_start(pb::Kind::Source, name);
         let status = Board::default();
         let stop = CancellationToken::new();
         let log: Arc<dyn Log> = self.node.clone();
@@ -113,13 +122,15 @@ impl NodeEngine {
             stop.clone(),
         ));
         let running = RunningCapture {
+            turn,
             revision: stored.revision,
             status,
             control,
             stop,
             task,
         };
-        locked(&self.captures).insert(name, running);
+        locked(&self.captures).insert(name.to_owned(), running);
+        Ok(())
     }
 
     fn capture_config(&self, name: &str, spec: &Value) -> Result<CaptureConfig, Problem> {

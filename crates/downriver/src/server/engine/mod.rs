@@ -59,6 +59,10 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(1);
 /// How often the leader looks who is alive.
 const ASSIGN_EVERY: Duration = Duration::from_millis(250);
 
+/// One time that a node was given a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Turn(u64);
+
 pub(super) struct NodeEngine {
     node: Arc<Node>,
     data: PathBuf,
@@ -187,9 +191,10 @@ impl NodeEngine {
         stored.filter_map(task).collect()
     }
 
-    /// Whether this node is to run a task.
-    fn runs(&self, task: &str) -> bool {
-        self.node.assigned(task) == Some(self.node.id())
+    /// When this node was given a task, if it is to run it. What was given away and came back is another turn.
+    fn turn(&self, task: &str) -> Option<Turn> {
+        let assigned = self.node.assigned(task)?;
+        (assigned.node == self.node.id()).then_some(Turn(assigned.since))
     }
 
     /// Keeps what runs equal to what should run here, until it is told to stop; then stops everything.

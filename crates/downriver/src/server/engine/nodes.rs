@@ -32,7 +32,7 @@ impl NodeEngine {
             pb::Kind::Sink | pb::Kind::Unspecified => None,
         };
         match owner {
-            Some(owner) if owner != self.node.id() => self.place_of(owner),
+            Some(owner) if owner.node != self.node.id() => self.place_of(owner.node),
             _ => Where::Here,
         }
     }

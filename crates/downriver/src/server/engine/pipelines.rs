@@ -23,9 +23,10 @@ use super::approved::approved_key;
 use super::lakes::open_warehouse;
 use super::paused::{Paused, paused_key};
 use super::replicated::{ReplicatedProgress, pipeline_id_key};
-use super::{NodeEngine, locked, unavailable};
+use super::{NodeEngine, Turn, locked, unavailable};
 
 pub(super) struct RunningDelivery {
+    turn: Turn,
     /// Revisions of the pipeline and of its sink.
     revisions: (u64, u64),
     pub(super) status: Board<PipelineStatus>,
@@ -56,7 +57,7 @@ impl NodeEngine {
         let wanted: BTreeMap<String, StoredSpec> = self
             .stored_of(pb::Kind::Pipeline)
             .into_iter()
-            .filter(|(name, _)| self.runs(&pipeline_task(name)) && self.paused(name) != Paused::All)
+            .filter(|(name, _)| self.turn(&pipeline_task(name)).is_some() && self.paused(name) != Paused::All)
             .collect();
         let current = |name: &str, running: &RunningDelivery| {
             let Some(stored) = wanted.get(name) else {
@@ -66,6 +67,7 @@ impl NodeEngine {
                 .as_str()
                 .and_then(|sink| self.lake(sink));
             lake.is_some_and(|lake| running.revisions == (stored.revision, lake.revision))
+                && self.turn(&pipeline_task(name)) == Some(running.turn)
                 && !running.task.is_finished()
         };
         let ending: Vec<RunningDelivery> = {
@@ -144,6 +146,9 @@ impl NodeEngine {
         let Spec::Pipeline(pipeline) = Spec::parse("Pipeline", &stored.spec)? else {
             unreachable!("a pipeline is parsed as one");
         };
+        let Some(turn) = self.turn(&pipeline_task(name)) else {
+            return Ok(());
+        };
         let Some(lake) = self.lake(&pipeline.sink) else {
             let sink = self.why_not_started(pb::Kind::Sink, &pipeline.sink);
             return Err(sink.unwrap_or_else(|| {
@@ -186,6 +191,7 @@ impl NodeEngine {
             stop.clone(),
         ));
         let running = RunningDelivery {
+            turn,
             revisions: (stored.revision, lake.revision),
             status,
             control,

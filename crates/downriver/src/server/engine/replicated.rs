@@ -113,7 +113,7 @@ impl NodeEngine {
     }
 
     /// Made at first need.
-    async fn id_in(&self, key: &str) -> Result<String, ControlError> {
+    pub(super) async fn id_in(&self, key: &str) -> Result<String, ControlError> {
         let known = match self.node.record(key) {
             Some(known) => known,
             None => {
