@@ -5,6 +5,7 @@
 //! - `node`: what can be asked of it. `propose`: many commands share one fsync, and go to the leader.
 //! - `peer`: other nodes. `identity`, `form`: which node this is, and how it comes into a cluster. `members`: what the
 //!   leader keeps in order of them, and `assign`: who runs what.
+//! - `transfer`: leadership that is handed over.
 //! - `sealer`: committed blocks become segments. `tidy`: segments are merged, listed in manifests, forgotten.
 //!
 //! It does not know what runs under the epochs that it gives out.
@@ -24,6 +25,7 @@ mod snapshot;
 mod state;
 mod store;
 mod tidy;
+mod transfer;
 mod wire;
 
 pub use assign::Task;

@@ -14,12 +14,16 @@ use crate::control::{Assignment, Member};
 use crate::form::{Seeds, VOTERS_MAX};
 use crate::node::{ControlError, Node};
 use crate::peer::PeerTls;
+use crate::transfer;
 
 /// A node that has not answered for so long is taken for dead: what it runs is given to others.
 const DEAD_AFTER: Duration = Duration::from_millis(1_500);
 /// For so long a node has to be alive before it is given what runs well elsewhere.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a node that stops may take to hand over what it runs.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
 /// Entries that a node may be behind and become a voter.
 const VOTER_BEHIND_MAX: u64 = 1_000;
 
@@ -120,7 +124,7 @@ impl Node {
         let metrics = self.raft().metrics().borrow().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let alive = self.leads().then(|| self.look_for_life().alive);
+        let alive = self.leads().then(|| self.alive());
         let mut members: Vec<MemberView> = self.with_state(|state| {
             let members = state.control.members.values();
             members
@@ -199,6 +203,47 @@ impl Node {
         }
     }
 
+    /// As the leader: who answers.
+    pub(crate) fn alive(&self) -> BTreeSet<u64> {
+        self.look_for_life().alive
+    }
+
+    /// Gives what this node runs to others, and leadership if it leads; returns when they have it, or cannot take it in
+    /// time.
+    pub async fn hand_over(&self) {
+        if self.described().is_none() {
+            return;
+        }
+        let deadline = tokio::time::Instant::now() + HAND_OVER_WITHIN;
+        let handed = async {
+            self.announce(true).await?;
+            while !self.tasks_of(self.id()).is_empty() {
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
+            if self.leads() {
+                let leader = transfer::give(self, None).await?;
+                tracing::info!(leader, "leadership was handed over");
+            }
+            Ok::<_, ControlError>(())
+        };
+        match tokio::time::timeout_at(deadline, handed).await {
+            Ok(Ok(())) => tracing::info!("everything was handed over"),
+            Ok(Err(error)) => tracing::warn!(error = %error, "not everything was handed over"),
+            Err(_) => tracing::warn!("not everything was handed over in time"),
+        }
+    }
+
+    /// Lets another voter lead, this one or the one that is closest behind. The number of the new leader.
+    ///
+    /// # Errors
+    /// This node does not lead, or no other voter can.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, ControlError> {
+        if !self.leads() {
+            return Err(ControlError::Unavailable("this node does not lead".into()));
+        }
+        transfer::give(self, to).await
+    }
+
     fn look_for_life(&self) -> Nodes {
         let metrics = self.raft().metrics().borrow().clone();
         let membership = metrics.membership_config.membership();
@@ -215,10 +260,43 @@ impl Node {
     }
 }
 
-/// The leader's work: nodes that were let in become voters, as many as are of use.
+/// What was last said of the cluster.
+#[derive(Default)]
+struct Said {
+    leader: Option<u64>,
+    alive: Option<BTreeSet<u64>>,
+}
+
+impl Said {
+    fn tell(&mut self, node: &Node) {
+        let name = |id: u64| node.member(id).map_or_else(|| id.to_string(), |m| m.name);
+        let leader = node.leader();
+        if leader != self.leader {
+            self.leader = leader;
+            match leader {
+                Some(leader) => tracing::info!(leader = name(leader), "leads the cluster"),
+                None => tracing::warn!("the cluster has no leader"),
+            }
+        }
+        let alive = node.leads().then(|| node.alive());
+        if let (Some(before), Some(now)) = (&self.alive, &alive) {
+            for lost in before.difference(now) {
+                tracing::warn!(node = name(*lost), "does not answer any more");
+            }
+            for back in now.difference(before) {
+                tracing::info!(node = name(*back), "answers");
+            }
+        }
+        self.alive = alive;
+    }
+}
+
+/// Says what becomes of the cluster; and the leader's work: nodes that were let in become voters, as many as are of use.
 pub(crate) async fn run(node: Arc<Node>) {
+    let mut said = Said::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        said.tell(&node);
         if node.leads()
             && let Err(reason) = promote(&node).await
         {
@@ -231,7 +309,7 @@ async fn promote(node: &Node) -> Result<(), String> {
     let metrics = node.raft().metrics().borrow().clone();
     let membership = metrics.membership_config.membership();
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
-    let alive = node.look_for_life().alive;
+    let alive = node.alive();
     let last = metrics.last_log_index.unwrap_or_default();
     let replication = metrics.replication.unwrap_or_default();
     let is_close = |id: &u64| {

@@ -27,7 +27,7 @@ use crate::form::{self, Promise};
 use crate::identity::Identity;
 use crate::members::{self, MemberConfig, Watched};
 use crate::peer::{self, Credentials, Network, Peers};
-use crate::propose::{Journal, Proposer};
+use crate::propose::{Journal, Proposer, Silence};
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
@@ -45,7 +45,7 @@ const APPEND_WITHIN: Duration = Duration::from_secs(10);
 /// A follower that hears nothing for this long, and then for as long again at most as the second, asks to lead. Others
 /// do not listen to it while they hear a leader.
 const HEARTBEAT_MS: u64 = 150;
-const ELECTION_MS: (u64, u64) = (500, 900);
+pub(crate) const ELECTION_MS: (u64, u64) = (500, 900);
 /// Entries between snapshots.
 const SNAPSHOT_EVERY: u64 = 20_000;
 
@@ -166,6 +166,7 @@ pub struct Node {
     identity: Mutex<Option<Identity>>,
     promise: Mutex<Promise>,
     watched: Watched,
+    silence: Arc<Silence>,
     also: peer::Also,
 }
 
@@ -304,7 +305,9 @@ impl Node {
         .await
         .map_err(|error| raft_error(error.to_string()))?;
         let (fatal_sender, fatal) = watch::channel(None);
+        let silence = Arc::<Silence>::default();
         let journal = Journal {
+            silence: Arc::clone(&silence),
             raft: raft.clone(),
             peers: peers.clone(),
             applied: Arc::clone(&shared),
@@ -327,6 +330,7 @@ impl Node {
             identity: Mutex::new(identity),
             promise: Mutex::default(),
             watched: Watched::default(),
+            silence,
             also: peer::Also::default(),
         }))
     }
@@ -453,10 +457,14 @@ impl Node {
         Some(read.map_or(0, |id| id.index))
     }
 
-    fn raft_address(&self, id: u64) -> Option<String> {
+    pub(crate) fn raft_address(&self, id: u64) -> Option<String> {
         let metrics = self.raft.metrics().borrow().clone();
         let membership = metrics.membership_config.membership();
         membership.get_node(&id).map(|node| node.addr.clone())
+    }
+
+    pub(crate) fn silence(&self) -> &Silence {
+        &self.silence
     }
 
     pub(crate) fn raft(&self) -> &Raft<TypeConfig> {
@@ -885,7 +893,9 @@ impl Node {
                             && rejected.position == append.position_after
                     });
                     return Ok(match landed {
-                        true => R::Appended(pb::AppendDone { next_offset: rejected.next_offset }),
+                        true => R::Appended(pb::AppendDone {
+                            next_offset: rejected.next_offset,
+                        }),
                         false => R::Rejected(rejected),
                     });
                 }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use downriver_api::cluster::v1 as pb;
@@ -47,6 +48,27 @@ pub(crate) struct Journal {
     pub(crate) peers: Peers,
     pub(crate) applied: Arc<Shared>,
     pub(crate) data: PathBuf,
+    pub(crate) silence: Arc<Silence>,
+}
+
+/// Whether a node that leads takes no commands, so that another may lead.
+#[derive(Debug, Default)]
+pub(crate) struct Silence {
+    is_kept: AtomicBool,
+    /// Held while an entry is written.
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl Silence {
+    /// Returns when nothing is being written any more.
+    pub(crate) async fn begin(&self) {
+        self.is_kept.store(true, Ordering::SeqCst);
+        drop(self.writing.lock().await);
+    }
+
+    pub(crate) fn end(&self) {
+        self.is_kept.store(false, Ordering::SeqCst);
+    }
 }
 
 #[derive(Clone)]
@@ -183,6 +205,10 @@ impl Journal {
 
     /// `None`: this node does not lead, and nothing was done.
     async fn decide_here(&self, entry: &pb::Entry) -> Result<Option<Replies>, Undecided> {
+        let _writing = self.silence.writing.lock().await;
+        if self.silence.is_kept.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
         disk_has_room(&self.data, entry.encoded_len() as u64)?;
         let written = self.raft.client_write(Wire(entry.clone()));
         let Ok(written) = tokio::time::timeout(DECIDE_WITHIN, written).await else {

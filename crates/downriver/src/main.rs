@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
                 // Raft says of each attempt to reach a node that it failed; the cluster says when a node is lost.
-                "warn,openraft=off,downriver=info,downriver_pipeline=info,downriver_cluster=info".into()
+                "warn,openraft=off,downriver=info,downriver_pipeline=info,downriver_cluster=info"
+                    .into()
             }),
         )
         .with_writer(std::io::stderr)

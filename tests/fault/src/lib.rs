@@ -1,10 +1,14 @@
 //! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
 
+mod gap;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+
+pub use gap::Gap;
 
 /// How long the slowest machine of ours may take to catch up.
 pub const CATCH_UP: Duration = Duration::from_secs(120);

@@ -19,9 +19,9 @@ use tower::ServiceExt as _;
 
 use super::convert::{log_id, log_id_to_pb, vote, vote_to_pb};
 use super::{Credentials, MESSAGE_BYTES_MAX, WINDOW_BYTES};
-use crate::form;
 use crate::node::Node;
 use crate::store::raft_entry;
+use crate::{form, transfer};
 
 /// What a node serves to others beside what the nodes themselves need; set when it is there.
 pub(crate) type Also = Arc<OnceLock<Routes>>;
@@ -247,6 +247,15 @@ impl PeerService for Answers {
             leads: index.is_some(),
             index: index.unwrap_or_default(),
         }))
+    }
+
+    async fn lead(
+        &self,
+        request: Request<pb::LeadRequest>,
+    ) -> Result<Response<pb::LeadResponse>, Status> {
+        self.check(request.into_inner().envelope.as_ref())?;
+        let leads = transfer::take(&self.node).await;
+        Ok(Response::new(pb::LeadResponse { leads }))
     }
 
     async fn seal_soon(

@@ -15,7 +15,9 @@ use super::outbox::{Outbox, Tip};
 use super::progress::{Standing, wanted};
 use super::registry::{Registered, Registry};
 use super::request::{CaptureControl, Requested, needs_whole};
-use super::{CaptureConfig, CaptureError, Database, chain, claim, mysql, postgres, problem_of, snapshot};
+use super::{
+    CaptureConfig, CaptureError, Database, chain, claim, mysql, postgres, problem_of, snapshot,
+};
 use crate::retry::Backoff;
 use crate::status::{Board, SourceStatus, TableState};
 

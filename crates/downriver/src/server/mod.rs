@@ -116,6 +116,7 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
         anyhow::bail!("DR-1104: the journal failed: {reason}");
     }
     tracing::info!("stopping");
+    node.hand_over().await;
     stop.cancel();
     let drained = async {
         let _ = tokio::join!(assigner, reconciler, http_server, grpc_server, progress);

@@ -57,7 +57,9 @@ impl NodeEngine {
         let wanted: BTreeMap<String, StoredSpec> = self
             .stored_of(pb::Kind::Pipeline)
             .into_iter()
-            .filter(|(name, _)| self.turn(&pipeline_task(name)).is_some() && self.paused(name) != Paused::All)
+            .filter(|(name, _)| {
+                self.turn(&pipeline_task(name)).is_some() && self.paused(name) != Paused::All
+            })
             .collect();
         let current = |name: &str, running: &RunningDelivery| {
             let Some(stored) = wanted.get(name) else {
