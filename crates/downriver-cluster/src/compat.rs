@@ -23,11 +23,16 @@ use downriver_testkit::fixture;
 use prost::Message as _;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
-use crate::{Node, NodeConfig, PointerSwap, ResourcePut, SinkTableState, StoredResource};
+use crate::{
+    Cursor, Member, Node, NodeConfig, PointerSwap, ResourcePut, SinkTableState, StoredResource,
+    source_task,
+};
 
 const FIXTURE: &str = "node-v1";
 /// With merged segments, manifests, garbage and dropped streams, which node-v1 had not.
 const TIDIED_FIXTURE: &str = "node-v2";
+/// With members, assignments and groups of consumers, which node-v2 had not.
+const CLUSTERED_FIXTURE: &str = "node-v3";
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -372,6 +377,67 @@ async fn check_tidied(node: &Node, name: &str) {
     assert_eq!(again.incarnation, Incarnation(2));
 }
 
+fn member(name: &str) -> Member {
+    Member {
+        id: name.len() as u64,
+        name: name.into(),
+        peer_address: format!("{name}:7072"),
+        grpc_address: format!("{name}:7070"),
+        http_address: format!("{name}:7071"),
+        version: "0.1.0".into(),
+        starts: 3,
+        draining: false,
+        removed: false,
+        feature_level: 1,
+    }
+}
+
+/// A stream that a member was given, and a group that has consumed some of it.
+async fn fill_clustered(node: &Node, _: &Path, name: &str) {
+    node.open(name, Some(lsn(0)), Bytes::new()).await.unwrap();
+    append(node, name, vec![Payload::Inline(block(0..3, 10))], 10).await;
+    let member = member(name);
+    let put = pb::PutMember {
+        member: Some(member.to_pb()),
+    };
+    node.propose(Command::PutMember(put)).await.unwrap();
+    let moves = vec![pb::Move {
+        task: source_task(name),
+        from: 0,
+        to: member.id,
+    }];
+    node.propose(Command::Assign(pb::Assign { moves }))
+        .await
+        .unwrap();
+    let taken = node.take_group(name, "readers", "one").await.unwrap();
+    let cursor = Cursor {
+        incarnation: Incarnation(1),
+        offset: Offset(2),
+    };
+    node.commit_group((name, "readers"), taken.epoch, None, cursor)
+        .await
+        .unwrap();
+    let raise = pb::RaiseFeatureLevel { level: 1 };
+    node.propose(Command::RaiseFeatureLevel(raise))
+        .await
+        .unwrap();
+}
+
+fn check_clustered(node: &Node, name: &str) {
+    let member = member(name);
+    assert_eq!(node.member(member.id), Some(member.clone()));
+    let assigned = node.assigned(&source_task(name)).unwrap();
+    assert!(assigned.node == member.id && assigned.since > 0);
+    let group = node.group(name, "readers").unwrap();
+    assert_eq!((group.epoch, group.member.as_str()), (Epoch(1), "one"));
+    let cursor = group.cursor.unwrap();
+    assert_eq!(
+        (cursor.incarnation, cursor.offset),
+        (Incarnation(1), Offset(2))
+    );
+    assert_eq!(node.with_state(|state| state.control.feature_level), 1);
+}
+
 /// A copy of a fixture.
 fn copy_of(fixture: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -392,6 +458,18 @@ async fn a_tidied_node_folder_of_format_2_opens_as_it_was_left() {
     let node = start(folder.path()).await.unwrap();
     check_tidied(&node, "snapshot").await;
     check_tidied(&node, "log").await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_clustered_node_folder_of_format_3_opens_as_it_was_left() {
+    if let Some(path) = fixture::to_write(CLUSTERED_FIXTURE) {
+        write(&path, fill_clustered).await;
+    }
+    let folder = copy_of(CLUSTERED_FIXTURE);
+    let node = start(folder.path()).await.unwrap();
+    check_clustered(&node, "snapshot");
+    check_clustered(&node, "log");
     node.shutdown().await;
 }
 
@@ -535,11 +613,11 @@ async fn a_snapshot_of_a_newer_format_is_refused() {
     let reason = refusal(|node| {
         change_snapshot(node, |item| {
             if let Some(Item::Header(header)) = &mut item.kind {
-                header.format = 3;
+                header.format = 4;
             }
         });
     });
-    says(&reason.await, "it has format 3, this build reads 1 to 2");
+    says(&reason.await, "it has format 4, this build reads 1 to 3");
 }
 
 #[tokio::test]

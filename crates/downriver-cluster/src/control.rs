@@ -47,6 +47,8 @@ pub(crate) struct Control {
     pub(crate) records: BTreeMap<String, Bytes>,
     /// By number.
     pub(crate) members: BTreeMap<u64, Member>,
+    /// Stored forms up to this level may be written: every member reads them.
+    pub(crate) feature_level: u32,
     /// Who runs a task.
     pub(crate) assignments: BTreeMap<String, Assignment>,
 }
@@ -76,6 +78,8 @@ pub struct Member {
     pub draining: bool,
     /// It is no member any more, and does not become one again.
     pub removed: bool,
+    /// The highest level of stored forms that its build reads.
+    pub feature_level: u32,
 }
 
 impl Member {
@@ -90,6 +94,7 @@ impl Member {
             starts: self.starts,
             draining: self.draining,
             removed: self.removed,
+            feature_level: self.feature_level,
         }
     }
 
@@ -104,6 +109,7 @@ impl Member {
             starts: member.starts,
             draining: member.draining,
             removed: member.removed,
+            feature_level: member.feature_level,
         }
     }
 }
@@ -239,6 +245,12 @@ impl Control {
         let Some(member) = command.member.map(Member::from_pb) else {
             return Err(Refused::Invalid("there is no member".into()));
         };
+        if member.feature_level < self.feature_level {
+            return Err(Refused::Conflict(format!(
+                "node {} reads stored forms up to level {}, and the cluster writes level {}",
+                member.name, member.feature_level, self.feature_level
+            )));
+        }
         let known = self.members.get(&member.id);
         if let Some(known) = known.filter(|known| known.starts > member.starts) {
             return Err(Refused::Conflict(format!(
@@ -248,6 +260,11 @@ impl Control {
         }
         self.members.insert(member.id, member);
         Ok(())
+    }
+
+    /// A level never falls: what was written is there.
+    pub(crate) fn raise_feature_level(&mut self, level: u32) {
+        self.feature_level = self.feature_level.max(level);
     }
 
     pub(crate) fn drop_member(&mut self, command: &pb::DropMember) {

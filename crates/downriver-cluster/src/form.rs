@@ -200,6 +200,17 @@ async fn found(
     Ok(Step::Founded)
 }
 
+/// Who answers at an address.
+pub(crate) async fn ask(node: &Node, address: &str) -> Option<pb::HelloResponse> {
+    let mut client = node.peers().client(address).ok()?;
+    let asked = client.hello(pb::HelloRequest::default());
+    let answer = tokio::time::timeout(ANSWER_WITHIN, asked)
+        .await
+        .ok()?
+        .ok()?;
+    Some(answer.into_inner())
+}
+
 /// What answers at the addresses, each node once.
 async fn ask_all(
     node: &Arc<Node>,

@@ -73,6 +73,8 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use downriver_testkit::fixture;
+
     use super::*;
 
     #[test]
@@ -85,6 +87,21 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let other = Identity::started(other.path()).unwrap();
         assert_ne!(other.node_id, first.node_id);
+    }
+
+    #[test]
+    fn what_was_stored_is_read() {
+        let identity = Identity {
+            format: FORMAT,
+            node_id: 260_523_174_004_276,
+            cluster_id: "29fbce59-6e1a-4b67-80c5-9f9f6d3c0122".into(),
+            founds: false,
+            starts: 7,
+        };
+        let bytes = fixture::bytes("node-identity-v1.json", || {
+            serde_json::to_vec(&identity).unwrap()
+        });
+        assert_eq!(Identity::decode(&bytes.unwrap()).unwrap(), identity);
     }
 
     #[test]

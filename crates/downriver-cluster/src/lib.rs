@@ -1,6 +1,6 @@
 //! The replicated state and who replicates it: openraft over our own store, one command queue in front.
 //!
-//! - `state`: what the commands do; streams are downriver-log's journal, the rest is `control`.
+//! - `state`: what the commands do; streams are downriver-log's journal, consumers' cursors `groups`, the rest `control`.
 //! - `store`: the Raft log on redb, and snapshots.
 //! - `node`: what can be asked of it. `propose`: many commands share one fsync, and go to the leader.
 //! - `peer`: other nodes. `identity`, `form`: which node this is, and how it comes into a cluster. `members`: what the
@@ -15,6 +15,7 @@ mod assign;
 mod compat;
 mod control;
 mod form;
+mod groups;
 mod identity;
 mod members;
 mod node;
@@ -32,6 +33,7 @@ pub use assign::Task;
 pub use control::{Assignment, Member, ResourcePut, SinkTableState, StoredResource};
 pub use downriver_api::cluster::v1::PointerSwap;
 pub use form::Seeds;
+pub use groups::{Cursor, Group};
 pub use members::{MemberConfig, MemberView};
 pub use node::{ControlError, Node, NodeConfig, NodeError, Retention};
 pub use peer::PeerTls;

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::assign::{self, Nodes, Task};
 use crate::control::{Assignment, Member};
-use crate::form::{Seeds, VOTERS_MAX};
+use crate::form::{self, Seeds, VOTERS_MAX};
 use crate::node::{ControlError, Node};
 use crate::peer::PeerTls;
 use crate::transfer;
@@ -208,6 +208,84 @@ impl Node {
         self.look_for_life().alive
     }
 
+    /// As the leader: lets the node at an address in, which belongs to no cluster yet. Its number.
+    ///
+    /// # Errors
+    /// It does not answer, or belongs to another cluster; or not decided.
+    pub async fn add_member(&self, address: &str) -> Result<u64, ControlError> {
+        let invalid = |reason: String| Err(ControlError::Invalid(reason));
+        let Some(answer) = form::ask(self, address).await else {
+            return invalid(format!(
+                "no node of this cluster's authority answers at {address}"
+            ));
+        };
+        if !answer.cluster_id.is_empty() && answer.cluster_id != self.cluster_id() {
+            return invalid(format!(
+                "the node at {address} is of cluster {}: empty its data folder first",
+                answer.cluster_id
+            ));
+        }
+        let request = pb::JoinRequest {
+            cluster_id: self.cluster_id(),
+            node_id: answer.node_id,
+            address: answer.address,
+        };
+        match form::let_in(self, &request).await {
+            Ok(leader) if leader.is_empty() => Ok(answer.node_id),
+            Ok(_) => Err(ControlError::Unavailable(
+                "this node does not lead any more".into(),
+            )),
+            Err(status) => Err(ControlError::Unavailable(status.message().to_owned())),
+        }
+    }
+
+    /// As the leader: takes a node out of the cluster for good. What it runs is given to others first, if it is alive.
+    ///
+    /// # Errors
+    /// It is this node, or most of the voters that stay do not answer; or not decided.
+    pub async fn remove_member(&self, id: u64) -> Result<(), ControlError> {
+        if id == self.id() {
+            return Err(ControlError::Invalid(
+                "this node leads: let another lead first, with downriver cluster transfer-leader"
+                    .into(),
+            ));
+        }
+        let alive = self.alive();
+        let metrics = self.raft().metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership
+            .voter_ids()
+            .filter(|voter| *voter != id)
+            .collect();
+        let up = voters.intersection(&alive).count();
+        if up <= voters.len() / 2 {
+            return Err(ControlError::Invalid(format!(
+                "of the {} voters that would be left only {up} are up",
+                voters.len()
+            )));
+        }
+        self.propose(C::DropMember(pb::DropMember { node_id: id }))
+            .await?;
+        let deadline = tokio::time::Instant::now() + HAND_OVER_WITHIN;
+        while !self.tasks_of(id).is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+        let one = BTreeSet::from([id]);
+        let change = match membership.voter_ids().any(|voter| voter == id) {
+            true => ChangeMembers::RemoveVoters(one),
+            false => ChangeMembers::RemoveNodes(one),
+        };
+        let changed = self.raft().change_membership(change, false).await;
+        changed
+            .map(|_| ())
+            .map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    /// Whether this node was taken out of the cluster.
+    fn is_removed(&self) -> bool {
+        self.member(self.id()).is_some_and(|member| member.removed)
+    }
+
     /// Gives what this node runs to others, and leadership if it leads; returns when they have it, or cannot take it in
     /// time.
     pub async fn hand_over(&self) {
@@ -217,10 +295,11 @@ impl Node {
         let deadline = tokio::time::Instant::now() + HAND_OVER_WITHIN;
         let handed = async {
             self.announce(true).await?;
-            while !self.tasks_of(self.id()).is_empty() {
+            let is_alone = || self.leads() && self.alive().len() == 1;
+            while !self.tasks_of(self.id()).is_empty() && !is_alone() {
                 tokio::time::sleep(HAND_OVER_LOOK).await;
             }
-            if self.leads() {
+            if self.leads() && self.alive().len() > 1 {
                 let leader = transfer::give(self, None).await?;
                 tracing::info!(leader, "leadership was handed over");
             }
@@ -297,12 +376,43 @@ pub(crate) async fn run(node: Arc<Node>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         said.tell(&node);
+        if node.is_removed() {
+            node.fail(
+                "DR-1108: this node was removed from the cluster: empty its data folder, and it joins as a new one",
+            );
+            return;
+        }
+        if node.leads()
+            && let Err(error) = raise_feature_level(&node).await
+        {
+            tracing::warn!(error = %error, "the feature level cannot be raised now");
+        }
         if node.leads()
             && let Err(reason) = promote(&node).await
         {
             tracing::warn!(reason, "a node that was let in cannot become a voter now");
         }
     }
+}
+
+/// Stored forms of a higher level may be written when every member reads them. A level is never given back, so it is raised
+/// when no member that is known is missing.
+async fn raise_feature_level(node: &Node) -> Result<(), ControlError> {
+    let (level, common) = node.with_state(|state| {
+        let members = state.control.members.values();
+        let members = members.filter(|member| !member.removed);
+        let common = members.map(|member| member.feature_level).min();
+        (state.control.feature_level, common.unwrap_or_default())
+    });
+    if common <= level {
+        return Ok(());
+    }
+    tracing::info!(
+        level = common,
+        "every member reads stored forms of this level"
+    );
+    let raise = pb::RaiseFeatureLevel { level: common };
+    node.propose(C::RaiseFeatureLevel(raise)).await.map(|_| ())
 }
 
 async fn promote(node: &Node) -> Result<(), String> {

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::control::{Member, ResourcePut, SinkTableState, StoredResource};
 use crate::form::{self, Promise};
+use crate::groups::{Cursor, Group};
 use crate::identity::Identity;
 use crate::members::{self, MemberConfig, Watched};
 use crate::peer::{self, Credentials, Network, Peers};
@@ -46,6 +47,9 @@ const APPEND_WITHIN: Duration = Duration::from_secs(10);
 /// do not listen to it while they hear a leader.
 const HEARTBEAT_MS: u64 = 150;
 pub(crate) const ELECTION_MS: (u64, u64) = (500, 900);
+/// The highest level of stored forms that this build reads. A form that an older build does not read begins a new level,
+/// and is written when the cluster has it.
+pub(crate) const FEATURE_LEVEL: u32 = 1;
 /// Entries between snapshots.
 const SNAPSHOT_EVERY: u64 = 20_000;
 
@@ -158,7 +162,7 @@ pub struct Node {
     /// Streams that are to be sealed though neither old nor large.
     seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
-    fatal: watch::Receiver<Option<String>>,
+    fatal: watch::Sender<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     peers: Peers,
     /// How this node describes itself to others; `None`: it is alone.
@@ -230,6 +234,7 @@ impl Node {
             starts: identity.starts,
             draining: false,
             removed: false,
+            feature_level: FEATURE_LEVEL,
         };
         let node = Self::open(config, peers, Some(described), Some(identity.clone())).await?;
         let initialized = node.raft.is_initialized().await;
@@ -304,7 +309,7 @@ impl Node {
         )
         .await
         .map_err(|error| raft_error(error.to_string()))?;
-        let (fatal_sender, fatal) = watch::channel(None);
+        let fatal = watch::Sender::new(None);
         let silence = Arc::<Silence>::default();
         let journal = Journal {
             silence: Arc::clone(&silence),
@@ -313,7 +318,7 @@ impl Node {
             applied: Arc::clone(&shared),
             data: config.data.clone(),
         };
-        let (proposer, proposing) = Proposer::start(journal, fatal_sender);
+        let (proposer, proposing) = Proposer::start(journal, fatal.clone());
         Ok(Arc::new(Self {
             segments: SegmentReader::new(Arc::clone(&config.store)),
             config,
@@ -347,11 +352,16 @@ impl Node {
 
     /// Resolves with the reason when the journal has failed for good: the process must end.
     pub async fn failed(&self) -> String {
-        let mut fatal = self.fatal.clone();
+        let mut fatal = self.fatal.subscribe();
         match fatal.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Says that the process must end.
+    pub(crate) fn fail(&self, reason: &str) {
+        self.fatal.send_replace(Some(reason.to_owned()));
     }
 
     /// Stops serving; everything that was answered is durable already.
@@ -826,6 +836,76 @@ impl Node {
                 self.store().delete(&key).await.map_err(unavailable)?;
             }
         }
+    }
+
+    /// Every group of consumers.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Group> {
+        self.with_state(|state| state.groups.all().cloned().collect())
+    }
+
+    #[must_use]
+    pub fn group(&self, source: &str, name: &str) -> Option<Group> {
+        self.with_state(|state| state.groups.get(source, name).cloned())
+    }
+
+    /// Makes somebody the member of a group, which is made if it is not there: whoever was is fenced.
+    ///
+    /// # Errors
+    /// The source has no log; or not decided.
+    pub async fn take_group(
+        &self,
+        source: &str,
+        name: &str,
+        member: &str,
+    ) -> Result<Group, ControlError> {
+        let take = pb::TakeGroup {
+            source: source.to_owned(),
+            group: name.to_owned(),
+            member: member.to_owned(),
+        };
+        match self.propose(C::TakeGroup(take)).await? {
+            R::Group(group) => Ok(Group::from_pb(group)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Moves a group's cursor from where it was expected. `Some`: the member's epoch or the cursor are not the group's,
+    /// which stands so.
+    ///
+    /// # Errors
+    /// The log does not have the cursor, or the group went back; or not decided.
+    pub async fn commit_group(
+        &self,
+        (source, name): (&str, &str),
+        epoch: Epoch,
+        expected: Option<Cursor>,
+        cursor: Cursor,
+    ) -> Result<Option<Group>, ControlError> {
+        let commit = pb::CommitGroup {
+            source: source.to_owned(),
+            group: name.to_owned(),
+            epoch: epoch.0,
+            expected: expected.map(Cursor::to_pb),
+            cursor: Some(cursor.to_pb()),
+        };
+        match self.propose(C::CommitGroup(commit)).await? {
+            R::Done(_) => Ok(None),
+            R::GroupRefused(group) => Ok(Some(Group::from_pb(group))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Forgets a group.
+    ///
+    /// # Errors
+    /// Not decided.
+    pub async fn drop_group(&self, source: &str, name: &str) -> Result<(), ControlError> {
+        let dropped = pb::DropGroup {
+            source: source.to_owned(),
+            group: name.to_owned(),
+        };
+        self.propose(C::DropGroup(dropped)).await.map(|_| ())
     }
 
     /// A small replicated value under a name; `None` removes it.

@@ -150,7 +150,7 @@ async fn run(
                 }
                 if is_fatal {
                     tracing::error!(error = reason, "the journal failed: the node must stop");
-                    fatal.send_replace(Some(reason));
+                    fatal.send_replace(Some(format!("DR-1104: the journal failed: {reason}")));
                     return;
                 }
             }

@@ -21,6 +21,7 @@ use openraft::{BasicNode, SnapshotMeta};
 use prost::Message as _;
 
 use crate::control::{Assignment, Member, SinkTableState, StoredResource};
+use crate::groups::Group;
 use crate::state::Replicated;
 
 /// 1 had neither manifests, garbage nor dropped streams, 2 neither members nor assignments.
@@ -91,6 +92,7 @@ pub(crate) fn write(
         format: FORMAT,
         meta_json: serde_json::to_vec(meta)?.into(),
         next_revision: replicated.control.next_revision,
+        feature_level: replicated.control.feature_level,
     }))?;
     let control = &replicated.control;
     for resource in control.resources.values() {
@@ -136,6 +138,9 @@ pub(crate) fn write(
             node_id: assignment.node,
             since: assignment.since,
         }))?;
+    }
+    for group in replicated.groups.all() {
+        out.item(Kind::Group(group.to_pb()))?;
     }
     for (name, incarnation) in &replicated.journal.dropped {
         out.item(Kind::DroppedStream(pb::DroppedStream {
@@ -250,6 +255,7 @@ pub(crate) fn read(path: &Path) -> Result<(Meta, Replicated), String> {
                     ));
                 }
                 restored.control.next_revision = header.next_revision;
+                restored.control.feature_level = header.feature_level;
                 meta = Some(serde_json::from_slice(&header.meta_json).map_err(|e| e.to_string())?);
             }
             Kind::Stream(item) => {
@@ -317,6 +323,7 @@ fn read_control(restored: &mut Replicated, kind: Kind) {
             let member = Member::from_pb(item);
             control.members.insert(member.id, member);
         }
+        Kind::Group(item) => restored.groups.insert(Group::from_pb(item)),
         Kind::Assignment(item) => {
             let assignment = Assignment {
                 node: item.node_id,

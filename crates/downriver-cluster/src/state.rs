@@ -11,6 +11,7 @@ use downriver_log::StreamState;
 use downriver_log::journal::{Applied, Journal};
 
 use crate::control::{Control, Refused};
+use crate::groups::{Groups, NotCommitted};
 
 /// Of an entry's commands.
 pub(crate) const FORMAT: u32 = 1;
@@ -66,6 +67,7 @@ pub(crate) fn changes_control(entry: &pb::Entry) -> bool {
 pub(crate) struct Replicated {
     pub(crate) journal: Journal,
     pub(crate) control: Control,
+    pub(crate) groups: Groups,
     /// Each stream's state as readers see it; renewed when a command touches the stream.
     pub(crate) states: BTreeMap<String, Arc<StreamState>>,
 }
@@ -134,6 +136,7 @@ impl Replicated {
                 self.streamed(&forget.stream, applied)
             }
             C::DropStream(drop) => {
+                self.groups.drop_source(&drop.stream);
                 let applied = self.journal.drop_stream(&drop);
                 self.streamed(&drop.stream, applied)
             }
@@ -168,6 +171,23 @@ impl Replicated {
             C::PutMember(put) => done(self.control.put_member(put)),
             C::DropMember(dropped) => {
                 self.control.drop_member(&dropped);
+                R::Done(pb::Done {})
+            }
+            C::TakeGroup(take) => match self.groups.take(take, &self.journal) {
+                Some(group) => R::Group(group.to_pb()),
+                None => invalid("the source has no log"),
+            },
+            C::CommitGroup(commit) => match self.groups.commit(commit, &self.journal) {
+                Ok(()) => R::Done(pb::Done {}),
+                Err(NotCommitted::Stale(group)) => R::GroupRefused(group.to_pb()),
+                Err(NotCommitted::Invalid(reason)) => invalid(&reason),
+            },
+            C::DropGroup(dropped) => {
+                self.groups.drop_group(dropped);
+                R::Done(pb::Done {})
+            }
+            C::RaiseFeatureLevel(raise) => {
+                self.control.raise_feature_level(raise.level);
                 R::Done(pb::Done {})
             }
             C::Assign(assign) => done(self.control.assign(assign, raft_index)),

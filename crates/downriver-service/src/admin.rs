@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use downriver_api::admin::v1::admin_service_server::AdminService;
 use downriver_api::admin::v1::{self as pb};
-use downriver_event::Offset;
 use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
+use downriver_event::{Incarnation, Offset};
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,6 +42,28 @@ pub struct Finding {
     pub severity: &'static str,
     pub subject: String,
     pub problem: Option<Problem>,
+}
+
+/// How far consumers have come in a source's log, and who of them may say so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerGroup {
+    pub source: String,
+    pub name: String,
+    pub member: String,
+    pub epoch: u64,
+    /// `None`: nothing was committed yet.
+    pub cursor: Option<(Incarnation, Offset)>,
+    /// Events that it has not consumed.
+    pub behind: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupCommit {
+    pub source: String,
+    pub name: String,
+    pub epoch: u64,
+    pub expected: Option<(Incarnation, Offset)>,
+    pub cursor: (Incarnation, Offset),
 }
 
 /// A table of a source.
@@ -108,6 +130,33 @@ pub trait Engine: Send + Sync + 'static {
     fn owner(&self, kind: pb::Kind, name: &str) -> Where;
 
     fn nodes(&self) -> Vec<pb::Node>;
+
+    /// As the leader: lets a node in. Its number.
+    async fn add_node(&self, address: &str) -> Result<u64, Problem>;
+
+    /// As the leader: takes a node out of the cluster.
+    async fn remove_node(&self, node: &str) -> Result<(), Problem>;
+
+    /// As the leader: lets another lead, which is named or not. Its name.
+    async fn transfer_leader(&self, node: &str) -> Result<String, Problem>;
+
+    fn groups(&self) -> Vec<ConsumerGroup>;
+
+    /// A group as it stands now, also where another node has just changed it.
+    async fn group(&self, source: &str, name: &str) -> Result<Option<ConsumerGroup>, Problem>;
+
+    /// Makes somebody the member of a group, which is made if it is not there.
+    async fn take_group(
+        &self,
+        source: &str,
+        name: &str,
+        member: &str,
+    ) -> Result<ConsumerGroup, Problem>;
+
+    /// Moves a group's cursor. `Some`: epoch or cursor are not the group's, which stands so.
+    async fn commit_group(&self, commit: GroupCommit) -> Result<Option<ConsumerGroup>, Problem>;
+
+    async fn drop_group(&self, source: &str, name: &str) -> Result<(), Problem>;
 
     /// Without tables: the whole pipeline. It stays so over restarts.
     async fn pause(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
@@ -201,6 +250,15 @@ pub(crate) fn kind_name(kind: pb::Kind) -> &'static str {
         pb::Kind::Pipeline => "Pipeline",
         pb::Kind::Unspecified => "unspecified",
     }
+}
+
+pub(crate) fn no_group(source: &str, name: &str) -> Status {
+    let problem = Problem::new(
+        "DR-2042",
+        format!("source {source:?} has no group {name:?}"),
+        "see downriver get groups; FetchOffset with take makes one",
+    );
+    status(Code::NotFound, &problem)
 }
 
 fn not_found(kind: pb::Kind, name: &str) -> Status {
@@ -509,5 +567,74 @@ impl AdminService for Admin {
         }
         let nodes = self.engine.nodes();
         Ok(Response::new(pb::NodesResponse { nodes }))
+    }
+
+    async fn add_node(
+        &self,
+        request: Request<pb::AddNodeRequest>,
+    ) -> Result<Response<pb::AddNodeResponse>, Status> {
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.add_node(request).await;
+        }
+        let added = self.engine.add_node(&request.get_ref().address).await;
+        let id = added.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::AddNodeResponse { id }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<pb::RemoveNodeRequest>,
+    ) -> Result<Response<pb::RemoveNodeResponse>, Status> {
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.remove_node(request).await;
+        }
+        let removed = self.engine.remove_node(&request.get_ref().node).await;
+        removed.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::RemoveNodeResponse {}))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferLeaderRequest>,
+    ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.transfer_leader(request).await;
+        }
+        let transferred = self.engine.transfer_leader(&request.get_ref().node).await;
+        let leader = transferred.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::TransferLeaderResponse { leader }))
+    }
+
+    async fn groups(
+        &self,
+        _request: Request<pb::GroupsRequest>,
+    ) -> Result<Response<pb::GroupsResponse>, Status> {
+        let groups = self.engine.groups().into_iter();
+        let groups = groups.map(|group| pb::Group {
+            source: group.source,
+            name: group.name,
+            member: group.member,
+            epoch: group.epoch,
+            offset: group.cursor.map(|(_, offset)| offset.0),
+            incarnation: group.cursor.map_or(0, |(incarnation, _)| incarnation.0),
+            behind: group.behind,
+        });
+        Ok(Response::new(pb::GroupsResponse {
+            groups: groups.collect(),
+        }))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<pb::DeleteGroupRequest>,
+    ) -> Result<Response<pb::DeleteGroupResponse>, Status> {
+        let request = request.into_inner();
+        let known = self.engine.group(&request.source, &request.name).await;
+        if known.map_err(|problem| refused(&problem))?.is_none() {
+            return Err(no_group(&request.source, &request.name));
+        }
+        let dropped = self.engine.drop_group(&request.source, &request.name).await;
+        dropped.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::DeleteGroupResponse {}))
     }
 }

@@ -19,7 +19,9 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
-pub use admin::{Engine, Finding, Reached, StoredSpec, TableName, Verified};
+pub use admin::{
+    ConsumerGroup, Engine, Finding, GroupCommit, Reached, StoredSpec, TableName, Verified,
+};
 pub use route::{Peer, Where};
 
 /// Largest message in either direction: one event may hold several values of the largest size.
@@ -28,10 +30,11 @@ pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// The admin and log services.
 #[must_use]
 pub fn routes(engine: Arc<dyn Engine>, log: Arc<dyn Log>) -> Routes {
+    let reads = log_service::LogReads::new(log, Arc::clone(&engine));
     let admin = AdminServiceServer::new(admin::Admin::new(engine))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let reads = LogServiceServer::new(log_service::LogReads::new(log))
+    let reads = LogServiceServer::new(reads)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     Routes::new(admin).add_service(reads)

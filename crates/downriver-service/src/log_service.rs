@@ -10,13 +10,16 @@ use downriver_api::log::v1::subscribe_response::Item;
 use downriver_api::log::v1::{self as pb};
 use downriver_event::block::{Block, decode_frame};
 use downriver_event::problem::Problem;
-use downriver_event::{DomainGtids, GtidSet, Offset, SourcePosition, TableId, pattern, view};
+use downriver_event::{
+    DomainGtids, GtidSet, Incarnation, Offset, SourcePosition, TableId, pattern, view,
+};
 use downriver_log::{Log, ReadError, StoredBlock, StreamState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use crate::admin::{ConsumerGroup, Engine, GroupCommit, no_group};
 use crate::problem::status;
 
 /// Subscribers that one node serves.
@@ -29,13 +32,15 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 pub(crate) struct LogReads {
     log: Arc<dyn Log>,
+    engine: Arc<dyn Engine>,
     subscribers: Arc<Semaphore>,
 }
 
 impl LogReads {
-    pub(crate) fn new(log: Arc<dyn Log>) -> Self {
+    pub(crate) fn new(log: Arc<dyn Log>, engine: Arc<dyn Engine>) -> Self {
         Self {
             log,
+            engine,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
         }
     }
@@ -162,6 +167,45 @@ fn stream(log: &dyn Log, source: &str) -> Result<Arc<StreamState>, Status> {
         );
         status(Code::NotFound, &problem)
     })
+}
+
+fn cursor(cursor: &pb::GroupCursor) -> (Incarnation, Offset) {
+    (Incarnation(cursor.incarnation), Offset(cursor.offset))
+}
+
+fn cursor_to_pb((incarnation, offset): (Incarnation, Offset)) -> pb::GroupCursor {
+    pb::GroupCursor {
+        incarnation: incarnation.0,
+        offset: offset.0,
+    }
+}
+
+/// Another member has the group, or its cursor is elsewhere.
+fn not_committed(commit: &GroupCommit, group: &ConsumerGroup) -> Status {
+    let name = &commit.name;
+    if group.epoch != commit.epoch {
+        let problem = Problem::new(
+            "DR-2043",
+            format!(
+                "group {name:?} has member {:?} with epoch {}, not {}",
+                group.member, group.epoch, commit.epoch
+            ),
+            "stop this member, or take the group again and go on at the offset that it has",
+        );
+        return status(Code::FailedPrecondition, &problem);
+    }
+    let at = group.cursor.map_or_else(
+        || "has committed nothing".to_owned(),
+        |(incarnation, offset)| {
+            format!("stands at offset {offset} of incarnation {}", incarnation.0)
+        },
+    );
+    let problem = Problem::new(
+        "DR-2045",
+        format!("group {name:?} {at}, which is not what the commit goes on from"),
+        "fetch the group's offset, and go on from there",
+    );
+    status(Code::Aborted, &problem)
 }
 
 fn unknown_start(reason: String) -> Status {
@@ -498,6 +542,66 @@ impl LogService for LogReads {
             incarnation: state.incarnation.0,
             position: state.position.as_ref().map(SourcePosition::to_pb),
         }))
+    }
+
+    async fn fetch_offset(
+        &self,
+        request: Request<pb::FetchOffsetRequest>,
+    ) -> Result<Response<pb::FetchOffsetResponse>, Status> {
+        let request = request.into_inner();
+        let (source, name) = (&request.source, &request.group);
+        stream(&*self.log, source)?;
+        if name.is_empty() {
+            return Err(Status::invalid_argument("the group has no name"));
+        }
+        let unavailable = |problem: Problem| status(Code::Unavailable, &problem);
+        let group = match request.take {
+            true => {
+                let taken = self.engine.take_group(source, name, &request.member).await;
+                Some(taken.map_err(unavailable)?)
+            }
+            false => {
+                let known = self.engine.group(source, name).await;
+                known.map_err(unavailable)?
+            }
+        };
+        Ok(Response::new(group.map_or_else(
+            pb::FetchOffsetResponse::default,
+            |group| pb::FetchOffsetResponse {
+                epoch: group.epoch,
+                cursor: group.cursor.map(cursor_to_pb),
+                member: group.member,
+            },
+        )))
+    }
+
+    async fn commit_offset(
+        &self,
+        request: Request<pb::CommitOffsetRequest>,
+    ) -> Result<Response<pb::CommitOffsetResponse>, Status> {
+        let request = request.into_inner();
+        stream(&*self.log, &request.source)?;
+        let cursor = request.cursor.as_ref().map(cursor);
+        let commit = GroupCommit {
+            cursor: cursor.ok_or_else(|| Status::invalid_argument("the commit has no cursor"))?,
+            expected: request.expected.as_ref().map(self::cursor),
+            source: request.source,
+            name: request.group,
+            epoch: request.epoch,
+        };
+        let committed = self.engine.commit_group(commit.clone()).await;
+        let committed = committed.map_err(|problem| {
+            let code = match problem.code {
+                "DR-2044" => Code::FailedPrecondition,
+                _ => Code::Unavailable,
+            };
+            status(code, &problem)
+        });
+        match committed? {
+            None => Ok(Response::new(pb::CommitOffsetResponse {})),
+            Some(group) if group.epoch == 0 => Err(no_group(&commit.source, &commit.name)),
+            Some(group) => Err(not_committed(&commit, &group)),
+        }
     }
 
     async fn get_schema(

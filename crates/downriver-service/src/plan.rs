@@ -454,7 +454,7 @@ mod tests {
     use tokio::sync::{mpsc, watch};
 
     use super::*;
-    use crate::admin::{Finding, Reached, Verified};
+    use crate::admin::{ConsumerGroup, Finding, GroupCommit, Reached, Verified};
     use crate::route::Where;
 
     /// An engine of which only what a plan asks is answered.
@@ -512,6 +512,38 @@ mod tests {
 
         fn nodes(&self) -> Vec<pb::Node> {
             Vec::new()
+        }
+
+        async fn add_node(&self, _: &str) -> Result<u64, Problem> {
+            panic!("a plan adds no node")
+        }
+
+        async fn remove_node(&self, _: &str) -> Result<(), Problem> {
+            panic!("a plan removes no node")
+        }
+
+        async fn transfer_leader(&self, _: &str) -> Result<String, Problem> {
+            panic!("a plan lets nobody lead")
+        }
+
+        fn groups(&self) -> Vec<ConsumerGroup> {
+            Vec::new()
+        }
+
+        async fn group(&self, _: &str, _: &str) -> Result<Option<ConsumerGroup>, Problem> {
+            Ok(None)
+        }
+
+        async fn take_group(&self, _: &str, _: &str, _: &str) -> Result<ConsumerGroup, Problem> {
+            panic!("a plan takes no group")
+        }
+
+        async fn commit_group(&self, _: GroupCommit) -> Result<Option<ConsumerGroup>, Problem> {
+            panic!("a plan commits nothing")
+        }
+
+        async fn drop_group(&self, _: &str, _: &str) -> Result<(), Problem> {
+            panic!("a plan drops nothing")
         }
 
         async fn pause(&self, _: &str, _: &[String]) -> Result<(), Problem> {

@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
 mod client;
+mod cluster;
+mod groups;
 mod pipelines;
 mod render;
 mod resources;
@@ -104,6 +106,11 @@ enum Command {
         watch: bool,
         #[arg(short, long, default_value = "table")]
         output: Output,
+    },
+    /// The cluster's nodes: let one in, take one out, let another lead.
+    Cluster {
+        #[command(subcommand)]
+        command: cluster::ClusterCommand,
     },
     /// Preflight: what is missing on the database, with the fix.
     Check {
@@ -257,6 +264,7 @@ async fn run_client(command: Command, client: Client) -> Result<(), Failure> {
         Command::Verify(selection) => verify::run(client, selection).await,
         Command::Tail(tail) => tail::run(client, tail).await,
         Command::Status { watch, output } => show::status(client, watch, output).await,
+        Command::Cluster { command } => cluster::run(command, client).await,
         Command::Check { file, output } => resources::check(client, &file, output).await,
     }
 }

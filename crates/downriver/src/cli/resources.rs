@@ -8,7 +8,8 @@ use downriver_service::spec::{Document, read_documents};
 use serde_json::json;
 
 use super::client::{Client, Failure, print_problem};
-use super::show::{add_problem, kind_name, no_groups, print_value};
+use super::groups;
+use super::show::{add_problem, kind_name, print_value};
 use super::{KindName, Output};
 
 fn resources(file: &Path) -> Result<Vec<pb::Resource>, Failure> {
@@ -104,8 +105,8 @@ pub(super) async fn delete(
             KindName::Tables => Failure::Usage(format!(
                 "a table is not deleted here: exclude it from the source with \"!{name}\""
             )),
-            KindName::Nodes => Failure::Usage("a node is not deleted, but stopped".into()),
-            _ => no_groups(),
+            KindName::Groups => return groups::delete(client, name).await,
+            _ => Failure::Usage("a node is taken out with downriver cluster remove".into()),
         });
     };
     let request = |dry_run| pb::DeleteRequest {

@@ -7,7 +7,7 @@ use downriver_event::problem::Problem;
 use serde_json::{Value, json};
 
 use super::client::{Client, Failure};
-use super::{KindName, Output, render};
+use super::{KindName, Output, groups, render};
 
 pub(super) fn kind_name(kind: i32) -> &'static str {
     match pb::Kind::try_from(kind) {
@@ -16,15 +16,6 @@ pub(super) fn kind_name(kind: i32) -> &'static str {
         Ok(pb::Kind::Pipeline) => "pipeline",
         _ => "resource",
     }
-}
-
-pub(super) fn no_groups() -> Failure {
-    Problem::new(
-        "DR-2054",
-        "consumer groups are not built yet",
-        "read the log with downriver tail, and keep the offset yourself",
-    )
-    .into()
 }
 
 async fn list(client: &mut Client, kind: pb::Kind) -> Result<Vec<pb::Resource>, Failure> {
@@ -130,7 +121,11 @@ pub(super) async fn get(
             let values = nodes.iter().map(node_json).collect();
             (node_overview(&nodes), values)
         }
-        _ => return Err(no_groups()),
+        _ => {
+            let groups = groups::groups(&mut client, name).await?;
+            let values = groups.iter().map(groups::to_json).collect();
+            (groups::overview(&groups), values)
+        }
     };
     print(&table, &Value::Array(values), output)
 }
@@ -168,7 +163,13 @@ pub(super) async fn describe(
             let value = nodes.first().map_or(Value::Null, node_json);
             (node_overview(&nodes), value)
         }
-        _ => return Err(no_groups()),
+        _ => {
+            let groups = groups::groups(&mut client, Some(name)).await?;
+            (
+                groups::overview(&groups),
+                groups.iter().map(groups::to_json).collect(),
+            )
+        }
     };
     print(&table, &value, output)
 }

@@ -113,7 +113,7 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     };
     if let Some(reason) = failed {
         // Nothing that was answered is lost; to go on would be to answer what is not durable.
-        anyhow::bail!("DR-1104: the journal failed: {reason}");
+        anyhow::bail!("{reason}");
     }
     tracing::info!("stopping");
     node.hand_over().await;

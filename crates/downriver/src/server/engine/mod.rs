@@ -4,6 +4,7 @@
 //! - `captures`: one for each source.
 //! - `lakes`: one for each sink: its store and its catalog.
 //! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
+//! - `groups`: how far consumers have come.
 //! - `nodes`: who they are, and which of them runs what.
 //! - `stored`: the form of what the replicated state holds for it.
 //! - `wait`, `verify`: what is asked of a pipeline.
@@ -13,6 +14,7 @@
 
 mod approved;
 mod captures;
+mod groups;
 mod lakes;
 mod nodes;
 mod paused;
@@ -38,7 +40,9 @@ use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
 use downriver_log::Log as _;
 use downriver_service::spec::{Source, Spec};
-use downriver_service::{Engine, Finding, Reached, StoredSpec, TableName, Verified, Where};
+use downriver_service::{
+    ConsumerGroup, Engine, Finding, GroupCommit, Reached, StoredSpec, TableName, Verified, Where,
+};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -387,6 +391,46 @@ impl Engine for NodeEngine {
 
     fn nodes(&self) -> Vec<pb::Node> {
         self.known_nodes()
+    }
+
+    async fn add_node(&self, address: &str) -> Result<u64, Problem> {
+        self.let_in(address).await
+    }
+
+    async fn remove_node(&self, node: &str) -> Result<(), Problem> {
+        self.take_out(node).await
+    }
+
+    async fn transfer_leader(&self, node: &str) -> Result<String, Problem> {
+        self.let_lead(node).await
+    }
+
+    fn groups(&self) -> Vec<ConsumerGroup> {
+        self.known_groups()
+    }
+
+    async fn group(&self, source: &str, name: &str) -> Result<Option<ConsumerGroup>, Problem> {
+        self.group_now(source, name).await
+    }
+
+    async fn take_group(
+        &self,
+        source: &str,
+        name: &str,
+        member: &str,
+    ) -> Result<ConsumerGroup, Problem> {
+        let taken = self.node.take_group(source, name, member).await;
+        let group = taken.map_err(|error| unavailable(&error))?;
+        Ok(self.consumer_group(group))
+    }
+
+    async fn commit_group(&self, commit: GroupCommit) -> Result<Option<ConsumerGroup>, Problem> {
+        self.commit(commit).await
+    }
+
+    async fn drop_group(&self, source: &str, name: &str) -> Result<(), Problem> {
+        let dropped = self.node.drop_group(source, name).await;
+        dropped.map_err(|error| unavailable(&error))
     }
 
     async fn pause(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem> {

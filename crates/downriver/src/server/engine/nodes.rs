@@ -1,7 +1,7 @@
 //! The nodes of the cluster: who they are, and which of them runs what.
 
 use downriver_api::admin::v1 as pb;
-use downriver_cluster::{MemberView, pipeline_task, source_task};
+use downriver_cluster::{ControlError, MemberView, pipeline_task, source_task};
 use downriver_event::problem::Problem;
 use downriver_log::Log as _;
 use downriver_service::problem::to_pb;
@@ -52,6 +52,46 @@ impl NodeEngine {
         }
     }
 
+    pub(super) async fn let_in(&self, address: &str) -> Result<u64, Problem> {
+        self.node.add_member(address).await.map_err(|e| refused(&e))
+    }
+
+    pub(super) async fn take_out(&self, node: &str) -> Result<(), Problem> {
+        let id = self.member_named(node)?;
+        self.node.remove_member(id).await.map_err(|e| refused(&e))
+    }
+
+    pub(super) async fn let_lead(&self, node: &str) -> Result<String, Problem> {
+        let to = match node {
+            "" => None,
+            node => Some(self.member_named(node)?),
+        };
+        let led = self.node.transfer_leadership(to).await;
+        let leader = led.map_err(|e| refused(&e))?;
+        Ok(self.node.member(leader).map(|m| m.name).unwrap_or_default())
+    }
+
+    /// By name or number.
+    fn member_named(&self, node: &str) -> Result<u64, Problem> {
+        let members = self.node.members().into_iter().map(|view| view.member);
+        let named: Vec<u64> = members
+            .filter(|member| member.name == node || member.id.to_string() == node)
+            .map(|member| member.id)
+            .collect();
+        let wrong = |reason: String| {
+            Problem::new(
+                "DR-2046",
+                reason,
+                "see downriver get nodes, and give its ID",
+            )
+        };
+        match named[..] {
+            [id] => Ok(id),
+            [] => Err(wrong(format!("the cluster has no node {node:?}"))),
+            _ => Err(wrong(format!("several nodes are called {node:?}"))),
+        }
+    }
+
     pub(super) fn known_nodes(&self) -> Vec<pb::Node> {
         let problem = self.node.store_problem().map(|reason| {
             Problem::new(
@@ -92,6 +132,14 @@ impl NodeEngine {
         };
         members.into_iter().map(node).collect()
     }
+}
+
+fn refused(error: &ControlError) -> Problem {
+    Problem::new(
+        "DR-2047",
+        error.to_string(),
+        "see downriver get nodes; a majority of the voters must be up, before and after",
+    )
 }
 
 fn state(view: &MemberView) -> &'static str {
