@@ -15,10 +15,36 @@ use crate::{Daemon, host};
 /// How long a cluster may take to agree on something.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where nodes listen for each other, and under which port of this host each is reached by the others.
+pub struct Peers {
+    listen: Vec<Port>,
+    reached: Vec<u16>,
+}
+
+impl Peers {
+    pub fn reserve(count: usize) -> Result<Self> {
+        let listen: Vec<Port> = (0..count).map(|_| Port::reserve()).collect::<Result<_>>()?;
+        let reached = listen.iter().map(Port::number).collect();
+        Ok(Self { listen, reached })
+    }
+
+    /// Where the nodes listen.
+    pub fn ports(&self) -> Vec<u16> {
+        self.listen.iter().map(Port::number).collect()
+    }
+
+    /// The same nodes, each reached through what listens on these ports.
+    #[must_use]
+    pub fn behind(mut self, ports: Vec<u16>) -> Self {
+        self.reached = ports;
+        self
+    }
+}
+
 /// Nodes n1, n2, ... with one authority's certificate for each other.
 pub struct Cluster {
     pub nodes: Vec<Daemon>,
-    ports: Vec<Port>,
+    peers: Peers,
     certificate: ServerCertificate,
     authority: Authority,
     folder: PathBuf,
@@ -28,16 +54,22 @@ pub struct Cluster {
 impl Cluster {
     /// As many nodes, started and with a leader; segments go to the bucket's folder `log`.
     pub async fn start(folder: &Path, store: &Seaweed, count: usize) -> Result<Self> {
+        let peers = Peers::reserve(count)?;
+        Self::start_with(folder, &store.s3_endpoint(), peers).await
+    }
+
+    /// The same nodes where their ports and the store's endpoint are given.
+    pub async fn start_with(folder: &Path, endpoint: &str, peers: Peers) -> Result<Self> {
         let authority = Authority::new(&folder.join("authority"), "nodes")?;
         let certificate = authority.issue("localhost")?;
-        let ports = (0..count).map(|_| Port::reserve()).collect::<Result<_>>()?;
+        let count = peers.listen.len();
         let mut cluster = Self {
             nodes: Vec::new(),
-            ports,
+            peers,
             certificate,
             authority,
             folder: folder.to_path_buf(),
-            endpoint: store.s3_endpoint(),
+            endpoint: endpoint.to_owned(),
         };
         for index in 0..count {
             let mut node = cluster.node(index)?;
@@ -50,12 +82,22 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// One more node, which is not running yet and knows the others.
+    pub fn add(&mut self) -> Result<&mut Daemon> {
+        let port = Port::reserve()?;
+        self.peers.reached.push(port.number());
+        self.peers.listen.push(port);
+        let node = self.node(self.nodes.len())?;
+        self.nodes.push(node);
+        Ok(self.nodes.last_mut().expect("it was pushed"))
+    }
+
     /// A node of this cluster, which is not running yet.
     fn node(&self, index: usize) -> Result<Daemon> {
         let folder = self.folder.join(format!("n{}", index + 1));
         fs::create_dir_all(&folder)?;
-        let address = |port: &Port| format!("\"localhost:{}\"", port.number());
-        let nodes: Vec<String> = self.ports.iter().map(address).collect();
+        let address = |port: &u16| format!("\"localhost:{port}\"");
+        let nodes: Vec<String> = self.peers.reached.iter().map(address).collect();
         let config = format!(
             "name = \"n{}\"\ndata = {:?}\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\
              [store]\nurl = \"s3://{}/log\"\ns3 = {{ endpoint = {:?}, path_style = true }}\n\
@@ -65,8 +107,8 @@ impl Cluster {
             folder.join("data"),
             seaweed::BUCKET,
             self.endpoint,
-            self.ports[index].number(),
-            address(&self.ports[index]),
+            self.peers.listen[index].number(),
+            address(&self.peers.reached[index]),
             nodes.join(", "),
             self.authority.file(),
             self.certificate.certificate,

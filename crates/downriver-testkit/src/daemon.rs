@@ -203,6 +203,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// SIGTERM, without waiting for the end.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        host::signal(self.pid()?, "TERM");
+        Ok(())
+    }
+
     /// SIGTERM; an error when it does not end by itself.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {

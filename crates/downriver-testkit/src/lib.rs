@@ -13,6 +13,7 @@ pub mod disk;
 pub mod fixture;
 pub mod history;
 pub mod host;
+pub mod link;
 pub mod mysql;
 pub mod mysql_history;
 pub mod oracle;

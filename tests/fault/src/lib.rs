@@ -1,6 +1,11 @@
 //! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
 
+pub mod bank;
+pub mod faults;
 mod gap;
+pub mod round;
+mod subscriber;
+pub mod world;
 
 use std::time::Duration;
 
@@ -9,6 +14,7 @@ use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
 
 pub use gap::Gap;
+pub use world::World;
 
 /// How long the slowest machine of ours may take to catch up.
 pub const CATCH_UP: Duration = Duration::from_secs(120);

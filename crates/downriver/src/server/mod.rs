@@ -20,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use engine::NodeEngine;
 
+/// How long calls that are being answered may take when the node stops.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+
 /// What a node was asked to be.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeOptions {
@@ -89,12 +92,13 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));
     let http_server = tokio::spawn(http::serve(http, Arc::clone(&engine), stop.clone()));
     let services = Arc::clone(&engine);
-    let grpc_server = tokio::spawn(downriver_service::serve(
-        grpc,
-        services,
-        log,
-        stop.clone().cancelled_owned(),
-    ));
+    let stopping = stop.clone().cancelled_owned();
+    let grpc_server = tokio::spawn(async move {
+        let served = downriver_service::serve(grpc, services, log, stopping).await;
+        if let Err(error) = served {
+            tracing::error!(error = %error, "the gRPC server ended");
+        }
+    });
 
     addresses.publish(&data)?;
     println!(
@@ -119,7 +123,14 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     node.hand_over().await;
     stop.cancel();
     let drained = async {
-        let _ = tokio::join!(assigner, reconciler, http_server, grpc_server, progress);
+        let _ = tokio::join!(assigner, reconciler, progress);
+        // Subscribers stay for ever if they are let.
+        for server in [http_server, grpc_server] {
+            let stop = server.abort_handle();
+            if tokio::time::timeout(ANSWERS_WITHIN, server).await.is_err() {
+                stop.abort();
+            }
+        }
         node.shutdown().await;
     };
     if tokio::time::timeout(Duration::from_secs(20), drained)

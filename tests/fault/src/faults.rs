@@ -1,0 +1,359 @@
+//! What is done to a world, when, and whether it bit.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use downriver_testkit::link::{Link, Mode};
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+
+use crate::world::{NODES, SOURCE, World};
+
+/// Whom a fault is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Whom {
+    Owner,
+    Leader,
+    Any(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Kill(Whom),
+    KillAll,
+    /// Frozen, and going on later.
+    Freeze(Whom),
+    /// Told to stop, and started again.
+    Restart(Whom),
+    /// Nothing comes from or to other nodes.
+    Isolate(Whom),
+    /// Nothing of what the node says to others arrives.
+    Mute(Whom),
+    /// Nothing of what others say to the node arrives.
+    Deafen(Whom),
+    /// Messages between the node and others are late.
+    Lag(Whom),
+    /// Connections of the node with others are cut in the middle of what they carry.
+    CutPeers(Whom),
+    CutDatabase(Whom),
+    HangDatabase(Whom),
+    SlowDatabase(Whom),
+    CrashDatabase,
+    StoreUnavailable,
+    StoreHangs,
+    StoreLosesAnswers,
+    StoreCuts,
+    TransferLeader,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = format!("{self:?}");
+        let name = name.split('(').next().unwrap_or_default();
+        f.write_str(name)
+    }
+}
+
+/// One fault of a round's plan.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    /// After the round's begin.
+    pub at: Duration,
+    pub lasts: Duration,
+}
+
+/// Whether a fault did something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    Bit(String),
+    Skipped(String),
+}
+
+/// A link by its number, the callers that are hurt there, and how.
+type Hurt = (usize, Vec<usize>, Mode);
+
+/// How long it may take to find out whom a fault is for.
+const TOLD_WITHIN: Duration = Duration::from_secs(4);
+
+/// Links in front of nodes have the nodes' numbers.
+const DATABASE: usize = NODES;
+const STORE: usize = NODES + 1;
+
+/// A fault that was begun.
+#[derive(Debug)]
+pub enum Going {
+    Over(Evidence),
+    Frozen { index: usize, pid: u32 },
+    Stopping { index: usize },
+    DatabaseDown,
+    Links { hurt: Vec<Hurt>, before: u64 },
+}
+
+/// One to three faults that overlap.
+pub fn plan(random: &mut StdRng) -> Vec<Fault> {
+    let count = random.random_range(1..=3);
+    let mut faults: Vec<Fault> = Vec::new();
+    while faults.len() < count {
+        let kind = kind(random);
+        // Two that kill leave nobody to hurt.
+        if faults
+            .iter()
+            .any(|fault| fault.kind.to_string() == kind.to_string())
+        {
+            continue;
+        }
+        faults.push(Fault {
+            kind,
+            at: Duration::from_millis(random.random_range(300..2_500)),
+            lasts: Duration::from_millis(random.random_range(800..5_000)),
+        });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+fn kind(random: &mut StdRng) -> Kind {
+    let any = Whom::Any(random.random_range(0..NODES));
+    let whom = *[Whom::Owner, Whom::Leader, any]
+        .choose(random)
+        .expect("three");
+    let kinds = [
+        Kind::Kill(whom),
+        Kind::Kill(Whom::Owner),
+        Kind::Kill(Whom::Leader),
+        Kind::KillAll,
+        Kind::Freeze(whom),
+        Kind::Freeze(Whom::Owner),
+        Kind::Restart(whom),
+        Kind::Isolate(whom),
+        Kind::Isolate(Whom::Owner),
+        Kind::Mute(whom),
+        Kind::Deafen(whom),
+        Kind::Lag(whom),
+        Kind::CutPeers(whom),
+        Kind::CutDatabase(Whom::Owner),
+        Kind::HangDatabase(Whom::Owner),
+        Kind::SlowDatabase(Whom::Owner),
+        Kind::CrashDatabase,
+        Kind::StoreUnavailable,
+        Kind::StoreHangs,
+        Kind::StoreLosesAnswers,
+        Kind::StoreCuts,
+        Kind::TransferLeader,
+    ];
+    *kinds.choose(random).expect("there are some")
+}
+
+impl World {
+    async fn whom(&mut self, whom: Whom) -> Result<usize> {
+        if let Whom::Any(index) = whom {
+            return Ok(index);
+        }
+        let asked = self.some_node().await?;
+        let told = async {
+            match whom {
+                Whom::Owner => self.cluster.owner(asked, SOURCE).await,
+                _ => self.cluster.leader(asked).await,
+            }
+        };
+        let told = tokio::time::timeout(TOLD_WITHIN, told).await;
+        told.context("nobody says who it is")?
+    }
+
+    /// Begins a fault. One that is over at once has its evidence.
+    pub async fn begin(&mut self, kind: Kind) -> Result<Going> {
+        Ok(match kind {
+            Kind::Kill(whom) => {
+                let index = self.whom(whom).await?;
+                Going::Over(self.kill(index))
+            }
+            Kind::KillAll => {
+                let killed =
+                    (0..NODES).filter(|index| matches!(self.kill(*index), Evidence::Bit(_)));
+                let killed = killed.count();
+                Going::Over(Evidence::Bit(format!("{killed} nodes were killed")))
+            }
+            Kind::Freeze(whom) => {
+                let index = self.whom(whom).await?;
+                match self.cluster.nodes[index].pid() {
+                    Err(_) => Going::Over(skipped(index, "does not run")),
+                    Ok(pid) => {
+                        self.cluster.nodes[index].freeze()?;
+                        Going::Frozen { index, pid }
+                    }
+                }
+            }
+            Kind::Restart(whom) => {
+                let index = self.whom(whom).await?;
+                let node = &mut self.cluster.nodes[index];
+                if !node.is_running() {
+                    return Ok(Going::Over(skipped(index, "does not run")));
+                }
+                node.ask_to_stop()?;
+                Going::Stopping { index }
+            }
+            Kind::TransferLeader => {
+                let asked = self.some_node().await?;
+                let node = &self.cluster.nodes[asked];
+                let answer = node.run(&["cluster", "transfer-leader"]).await?;
+                Going::Over(match answer.code {
+                    Some(0) => Evidence::Bit(answer.stdout.trim().to_owned()),
+                    _ => Evidence::Skipped(answer.text().trim().to_owned()),
+                })
+            }
+            Kind::CrashDatabase => {
+                self.postgres.kill();
+                Going::DatabaseDown
+            }
+            kind => self.hurt_links(kind).await?,
+        })
+    }
+
+    /// Ends a fault, and tells whether it bit.
+    pub async fn end(&mut self, going: Going) -> Result<Evidence> {
+        Ok(match going {
+            Going::Over(evidence) => evidence,
+            Going::Frozen { index, pid } => {
+                let stood = state_of(pid) == Some('T');
+                if self.cluster.nodes[index].pid().is_ok_and(|now| now == pid) {
+                    self.cluster.nodes[index].thaw()?;
+                }
+                match stood {
+                    true => Evidence::Bit(format!("n{} stood still", index + 1)),
+                    false => skipped(index, "was killed meanwhile"),
+                }
+            }
+            Going::Stopping { index } => {
+                let node = &mut self.cluster.nodes[index];
+                let stopped = !node.is_running();
+                if stopped {
+                    node.kill();
+                    node.launch()?;
+                    self.know_callers();
+                }
+                match stopped {
+                    true => Evidence::Bit(format!("n{} stopped, and was started", index + 1)),
+                    false => skipped(index, "had not stopped yet"),
+                }
+            }
+            Going::DatabaseDown => {
+                self.postgres.start_again().await?;
+                Evidence::Bit("the database was killed, and started".into())
+            }
+            Going::Links { hurt, before } => {
+                for (link, callers, _) in &hurt {
+                    for caller in callers {
+                        self.link(*link).set(*caller, Mode::Pass);
+                    }
+                }
+                match self.bites(&hurt) - before {
+                    0 => Evidence::Skipped("nothing passed there".into()),
+                    bitten => Evidence::Bit(format!("{bitten} times, of {}", names(&hurt))),
+                }
+            }
+        })
+    }
+
+    fn link(&self, number: usize) -> &Link {
+        match number {
+            number if number < NODES => &self.links.nodes[number],
+            DATABASE => &self.links.database,
+            _ => &self.links.store,
+        }
+    }
+
+    fn bites(&self, hurt: &[Hurt]) -> u64 {
+        let of = |(link, callers, _): &Hurt| -> u64 {
+            let bites = callers.iter().map(|caller| self.link(*link).bites(*caller));
+            bites.sum()
+        };
+        hurt.iter().map(of).sum()
+    }
+
+    fn kill(&mut self, index: usize) -> Evidence {
+        let node = &mut self.cluster.nodes[index];
+        if !node.is_running() {
+            return Evidence::Skipped(format!("n{} does not run", index + 1));
+        }
+        node.kill();
+        Evidence::Bit(format!("n{} was killed", index + 1))
+    }
+
+    async fn hurt_links(&mut self, kind: Kind) -> Result<Going> {
+        let everyone: Vec<usize> = (0..NODES).collect();
+        let mut hurt: Vec<Hurt> = Vec::new();
+        match kind {
+            Kind::Isolate(whom)
+            | Kind::Mute(whom)
+            | Kind::Deafen(whom)
+            | Kind::Lag(whom)
+            | Kind::CutPeers(whom) => {
+                let index = self.whom(whom).await?;
+                let others: Vec<usize> = everyone.into_iter().filter(|i| *i != index).collect();
+                let late = Mode::Delay(Duration::from_millis(100));
+                let (to_others, from_others) = match kind {
+                    Kind::Isolate(_) => (Mode::Hang, Mode::Hang),
+                    Kind::Mute(_) => (Mode::HangRequests, Mode::HangAnswers),
+                    Kind::Deafen(_) => (Mode::HangAnswers, Mode::HangRequests),
+                    Kind::Lag(_) => (late, late),
+                    _ => (Mode::Cut, Mode::Cut),
+                };
+                hurt.push((index, others.clone(), from_others));
+                hurt.extend(
+                    others
+                        .into_iter()
+                        .map(|other| (other, vec![index], to_others)),
+                );
+            }
+            Kind::CutDatabase(whom) => {
+                hurt.push((DATABASE, vec![self.whom(whom).await?], Mode::Cut))
+            }
+            Kind::HangDatabase(whom) => {
+                hurt.push((DATABASE, vec![self.whom(whom).await?], Mode::Hang))
+            }
+            Kind::SlowDatabase(whom) => {
+                hurt.push((DATABASE, vec![self.whom(whom).await?], Mode::Slow(20_000)));
+            }
+            Kind::StoreUnavailable => hurt.push((STORE, everyone, Mode::Unavailable)),
+            Kind::StoreHangs => hurt.push((STORE, everyone, Mode::Hang)),
+            Kind::StoreLosesAnswers => hurt.push((STORE, everyone, Mode::LoseAnswers)),
+            _ => hurt.push((STORE, everyone, Mode::Cut)),
+        }
+        let before = self.bites(&hurt);
+        for (link, callers, mode) in &hurt {
+            for caller in callers {
+                self.link(*link).set(*caller, *mode);
+            }
+        }
+        Ok(Going::Links { hurt, before })
+    }
+}
+
+fn skipped(index: usize, why: &str) -> Evidence {
+    Evidence::Skipped(format!("n{} {why}", index + 1))
+}
+
+fn names(hurt: &[Hurt]) -> String {
+    let name = |(link, callers, mode): &Hurt| {
+        let to = match *link {
+            link if link < NODES => format!("n{}", link + 1),
+            DATABASE => "database".to_owned(),
+            _ => "store".to_owned(),
+        };
+        let from: Vec<String> = callers
+            .iter()
+            .map(|caller| format!("n{}", caller + 1))
+            .collect();
+        format!("{}->{to} {mode:?}", from.join(","))
+    };
+    hurt.iter().map(name).collect::<Vec<_>>().join("; ")
+}
+
+/// As /proc says it: R, S, T, ...
+fn state_of(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim().chars().next()
+}

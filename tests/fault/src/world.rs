@@ -1,0 +1,160 @@
+//! What the rounds are played on: three nodes over real servers, with every connection through a proxy that can hurt it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use downriver_testkit::cluster::Peers;
+use downriver_testkit::link::{Link, Mode};
+use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+
+use crate::bank;
+
+pub const NODES: usize = 3;
+pub const SOURCE: &str = "source/shop";
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Everything under one folder. Fields are dropped in this order: the nodes first.
+pub struct World {
+    pub cluster: Cluster,
+    pub links: Links,
+    pub postgres: Postgres,
+    pub store: Seaweed,
+    pub folder: tempfile::TempDir,
+}
+
+/// What nodes connect through.
+pub struct Links {
+    /// In front of each node: the others call.
+    pub nodes: Vec<Link>,
+    pub database: Link,
+    pub store: Link,
+}
+
+impl Links {
+    fn all(&self) -> impl Iterator<Item = &Link> {
+        self.nodes.iter().chain([&self.database, &self.store])
+    }
+
+    /// Lets everything pass.
+    pub fn heal(&self) {
+        for link in self.all() {
+            for caller in 0..NODES {
+                link.set(caller, Mode::Pass);
+            }
+        }
+    }
+}
+
+impl World {
+    /// Three nodes that deliver a shop and a bank into a lake, caught up.
+    pub async fn open() -> Result<Self> {
+        let postgres = Postgres::start().await?;
+        shop::create(&postgres).await?;
+        shop::fill(&postgres, 50).await?;
+        bank::create(&postgres).await?;
+        let store = Seaweed::start().await?;
+        let folder = tempfile::Builder::new()
+            .prefix("downriver-rounds-")
+            .tempdir()?;
+        let peers = Peers::reserve(NODES)?;
+        let mut nodes = Vec::new();
+        for port in peers.ports() {
+            nodes.push(Link::start(port, NODES).await?);
+        }
+        let links = Links {
+            database: Link::start(postgres.port(), NODES).await?,
+            store: Link::start(port_of(&store.s3_endpoint())?, NODES).await?,
+            nodes,
+        };
+        let reached = links.nodes.iter().map(Link::port).collect();
+        let endpoint = format!("http://127.0.0.1:{}", links.store.port());
+        let cluster = Cluster::start_with(folder.path(), &endpoint, peers.behind(reached)).await?;
+        let world = Self {
+            cluster,
+            links,
+            postgres,
+            store,
+            folder,
+        };
+        world.know_callers();
+        let here = format!(":{}/", world.postgres.port());
+        let through = format!(":{}/", world.links.database.port());
+        let url = world.postgres.source_url().replace(&here, &through);
+        let yaml = [
+            resources::source_at(&url, &["public.*"], &[]),
+            resources::sink_in_bucket(&endpoint),
+            resources::pipeline("1s"),
+        ];
+        world.cluster.nodes[0].apply(&yaml.concat()).await?;
+        world.cluster.nodes[0].wait(Duration::from_secs(60)).await?;
+        Ok(world)
+    }
+
+    /// Tells the links which processes the nodes are now.
+    pub fn know_callers(&self) {
+        for (index, node) in self.cluster.nodes.iter().enumerate() {
+            for link in self.links.all() {
+                link.is(index, node.pid().ok());
+            }
+        }
+    }
+
+    /// A node that is up and not frozen.
+    pub async fn some_node(&mut self) -> Result<usize> {
+        for index in 0..NODES {
+            let node = &mut self.cluster.nodes[index];
+            if !node.is_running() {
+                continue;
+            }
+            // One that is frozen accepts connections, and says nothing.
+            let answer = tokio::time::timeout(ANSWER_WITHIN, node.run(&["get", "nodes"])).await;
+            if answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.code == Some(0))) {
+                return Ok(index);
+            }
+        }
+        anyhow::bail!("no node answers")
+    }
+
+    /// Lets everything pass, and starts every node that is not running.
+    pub async fn heal(&mut self) -> Result<()> {
+        self.links.heal();
+        if self.postgres.pid().is_none() {
+            self.postgres.start_again().await?;
+        }
+        for node in &mut self.cluster.nodes {
+            if node.is_running() {
+                node.thaw()?;
+            } else {
+                node.kill();
+                node.launch()?;
+            }
+        }
+        self.know_callers();
+        for node in &mut self.cluster.nodes {
+            node.until_ready(Duration::from_secs(60)).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what a failed round left.
+    pub fn keep(&self, to: &Path) -> Result<()> {
+        std::fs::create_dir_all(to)?;
+        for (index, node) in self.cluster.nodes.iter().enumerate() {
+            std::fs::copy(node.log(), to.join(format!("n{}.log", index + 1)))?;
+        }
+        let copied = std::process::Command::new("cp")
+            .args(["-r"])
+            .arg(self.folder.path())
+            .arg(to)
+            .status()?;
+        ensure!(copied.success(), "the folder cannot be kept");
+        Ok(())
+    }
+}
+
+fn port_of(endpoint: &str) -> Result<u16> {
+    let (_, port) = endpoint.rsplit_once(':').context("a port")?;
+    Ok(port.parse()?)
+}

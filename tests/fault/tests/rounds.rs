@@ -1,0 +1,30 @@
+//! A short form of the campaign: rounds of faults over real servers.
+
+use anyhow::{Context, Result, ensure};
+use fault::World;
+use fault::round;
+
+const ROUNDS: u64 = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_rounds_of_faults_lose_double_and_reorder_nothing() -> Result<()> {
+    let first = match std::env::var("DOWNRIVER_FAULT_SEED") {
+        Ok(seed) => seed.parse()?,
+        Err(_) => 1,
+    };
+    let mut world = World::open().await?;
+    let mut counted = 0;
+    for seed in first..first + ROUNDS {
+        let played = round::play(&mut world, seed).await;
+        if played.is_err()
+            && let Ok(folder) = std::env::var("DOWNRIVER_KEEP")
+        {
+            world.keep(std::path::Path::new(&folder))?;
+        }
+        let round = played.with_context(|| format!("the round of seed {seed}"))?;
+        println!("{round:?}");
+        counted += u64::from(round.counts());
+    }
+    ensure!(counted >= ROUNDS - 2, "only {counted} rounds hurt anything");
+    Ok(())
+}
