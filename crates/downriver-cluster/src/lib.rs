@@ -5,7 +5,7 @@
 //! - `node`: what can be asked of it. `propose`: many commands share one fsync, and go to the leader.
 //! - `peer`: other nodes. `identity`, `form`: which node this is, and how it comes into a cluster. `members`: what the
 //!   leader keeps in order of them, and `assign`: who runs what.
-//! - `transfer`: leadership that is handed over.
+//! - `elect`: when a node may ask to lead. `transfer`: leadership that is handed over.
 //! - `sealer`: committed blocks become segments. `tidy`: segments are merged, listed in manifests, forgotten.
 //!
 //! It does not know what runs under the epochs that it gives out.
@@ -14,6 +14,7 @@ mod assign;
 #[cfg(test)]
 mod compat;
 mod control;
+mod elect;
 mod form;
 mod groups;
 mod identity;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::control::{Member, ResourcePut, SinkTableState, StoredResource};
+use crate::elect;
 use crate::form::{self, Promise};
 use crate::groups::{Cursor, Group};
 use crate::identity::Identity;
@@ -253,6 +254,7 @@ impl Node {
                 tracing::error!(error = %error, "other nodes are not answered any more");
             }
         }));
+        node.keep(tokio::spawn(elect::run(Arc::clone(&node))));
         form::enter(&node, &member.seeds).await?;
         while let Err(error) = node.read_index().await {
             tracing::info!(reason = %error, "waits for the cluster");
@@ -523,6 +525,7 @@ impl Node {
             address: self.address().to_owned(),
             cluster_id,
             promised: is_free && self.promise(asked.founder),
+            hears_leader: elect::hears_leader(self),
         }
     }
 

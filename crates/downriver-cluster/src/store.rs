@@ -694,3 +694,27 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use openraft::testing::{StoreBuilder, Suite};
+
+    use super::*;
+
+    struct InFolder;
+
+    impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for InFolder {
+        async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine)> {
+            let folder = tempfile::tempdir().unwrap();
+            let log = LogStore::open(folder.path()).unwrap();
+            let state_machine = StateMachine::open(folder.path()).unwrap();
+            Ok((folder, log, state_machine))
+        }
+    }
+
+    #[test]
+    fn the_stores_do_what_raft_asks_of_them() {
+        Suite::test_all(InFolder).unwrap();
+    }
+}

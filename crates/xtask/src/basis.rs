@@ -32,6 +32,11 @@ impl Basis {
         })
     }
 
+    /// The commit's name, shortened.
+    pub(crate) fn short(&self) -> &str {
+        &self.commit
+    }
+
     /// The time and the commit.
     pub(crate) fn commit(&self) -> String {
         let changes = if self.is_modified {

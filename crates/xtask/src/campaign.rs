@@ -1,260 +1,337 @@
-//! Seeded histories of real servers, many of them: the long form of the end-to-end tests `history`.
+//! Seeded rounds of faults against a cluster, many of them: the long form of `tests/fault`'s `rounds`. What was played is
+//! kept, so that a campaign that was interrupted goes on.
 
-use std::fmt::{self, Write as _};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use downriver_testkit::history;
-use downriver_testkit::mysql::Product;
-use downriver_testkit::mysql_history;
-use downriver_testkit::player::Played;
-use downriver_testkit::postgres::Version;
+use downriver_testkit::host;
+use fault::World;
+use fault::failover::{self, Role};
+use fault::faults::Evidence;
+use fault::round::{self, Round};
+use serde::{Deserialize, Serialize};
 
 use crate::basis::Basis;
 use crate::page::Page;
 
-const PAGE: Page = Page("docs/campaigns.md");
+const PAGE: Page = Page("docs/reliability.md");
+/// Rounds of one cluster; then comes a new one.
+const ROUNDS_OF_A_WORLD: usize = 10;
+/// Kills of one cluster, in each role.
+const KILLS_OF_A_WORLD: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A server and how many rounds are played on it: a major version of PostgreSQL, mysql9, mariadb10 or mariadb11; may be
-    /// repeated.
-    #[arg(long = "server", value_name = "SERVER=ROUNDS", value_parser = parse_server,
-          default_values = ["18=200", "17=40", "16=40", "15=40", "14=40", "13=40",
-                            "mysql9=200", "mariadb10=40", "mariadb11=40"])]
-    servers: Vec<(Server, u32)>,
-    /// The first history's seed; each one after it has the next.
+    /// Rounds in which something was really hurt.
+    #[arg(long, default_value_t = 120)]
+    rounds: usize,
+    /// The first round's seed; each one after it has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rounds of one history.
-    #[arg(long, default_value_t = 20)]
-    rounds: u32,
-    /// Put the result into docs/campaigns.md.
+    /// How often a node is killed in each role, to see how long nothing comes.
+    #[arg(long, default_value_t = 0)]
+    kills: usize,
+    /// Forget what was played of this commit before.
+    #[arg(long)]
+    anew: bool,
+    /// Put the result into docs/reliability.md.
     #[arg(long)]
     update_docs: bool,
 }
 
-fn parse_server(text: &str) -> Result<(Server, u32), String> {
-    let parts = text.split_once('=');
-    let parsed = parts.and_then(|(server, rounds)| {
-        let server = match server {
-            "mysql9" => Server::Mysql(Product::Mysql9),
-            "mariadb10" => Server::Mysql(Product::Mariadb10),
-            "mariadb11" => Server::Mysql(Product::Mariadb11),
-            major => Server::Postgres(major.parse().ok()?),
-        };
-        Some((server, rounds.parse().ok()?))
-    });
-    parsed.ok_or_else(|| "write SERVER=ROUNDS, 18=200 or mysql9=200 say".to_owned())
+/// One line of what was played.
+#[derive(Debug, Serialize, Deserialize)]
+enum Line {
+    Round(Played),
+    Kill { role: String, millis: u64 },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Server {
-    /// A major version.
-    Postgres(u32),
-    Mysql(Product),
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Postgres(major) => write!(f, "PostgreSQL {major}"),
-            Self::Mysql(Product::Mysql9) => f.write_str("MySQL 9"),
-            Self::Mysql(Product::Mariadb10) => f.write_str("MariaDB 10"),
-            Self::Mysql(Product::Mariadb11) => f.write_str("MariaDB 11"),
-        }
-    }
-}
-
-enum Player {
-    Postgres(Box<history::Player>),
-    Mysql(Box<mysql_history::Player>),
-}
-
-impl Player {
-    async fn start(server: Server, seed: u64) -> Result<Self> {
-        Ok(match server {
-            Server::Postgres(major) => {
-                let version = Version::Major(major);
-                let style = history::Style { seed, version };
-                Self::Postgres(Box::new(history::Player::start(style).await?))
-            }
-            Server::Mysql(product) => {
-                let style = mysql_history::Style { seed, product };
-                Self::Mysql(Box::new(mysql_history::Player::start(style).await?))
-            }
-        })
-    }
-
-    async fn round(&mut self) -> Result<()> {
-        match self {
-            Self::Postgres(player) => player.round().await,
-            Self::Mysql(player) => player.round().await,
-        }
-    }
-
-    fn played(&self) -> Played {
-        match self {
-            Self::Postgres(player) => player.played(),
-            Self::Mysql(player) => player.played(),
-        }
-    }
-
-    fn keep(self) -> PathBuf {
-        match self {
-            Self::Postgres(player) => player.keep(),
-            Self::Mysql(player) => player.keep(),
-        }
-    }
-}
-
-/// A history that is to be played.
-#[derive(Clone, Copy)]
-struct Planned {
-    server: Server,
+#[derive(Debug, Serialize, Deserialize)]
+struct Played {
     seed: u64,
-    rounds: u32,
-}
-
-struct Outcome {
-    planned: Planned,
-    played: Played,
-    took: Duration,
-    /// Why it did not come to its end.
+    /// Kinds of faults, and what each did; `None`: it bit nothing.
+    faults: Vec<(String, Option<String>)>,
+    converged_ms: u64,
+    took_ms: u64,
+    transactions: u64,
+    events: usize,
     failure: Option<String>,
 }
 
+impl Played {
+    fn of(round: &Round) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let faults = round.faults.iter().map(|(fault, evidence)| {
+            let did = match evidence {
+                Evidence::Bit(what) => Some(what.clone()),
+                Evidence::Skipped(_) => None,
+            };
+            (fault.kind.to_string(), did)
+        });
+        Self {
+            seed: round.seed,
+            faults: faults.collect(),
+            converged_ms: millis(round.converged),
+            took_ms: millis(round.took),
+            transactions: round.transactions,
+            events: round.events,
+            failure: None,
+        }
+    }
+
+    fn counts(&self) -> bool {
+        self.failure.is_some() || self.faults.iter().any(|(_, did)| did.is_some())
+    }
+}
+
+/// What was played of one commit.
+struct Record {
+    path: PathBuf,
+    lines: Vec<Line>,
+}
+
+impl Record {
+    fn open(commit: &str, anew: bool) -> Result<Self> {
+        let folder = host::cache_dir().join("campaign");
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{commit}.jsonl"));
+        if anew {
+            let _ = std::fs::remove_file(&path);
+        }
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let lines = text.lines().map(serde_json::from_str);
+        let lines = lines.collect::<Result<_, _>>();
+        Ok(Self {
+            lines: lines.with_context(|| format!("read {}", path.display()))?,
+            path,
+        })
+    }
+
+    fn add(&mut self, line: Line) -> Result<()> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.path)?;
+        writeln!(file, "{}", serde_json::to_string(&line)?)?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    fn rounds(&self) -> impl Iterator<Item = &Played> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Round(played) => Some(played),
+            Line::Kill { .. } => None,
+        })
+    }
+
+    fn kills(&self, of: Role) -> Vec<u64> {
+        let of = format!("{of:?}");
+        let kills = self.lines.iter().filter_map(|line| match line {
+            Line::Kill { role, millis } if *role == of => Some(*millis),
+            _ => None,
+        });
+        kills.collect()
+    }
+
+    fn counted(&self) -> usize {
+        self.rounds().filter(|played| played.counts()).count()
+    }
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    ensure!(arguments.rounds > 0, "a history has at least one round");
     if arguments.update_docs {
         PAGE.check()?;
     }
     let basis = Basis::look()?;
+    let mut record = Record::open(basis.short(), arguments.anew)?;
+    let played = async {
+        play_rounds(&arguments, &mut record).await?;
+        play_kills(&arguments, &mut record).await
+    };
     // The servers are dropped on an interrupt, and with them their folders.
-    let outcomes = tokio::select! {
-        outcomes = play_all(&arguments) => outcomes?,
+    tokio::select! {
+        played = played => played?,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
-            bail!("interrupted")
+            bail!("interrupted: the same command goes on")
         }
-    };
-    let report = markdown(&basis, &outcomes);
+    }
+    let report = markdown(&basis, &record);
     println!("\n{report}");
     if arguments.update_docs {
         PAGE.update(&report)?;
     }
-    let failed = outcomes.iter().filter(|outcome| outcome.failure.is_some());
+    let failed = record.rounds().filter(|played| played.failure.is_some());
     let failed = failed.count();
-    ensure!(failed == 0, "{failed} histories failed");
+    ensure!(failed == 0, "{failed} rounds failed");
     Ok(())
 }
 
-fn plan(arguments: &Arguments) -> Vec<Planned> {
-    let mut seeds = arguments.seed..;
-    let mut planned = Vec::new();
-    for (server, rounds) in &arguments.servers {
-        let mut left = *rounds;
-        while left > 0 {
-            let rounds = left.min(arguments.rounds);
-            left -= rounds;
-            planned.push(Planned {
-                server: *server,
-                seed: seeds.next().expect("seeds have no end"),
-                rounds,
-            });
-        }
-    }
-    planned
-}
-
-async fn play_all(arguments: &Arguments) -> Result<Vec<Outcome>> {
-    let plan = plan(arguments);
-    let total: u32 = plan.iter().map(|planned| planned.rounds).sum();
-    let began = Instant::now();
-    let mut outcomes = Vec::new();
-    let (mut done, mut passed_over) = (0, 0);
-    for planned in plan {
-        let Planned {
-            server,
-            seed,
-            rounds,
-        } = planned;
-        let start = Instant::now();
-        let mut player = Player::start(server, seed)
-            .await
-            .with_context(|| format!("start seed {seed} on {server}"))?;
-        let mut failure = None;
-        for round in 1..=rounds {
-            if let Err(error) = player.round().await {
-                failure = Some(format!("{error:#}"));
-                passed_over += rounds - round + 1;
-                break;
+async fn play_rounds(arguments: &Arguments, record: &mut Record) -> Result<()> {
+    let last = record.rounds().map(|played| played.seed).max();
+    let mut seed = last.map_or(arguments.seed, |last| last + 1);
+    let (began, done_before) = (Instant::now(), record.counted());
+    let mut world: Option<(World, usize)> = None;
+    while record.counted() < arguments.rounds {
+        let (mut here, played) = match world.take() {
+            Some((world, played)) if played < ROUNDS_OF_A_WORLD => (world, played),
+            _ => (World::open().await.context("open a cluster")?, 0),
+        };
+        match round::play(&mut here, seed).await {
+            Ok(round) => {
+                record.add(Line::Round(Played::of(&round)))?;
+                world = Some((here, played + 1));
             }
-            done += 1;
-            let each = began.elapsed() / done;
-            println!(
-                "{done} of {total} rounds; {server}, seed {seed}: round {round}; {:.1} s each, {} min left",
-                each.as_secs_f64(),
-                (each * (total - done - passed_over)).as_secs() / 60
-            );
+            Err(error) => {
+                let failure = format!("{error:#}");
+                let kept = kept(seed);
+                here.keep(&kept)?;
+                println!("seed {seed} failed: {failure}\\nkept in {}", kept.display());
+                record.add(Line::Round(Played {
+                    seed,
+                    faults: Vec::new(),
+                    converged_ms: 0,
+                    took_ms: 0,
+                    transactions: 0,
+                    events: 0,
+                    failure: Some(failure),
+                }))?;
+            }
         }
-        let played = player.played();
-        if let Some(failure) = &failure {
-            println!(
-                "seed {seed} failed: {failure}\nkept in {}",
-                player.keep().display()
-            );
-        }
-        outcomes.push(Outcome {
-            planned,
-            played,
-            took: start.elapsed(),
-            failure,
-        });
+        let done = record.counted();
+        let new = u32::try_from(done - done_before)?.max(1);
+        let each = began.elapsed() / new;
+        let left = u32::try_from(arguments.rounds.saturating_sub(done))?;
+        println!(
+            "{done} of {} rounds; seed {seed}; {:.1} s each, {} min left",
+            arguments.rounds,
+            each.as_secs_f64(),
+            (each * left).as_secs() / 60
+        );
+        seed += 1;
     }
-    Ok(outcomes)
+    Ok(())
 }
 
-fn markdown(basis: &Basis, outcomes: &[Outcome]) -> String {
-    let mut text = format!("{}; {}.\n\n", basis.commit(), basis.machine());
-    text += "| server | seeds | rounds equal | statements | changes of shape | kills | cuts | re-snapshots | rows compared | min | failed |\n";
-    text += "|---|---|---|---|---|---|---|---|---|---|---|\n";
-    let mut servers: Vec<Server> = outcomes.iter().map(|o| o.planned.server).collect();
-    servers.dedup();
-    for server in servers {
-        let of: Vec<_> = outcomes
-            .iter()
-            .filter(|o| o.planned.server == server)
-            .collect();
-        let played: Played = of.iter().map(|outcome| outcome.played).sum();
-        let seeds = of.iter().map(|outcome| outcome.planned.seed);
-        let took: Duration = of.iter().map(|outcome| outcome.took).sum();
-        let _infallible = writeln!(
-            text,
-            "| {server} | {}–{} | {} of {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            seeds.clone().min().unwrap_or_default(),
-            seeds.max().unwrap_or_default(),
-            played.rounds,
-            of.iter().map(|outcome| outcome.planned.rounds).sum::<u32>(),
-            played.statements,
-            played.shape_changes,
-            played.kills,
-            played.cuts,
-            played.resnapshots,
-            played.rows_compared,
-            took.as_secs() / 60,
-            of.iter()
-                .filter(|outcome| outcome.failure.is_some())
-                .count(),
-        );
-    }
-    for outcome in outcomes {
-        if let Some(failure) = &outcome.failure {
-            let line = failure.lines().next().unwrap_or_default();
-            let (server, seed) = (outcome.planned.server, outcome.planned.seed);
-            let _infallible = writeln!(text, "\nSeed {seed} on {server} failed: {line}");
+fn kept(seed: u64) -> PathBuf {
+    std::env::temp_dir().join(format!("downriver-campaign-{seed}"))
+}
+
+async fn play_kills(arguments: &Arguments, record: &mut Record) -> Result<()> {
+    let mut world: Option<(World, usize)> = None;
+    for role in [Role::Owner, Role::Leader, Role::Both] {
+        while record.kills(role).len() < arguments.kills {
+            let (mut here, killed) = match world.take() {
+                Some((world, killed)) if killed < 3 * KILLS_OF_A_WORLD => (world, killed),
+                _ => (World::open().await.context("open a cluster")?, 0),
+            };
+            let gap = failover::kill(&mut here, role).await?;
+            let millis = u64::try_from(gap.as_millis())?;
+            record.add(Line::Kill {
+                role: format!("{role:?}"),
+                millis,
+            })?;
+            println!(
+                "{role:?} killed, {} of {}: nothing came for {millis} ms",
+                record.kills(role).len(),
+                arguments.kills
+            );
+            world = Some((here, killed + 1));
         }
+    }
+    Ok(())
+}
+
+/// The least value that as many of the sorted values do not exceed.
+fn percentile(sorted: &[u64], of_hundred: usize) -> u64 {
+    let at = (sorted.len() * of_hundred).div_ceil(100).max(1) - 1;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+fn spread(mut millis: Vec<u64>) -> String {
+    millis.sort_unstable();
+    format!(
+        "{} | {} | {}",
+        percentile(&millis, 50),
+        percentile(&millis, 99),
+        millis.last().copied().unwrap_or_default()
+    )
+}
+
+fn markdown(basis: &Basis, record: &Record) -> String {
+    let mut text = format!("{}; {}.\n\n", basis.commit(), basis.machine());
+    let rounds: Vec<&Played> = record.rounds().filter(|played| played.counts()).collect();
+    let seeds = || rounds.iter().map(|played| played.seed);
+    let sum = |of: fn(&Played) -> u64| -> u64 { rounds.iter().map(|played| of(played)).sum() };
+    let failed = rounds.iter().filter(|played| played.failure.is_some());
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{} rounds counted, of seeds {}–{}: {} failed. {} transactions; {} min.\n",
+        rounds.len(),
+        seeds().min().unwrap_or_default(),
+        seeds().max().unwrap_or_default(),
+        failed.clone().count(),
+        sum(|played| played.transactions),
+        sum(|played| played.took_ms) / 60_000,
+    );
+    for played in failed {
+        let failure = played.failure.as_deref().unwrap_or_default();
+        let line = failure.lines().next().unwrap_or_default();
+        let _ = writeln!(text, "Seed {} failed: {line}\n", played.seed);
+    }
+    let converged = rounds.iter().map(|played| played.converged_ms).collect();
+    text += "| | p50 ms | p99 ms | most ms |\n|---|---|---|---|\n";
+    let _ = writeln!(
+        text,
+        "| from the end of the faults until all was delivered | {} |",
+        spread(converged)
+    );
+    for (role, what) in [
+        (Role::Owner, "no change came, the source's owner killed"),
+        (Role::Leader, "no change came, the leader killed"),
+        (Role::Both, "no change came, owner and leader in one killed"),
+    ] {
+        let kills = record.kills(role);
+        if !kills.is_empty() {
+            let _ = writeln!(
+                text,
+                "| {what} ({} times) | {} |",
+                kills.len(),
+                spread(kills)
+            );
+        }
+    }
+    text += "\n| fault | planned | bit |\n|---|---|---|\n";
+    let mut kinds: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    for (kind, did) in rounds.iter().flat_map(|played| &played.faults) {
+        let (planned, bit) = kinds.entry(kind).or_default();
+        *planned += 1;
+        *bit += u32::from(did.is_some());
+    }
+    for (kind, (planned, bit)) in kinds {
+        let _ = writeln!(text, "| {kind} | {planned} | {bit} |");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        let hundred: Vec<u64> = (1..=100).collect();
+        assert_eq!(
+            (percentile(&hundred, 50), percentile(&hundred, 99)),
+            (50, 99)
+        );
+        assert_eq!((percentile(&[7], 50), percentile(&[7], 99)), (7, 7));
+        assert_eq!(percentile(&[], 50), 0);
+    }
 }

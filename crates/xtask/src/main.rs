@@ -4,6 +4,7 @@ mod basis;
 mod bench;
 mod campaign;
 mod demo;
+mod histories;
 mod page;
 mod tidy;
 
@@ -20,8 +21,10 @@ struct Arguments {
 enum Chore {
     /// Drains backlogs of a real PostgreSQL and MySQL, beside their own clients; see docs/benchmarks.md.
     Bench(bench::Arguments),
-    /// Plays seeded histories of schema and row changes against real servers; see docs/campaigns.md.
+    /// Plays seeded rounds of faults against a cluster over real servers; see docs/reliability.md.
     Campaign(campaign::Arguments),
+    /// Plays seeded histories of schema and row changes against real servers; see docs/campaigns.md.
+    Histories(histories::Arguments),
     /// A shop under load, captured into the log and compared with it.
     Demo {
         /// Leave everything running.
@@ -37,6 +40,7 @@ async fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Bench(arguments) => bench::run(arguments).await,
         Chore::Campaign(arguments) => campaign::run(arguments).await,
+        Chore::Histories(arguments) => histories::run(arguments).await,
         Chore::Demo { keep } => demo::run(keep).await,
         Chore::Tidy => tidy::run(),
     }

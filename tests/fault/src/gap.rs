@@ -3,12 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use downriver_testkit::resources;
+use downriver_testkit::{Daemon, resources};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-
-use crate::ClusteredShop;
 
 /// A subscriber of one node, while something is written all the time.
 pub struct Gap {
@@ -18,9 +16,9 @@ pub struct Gap {
 
 impl Gap {
     /// Follows the log from its end on.
-    pub fn watch(shop: &ClusteredShop, asked: usize) -> Self {
+    pub fn watch(node: &Daemon) -> Self {
         let tail = ["tail", resources::SOURCE, "--from", "latest", "-o", "json"];
-        let command = shop.cluster.nodes[asked].command(&tail);
+        let command = node.command(&tail);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             let mut command = command?;

@@ -1,6 +1,7 @@
 //! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
 
 pub mod bank;
+pub mod failover;
 pub mod faults;
 mod gap;
 pub mod round;
@@ -10,8 +11,10 @@ pub mod world;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use downriver_api::log::v1::log_service_client::LogServiceClient;
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+use tonic::transport::Channel;
 
 pub use gap::Gap;
 pub use world::World;
@@ -54,6 +57,12 @@ impl ClusteredShop {
             resources::pipeline("1s"),
         ];
         self.cluster.nodes[asked].apply(&yaml.concat()).await
+    }
+
+    /// The log service of one of the nodes.
+    pub async fn log_client(&self, asked: usize) -> Result<LogServiceClient<Channel>> {
+        let address = &self.cluster.nodes[asked].addresses()?.grpc;
+        Ok(LogServiceClient::connect(format!("http://{address}")).await?)
     }
 
     /// The log's next offset, as one of the nodes knows it.

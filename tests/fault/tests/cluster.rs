@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use downriver_api::log::v1 as pb;
 use downriver_testkit::workload::{Style, Workload};
 use downriver_testkit::{host, resources};
 use fault::{ClusteredShop, Gap};
@@ -106,7 +107,7 @@ async fn a_node_that_is_told_to_stop_hands_over_what_it_runs_and_its_lead() -> R
         let owner = shop.cluster.owner(0, SOURCE).await?;
         let stopped = if round == 1 { leader } else { owner };
         let asked = another(stopped);
-        let watched = Gap::watch(&shop, asked);
+        let watched = Gap::watch(&shop.cluster.nodes[asked]);
         shop.cluster.nodes[stopped].stop()?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let gap = watched.longest().await?;
@@ -162,4 +163,125 @@ async fn an_owner_that_was_frozen_changes_nothing_when_it_goes_on() -> Result<()
         shop.ensure_equal(owner).await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_added_and_removed_while_changes_flow() -> Result<()> {
+    let mut shop = ClusteredShop::open(50).await?;
+    shop.deliver(0).await?;
+    let style = Style {
+        scale: 50,
+        ..Style::default()
+    };
+    let workload = Workload::start(&shop.postgres, style);
+    let node = shop.cluster.add()?;
+    node.start().await?;
+    let listed = shop.cluster.listed(3).await?;
+    ensure!(listed.len() == 4, "{listed:?}");
+    let learner = |node: &serde_json::Value| node["name"] == "n4" && node["state"] == "learner";
+    ensure!(
+        listed.iter().any(learner),
+        "an even number of voters is of no use: {listed:?}"
+    );
+
+    // The owner goes for good, and the new node votes instead of it.
+    let owner = shop.cluster.owner(3, SOURCE).await?;
+    if shop.cluster.leader(3).await? == owner {
+        shop.cluster.nodes[3]
+            .ok(&["cluster", "transfer-leader"])
+            .await?;
+    }
+    let name = format!("n{}", owner + 1);
+    shop.cluster.nodes[3]
+        .ok(&["cluster", "remove", &name])
+        .await?;
+    host::until(
+        "the new node to vote",
+        Duration::from_secs(30),
+        async || {
+            let listed = shop.cluster.listed(3).await?;
+            let votes = |node: &serde_json::Value| {
+                node["name"] == "n4" && (node["state"] == "voter" || node["state"] == "leader")
+            };
+            Ok(listed.len() == 3 && listed.iter().any(votes))
+        },
+    )
+    .await?;
+    host::until(
+        "the removed node to end",
+        Duration::from_secs(30),
+        async || Ok(!shop.cluster.nodes[owner].is_running()),
+    )
+    .await?;
+    let log = std::fs::read_to_string(shop.cluster.nodes[owner].log())?;
+    ensure!(log.contains("DR-1108"), "{log}");
+    // It does not come back with its folder.
+    shop.cluster.nodes[owner].kill();
+    ensure!(shop.cluster.nodes[owner].start().await.is_err());
+    workload.stop().await?;
+    shop.ensure_equal(3).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_groups_cursor_outlasts_the_leader_and_a_stale_member_is_fenced() -> Result<()> {
+    let mut shop = ClusteredShop::open(50).await?;
+    shop.deliver(0).await?;
+    shop.ensure_equal(0).await?;
+    let leader = shop.cluster.leader(0).await?;
+    let (one, other) = (another(leader), another(another(leader)));
+    let mut first = shop.log_client(one).await?;
+    let taken = first.fetch_offset(take("one")).await?.into_inner();
+    ensure!(taken.cursor.is_none(), "{taken:?}");
+    let cursor = |offset| {
+        Some(pb::GroupCursor {
+            incarnation: 1,
+            offset,
+        })
+    };
+    let commit = |epoch, expected, offset| pb::CommitOffsetRequest {
+        source: resources::SOURCE.into(),
+        group: "readers".into(),
+        epoch,
+        expected,
+        cursor: cursor(offset),
+    };
+    first.commit_offset(commit(taken.epoch, None, 7)).await?;
+    shop.cluster.nodes[leader].kill();
+    let mut second = shop.log_client(other).await?;
+    let mut taken_over = pb::FetchOffsetResponse::default();
+    host::until("a new leader", Duration::from_secs(30), async || {
+        taken_over = second.fetch_offset(take("two")).await?.into_inner();
+        Ok(true)
+    })
+    .await?;
+    ensure!(
+        taken_over.cursor == cursor(7) && taken_over.epoch > taken.epoch,
+        "{taken_over:?}"
+    );
+    let stale = first
+        .commit_offset(commit(taken.epoch, cursor(7), 9))
+        .await
+        .err();
+    let stale = stale.context("the stale member was fenced")?;
+    ensure!(stale.message().contains("has member \"two\""), "{stale}");
+    second
+        .commit_offset(commit(taken_over.epoch, cursor(7), 9))
+        .await?;
+    let groups = shop.cluster.nodes[one]
+        .json(&["get", "groups", "-o", "json"])
+        .await?;
+    ensure!(
+        groups[0]["offset"] == 9 && groups[0]["member"] == "two",
+        "{groups}"
+    );
+    Ok(())
+}
+
+fn take(member: &str) -> pb::FetchOffsetRequest {
+    pb::FetchOffsetRequest {
+        source: resources::SOURCE.into(),
+        group: "readers".into(),
+        take: true,
+        member: member.into(),
+    }
 }
