@@ -7,6 +7,8 @@ use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
 use downriver_event::{Epoch, Offset, TableId};
 
+use crate::state::At;
+
 /// A specification as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredResource {
@@ -80,6 +82,8 @@ pub struct Member {
     pub removed: bool,
     /// The highest level of stored forms that its build reads.
     pub feature_level: u32,
+    /// Of the process that started it.
+    pub process: String,
 }
 
 impl Member {
@@ -95,6 +99,7 @@ impl Member {
             draining: self.draining,
             removed: self.removed,
             feature_level: self.feature_level,
+            process: self.process.clone(),
         }
     }
 
@@ -110,6 +115,7 @@ impl Member {
             draining: member.draining,
             removed: member.removed,
             feature_level: member.feature_level,
+            process: member.process,
         }
     }
 }
@@ -252,7 +258,17 @@ impl Control {
             )));
         }
         let known = self.members.get(&member.id);
-        if let Some(known) = known.filter(|known| known.starts > member.starts) {
+        if known.is_some_and(|known| known.removed) {
+            return Err(Refused::Invalid(format!(
+                "node {} was removed",
+                member.name
+            )));
+        }
+        let is_copy = |known: &&Member| {
+            known.starts > member.starts
+                || known.starts == member.starts && known.process != member.process
+        };
+        if let Some(known) = known.filter(is_copy) {
             return Err(Refused::Conflict(format!(
                 "node {} was started {} times, and says {}",
                 member.name, known.starts, member.starts
@@ -273,7 +289,10 @@ impl Control {
         }
     }
 
-    pub(crate) fn assign(&mut self, command: pb::Assign, since: u64) -> Result<(), Refused> {
+    pub(crate) fn assign(&mut self, command: pb::Assign, at: At) -> Result<(), Refused> {
+        if command.term != at.term {
+            return Err(Refused::Conflict("whoever planned it leads no more".into()));
+        }
         for step in &command.moves {
             let owner = self.assignments.get(&step.task);
             let owner = owner.map_or(0, |owner| owner.node);
@@ -289,6 +308,7 @@ impl Control {
                 self.assignments.remove(&step.task);
             } else {
                 let node = step.to;
+                let since = at.index;
                 let assignment = Assignment { node, since };
                 self.assignments.insert(step.task, assignment);
             }
@@ -296,9 +316,12 @@ impl Control {
         Ok(())
     }
 
-    /// A task that nobody was given is open to all.
+    /// Of a node that is alone a task need not be given.
     pub(crate) fn check_assigned(&self, task: &str, node: u64) -> Result<(), Refused> {
         match self.assignments.get(task) {
+            None if !self.members.is_empty() => {
+                Err(Refused::Conflict(format!("{task:?} is nobody's")))
+            }
             Some(Assignment { node: owner, .. }) if *owner != node => Err(Refused::Conflict(
                 format!("{task:?} is node {owner}'s, not {node}'s"),
             )),

@@ -59,7 +59,8 @@ pub(crate) async fn enter(node: &Arc<Node>, seeds: &Seeds) -> Result<(), NodeErr
         let membership = metrics.membership_config.membership();
         let here = membership.get_node(&node.id());
         let is_known = here.is_some_and(|here| here.addr == node.address());
-        if metrics.current_leader.is_some() && (is_known || is_let_in && here.is_some()) {
+        let leads = metrics.current_leader == Some(node.id());
+        if is_known && (leads || is_let_in && metrics.current_leader.is_some()) {
             return Ok(());
         }
         let mut addresses = resolve(&seeds.addresses).await;
@@ -76,6 +77,7 @@ pub(crate) async fn enter(node: &Arc<Node>, seeds: &Seeds) -> Result<(), NodeErr
                 "the leader tells this node of it".to_owned()
             }
             Step::Founded => "a leader is elected".to_owned(),
+            Step::Refused(error) => return Err(error),
         };
         if said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
             said = Some(Instant::now());
@@ -95,6 +97,7 @@ enum Step {
     Wait(String),
     LetIn,
     Founded,
+    Refused(NodeError),
 }
 
 async fn look(
@@ -119,11 +122,7 @@ async fn look(
             other: other.clone(),
         });
     }
-    let wants = node.raft().is_initialized().await;
-    match wants {
-        Ok(true) if node.is_at_its_address() => Ok(Step::Wait("most voters are up".into())),
-        _ => Ok(ask_in(node, answers, &mine).await),
-    }
+    Ok(ask_in(node, answers, &mine).await)
 }
 
 /// Asks those who answered to be let in, and whom they name as the leader.
@@ -136,6 +135,12 @@ async fn ask_in(node: &Arc<Node>, answers: &[pb::HelloResponse], cluster: &str) 
             match join(node, &address, cluster).await {
                 Ok(leader) if leader.is_empty() => return Step::LetIn,
                 Ok(leader) => address = leader,
+                Err(status) if status.code() == tonic::Code::PermissionDenied => {
+                    return Step::Refused(NodeError::Removed(status.message().to_owned()));
+                }
+                Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                    return Step::Refused(NodeError::OtherStore(status.message().to_owned()));
+                }
                 Err(status) => {
                     reason = format!("it is let in; {address}: {}", status.message());
                     break;
@@ -151,6 +156,7 @@ async fn join(node: &Arc<Node>, address: &str, cluster: &str) -> Result<String, 
         cluster_id: cluster.to_owned(),
         node_id: node.id(),
         address: node.address().to_owned(),
+        store: node.store_url(),
     };
     let mut client = node
         .peers()
@@ -166,6 +172,13 @@ async fn found(
     seeds: &Seeds,
     answers: &[pb::HelloResponse],
 ) -> Result<Step, NodeError> {
+    let store = node.store_url();
+    if let Some(other) = answers.iter().find(|answer| answer.store != store) {
+        return Ok(Step::Refused(NodeError::OtherStore(format!(
+            "this node's store is {store}, and that of the node at {} is {}: all nodes need one store",
+            other.address, other.store
+        ))));
+    }
     let mut members = BTreeMap::from([(node.id(), node.address().to_owned())]);
     members.extend(answers.iter().map(|a| (a.node_id, a.address.clone())));
     if members.len() < seeds.expect {
@@ -274,9 +287,16 @@ pub(crate) async fn let_in(node: &Node, request: &pb::JoinRequest) -> Result<Str
         .member(request.node_id)
         .is_some_and(|member: Member| member.removed)
     {
-        return Err(Status::failed_precondition(
+        return Err(Status::permission_denied(
             "DR-1108: the node was removed from the cluster: empty its data folder, and it joins as a new one",
         ));
+    }
+    if node.store().is_local() || request.store != node.store_url() {
+        return Err(Status::failed_precondition(format!(
+            "the cluster's store is {}, and this node's is {}: all nodes need one store that each of them reaches",
+            node.store_url(),
+            request.store
+        )));
     }
     let there = BasicNode::new(request.address.clone());
     let known = membership.get_node(&request.node_id);

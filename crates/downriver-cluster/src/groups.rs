@@ -89,7 +89,13 @@ impl Groups {
     }
 
     /// `None`: the source has no log.
-    pub(crate) fn take(&mut self, command: pb::TakeGroup, journal: &Journal) -> Option<Group> {
+    /// The epoch is no earlier one's, also of a group of this name that is gone.
+    pub(crate) fn take(
+        &mut self,
+        command: pb::TakeGroup,
+        journal: &Journal,
+        raft_index: u64,
+    ) -> Option<Group> {
         journal.streams.get(&command.source)?;
         let key = (command.source.clone(), command.group.clone());
         let group = self.0.entry(key).or_insert_with(|| Group {
@@ -99,7 +105,7 @@ impl Groups {
             member: String::new(),
             cursor: None,
         });
-        group.epoch = Epoch(group.epoch.0 + 1);
+        group.epoch = Epoch(raft_index.max(group.epoch.0 + 1));
         group.member = command.member;
         Some(group.clone())
     }
@@ -161,13 +167,13 @@ mod tests {
         journal
     }
 
-    fn take(groups: &mut Groups, member: &str) -> Group {
+    fn take(groups: &mut Groups, member: &str, index: u64) -> Group {
         let command = pb::TakeGroup {
             source: "s".into(),
             group: "g".into(),
             member: member.into(),
         };
-        groups.take(command, &journal(10)).unwrap()
+        groups.take(command, &journal(10), index).unwrap()
     }
 
     fn cursor(offset: u64) -> Option<pb::Cursor> {
@@ -196,11 +202,11 @@ mod tests {
     #[test]
     fn a_member_commits_and_the_one_before_it_does_not_any_more() {
         let mut groups = Groups::default();
-        assert_eq!(take(&mut groups, "a").epoch, Epoch(1));
+        assert_eq!(take(&mut groups, "a", 1).epoch, Epoch(1));
         commit(&mut groups, 1, None, 4).unwrap();
         // Its answer was lost, and it is sent again.
         commit(&mut groups, 1, None, 4).unwrap();
-        let taken = take(&mut groups, "b");
+        let taken = take(&mut groups, "b", 2);
         assert_eq!(
             (taken.epoch, taken.cursor.unwrap().offset),
             (Epoch(2), Offset(4))
@@ -213,9 +219,22 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_a_group_that_was_forgotten_is_fenced_by_the_next_of_its_name() {
+        let mut groups = Groups::default();
+        let old = take(&mut groups, "a", 7);
+        groups.drop_group(pb::DropGroup {
+            source: "s".into(),
+            group: "g".into(),
+        });
+        take(&mut groups, "b", 9);
+        let stale = commit(&mut groups, old.epoch.0, None, 4);
+        assert!(matches!(stale, Err(NotCommitted::Stale(_))));
+    }
+
+    #[test]
     fn a_commit_that_skips_goes_back_or_is_not_in_the_log_is_refused() {
         let mut groups = Groups::default();
-        take(&mut groups, "a");
+        take(&mut groups, "a", 1);
         commit(&mut groups, 1, None, 4).unwrap();
         let stale = |result| matches!(result, Err(NotCommitted::Stale(_)));
         let invalid = |result| matches!(result, Err(NotCommitted::Invalid(_)));

@@ -14,7 +14,7 @@ use crate::control::{Assignment, Member};
 use crate::form::{self, Seeds, VOTERS_MAX};
 use crate::node::{ControlError, Node};
 use crate::peer::PeerTls;
-use crate::transfer;
+use crate::{elect, transfer};
 
 /// A node that has not answered for so long is taken for dead: what it runs is given to others.
 const DEAD_AFTER: Duration = Duration::from_millis(1_500);
@@ -24,8 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a node that stops may take to hand over what it runs.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
-/// Entries that a node may be behind and become a voter.
-const VOTER_BEHIND_MAX: u64 = 1_000;
+/// Entries that a node may be behind and become a voter, or be given what runs elsewhere.
+const BEHIND_MAX: u64 = 1_000;
 
 /// What makes a node one of a cluster.
 #[derive(Debug)]
@@ -173,14 +173,20 @@ impl Node {
             watched.leads_no_more();
             return Ok(());
         }
+        // One that stood still for long knows of nobody.
+        if self.described().is_some() && !elect::hears_leader(self) {
+            return Ok(());
+        }
         let mut nodes = self.look_for_life();
+        let close = self.close();
         let moves = self.with_state(|state| {
-            let draining = |id: &u64| {
-                let member = state.control.members.get(id);
-                member.is_some_and(|member| member.draining || member.removed)
+            // One that is coming in runs nothing before it is there.
+            let runs = |id: &u64| match state.control.members.get(id) {
+                Some(member) => !member.draining && !member.removed,
+                None => self.described().is_none(),
             };
-            nodes.alive.retain(|id| !draining(id));
-            nodes.settled.retain(|id| !draining(id));
+            nodes.alive.retain(runs);
+            nodes.settled.retain(|id| runs(id) && close.contains(id));
             let assigned = state.control.assignments.iter();
             let assigned = assigned.map(|(task, owner)| (task.clone(), owner.node));
             assign::plan(tasks, &nodes, &assigned.collect())
@@ -196,7 +202,8 @@ impl Node {
                 "is assigned"
             );
         }
-        match self.propose(C::Assign(pb::Assign { moves })).await {
+        let term = self.raft().metrics().borrow().current_term;
+        match self.propose(C::Assign(pb::Assign { moves, term })).await {
             // Another leader was faster: it is planned anew.
             Ok(_) | Err(ControlError::Conflict(_)) => Ok(()),
             Err(error) => Err(error),
@@ -229,6 +236,7 @@ impl Node {
             cluster_id: self.cluster_id(),
             node_id: answer.node_id,
             address: answer.address,
+            store: answer.store,
         };
         match form::let_in(self, &request).await {
             Ok(leader) if leader.is_empty() => Ok(answer.node_id),
@@ -270,15 +278,58 @@ impl Node {
         while !self.tasks_of(id).is_empty() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(HAND_OVER_LOOK).await;
         }
-        let one = BTreeSet::from([id]);
-        let change = match membership.voter_ids().any(|voter| voter == id) {
-            true => ChangeMembers::RemoveVoters(one),
-            false => ChangeMembers::RemoveNodes(one),
+        // The leader's own loop does it, and goes on with it where this call is given up.
+        let is_there = || {
+            let metrics = self.raft().metrics().borrow().clone();
+            metrics
+                .membership_config
+                .membership()
+                .get_node(&id)
+                .is_some()
+        };
+        while is_there() {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ControlError::Unavailable(
+                    "the node is taken out as soon as most of the voters agree".into(),
+                ));
+            }
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// As the leader: takes removed nodes out of the membership, and ends a change of it that was interrupted.
+    async fn finish_changes(&self) -> Result<(), String> {
+        let metrics = self.raft().metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let removed: BTreeSet<u64> = self.with_state(|state| {
+            let members = state.control.members.values();
+            let removed = members.filter(|member| member.removed);
+            removed.map(|member| member.id).collect()
+        });
+        let present: BTreeSet<u64> = membership.nodes().map(|(id, _)| *id).collect();
+        let voters: BTreeSet<u64> = match membership.get_joint_config().last() {
+            Some(last) => last.clone(),
+            None => return Ok(()),
+        };
+        let is_joint = membership.get_joint_config().len() > 1;
+        let gone = removed
+            .intersection(&present)
+            .filter(|id| **id != self.id());
+        let gone: BTreeSet<u64> = gone.copied().collect();
+        // What they run is handed over first, while they can.
+        let runs = gone.iter().any(|id| !self.tasks_of(*id).is_empty());
+        if (gone.is_empty() || runs) && !is_joint {
+            return Ok(());
+        }
+        let (leaving, staying): (BTreeSet<u64>, BTreeSet<u64>) =
+            voters.into_iter().partition(|voter| gone.contains(voter));
+        let change = match leaving.is_empty() && !is_joint {
+            true => ChangeMembers::RemoveNodes(gone),
+            false => ChangeMembers::ReplaceAllVoters(staying),
         };
         let changed = self.raft().change_membership(change, false).await;
-        changed
-            .map(|_| ())
-            .map_err(|error| ControlError::Unavailable(error.to_string()))
+        changed.map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Whether this node was taken out of the cluster.
@@ -321,6 +372,18 @@ impl Node {
             return Err(ControlError::Unavailable("this node does not lead".into()));
         }
         transfer::give(self, to).await
+    }
+
+    /// As the leader: who has nearly everything.
+    fn close(&self) -> BTreeSet<u64> {
+        let metrics = self.raft().metrics().borrow().clone();
+        let last = metrics.last_log_index.unwrap_or_default();
+        let replication = metrics.replication.unwrap_or_default();
+        let close = replication.iter().filter(|(_, matched)| {
+            matched.is_some_and(|matched| matched.index + BEHIND_MAX >= last)
+        });
+        let close = close.map(|(id, _)| *id);
+        close.chain([metrics.id]).collect()
     }
 
     fn look_for_life(&self) -> Nodes {
@@ -388,6 +451,11 @@ pub(crate) async fn run(node: Arc<Node>) {
             tracing::warn!(error = %error, "the feature level cannot be raised now");
         }
         if node.leads()
+            && let Err(reason) = node.finish_changes().await
+        {
+            tracing::warn!(reason, "a change of the members cannot be ended now");
+        }
+        if node.leads()
             && let Err(reason) = promote(&node).await
         {
             tracing::warn!(reason, "a node that was let in cannot become a voter now");
@@ -419,16 +487,11 @@ async fn promote(node: &Node) -> Result<(), String> {
     let metrics = node.raft().metrics().borrow().clone();
     let membership = metrics.membership_config.membership();
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
-    let alive = node.alive();
-    let last = metrics.last_log_index.unwrap_or_default();
-    let replication = metrics.replication.unwrap_or_default();
-    let is_close = |id: &u64| {
-        let matched = replication.get(id).and_then(|matched| *matched);
-        matched.is_some_and(|matched| matched.index + VOTER_BEHIND_MAX >= last)
-    };
+    let (alive, close) = (node.alive(), node.close());
+    let is_member = |id: &u64| node.member(*id).is_some_and(|member| !member.removed);
     let learners = membership.learner_ids();
     let ready: Vec<u64> = learners
-        .filter(|id| alive.contains(id) && is_close(id))
+        .filter(|id| alive.contains(id) && close.contains(id) && is_member(id))
         .collect();
     let count = voters_to_add(voters.len(), ready.len());
     if count == 0 {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_api::cluster::v1::command_reply::Kind as R;
 use downriver_api::cluster::v1::{self as pb, PointerSwap};
-use downriver_event::{Epoch, Offset, SourcePosition, TableId};
+use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId};
 use downriver_log::reader::{self, ReadPlan};
 use downriver_log::segment::SegmentReader;
 use downriver_log::{
@@ -24,12 +24,12 @@ use tokio::task::JoinHandle;
 
 use crate::control::{Member, ResourcePut, SinkTableState, StoredResource};
 use crate::elect;
-use crate::form::{self, Promise};
+use crate::form::{self, Promise, Seeds};
 use crate::groups::{Cursor, Group};
 use crate::identity::Identity;
 use crate::members::{self, MemberConfig, Watched};
 use crate::peer::{self, Credentials, Network, Peers};
-use crate::propose::{Journal, Proposer, Silence};
+use crate::propose::{COMMAND_BYTES_MAX, Journal, Proposer, Silence};
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
@@ -46,8 +46,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const APPEND_WITHIN: Duration = Duration::from_secs(10);
 /// A follower that hears nothing for this long, and then for as long again at most as the second, asks to lead. Others
 /// do not listen to it while they hear a leader.
-const HEARTBEAT_MS: u64 = 150;
-pub(crate) const ELECTION_MS: (u64, u64) = (500, 900);
+const HEARTBEAT_MS: u64 = 200;
+pub(crate) const ELECTION_MS: (u64, u64) = (600, 1_000);
 /// The highest level of stored forms that this build reads. A form that an older build does not read begins a new level,
 /// and is written when the cluster has it.
 pub(crate) const FEATURE_LEVEL: u32 = 1;
@@ -118,6 +118,18 @@ pub enum NodeError {
     },
     #[error(transparent)]
     Store(Box<dyn std::error::Error + Send + Sync>),
+    #[error(
+        "DR-1110: the folder {path:?} has a journal from {purged} on and a snapshot to {snapshot:?}: what lies between is lost"
+    )]
+    Lacking {
+        path: PathBuf,
+        purged: u64,
+        snapshot: Option<u64>,
+    },
+    #[error("{0}")]
+    Removed(String),
+    #[error("DR-1111: {0}")]
+    OtherStore(String),
     #[error("Raft did not start: {0}")]
     Raft(String),
     #[error(
@@ -148,6 +160,9 @@ pub enum ControlError {
     /// Not decided: it may still be applied.
     #[error("{0}")]
     Unavailable(String),
+    /// A command over the limit; nothing was changed.
+    #[error("a command of {bytes} bytes is over the limit of {COMMAND_BYTES_MAX}")]
+    TooLarge { bytes: usize },
 }
 
 /// Up to which offset of a stream its protected readers have read; `None`: nobody reads it.
@@ -236,6 +251,7 @@ impl Node {
             draining: false,
             removed: false,
             feature_level: FEATURE_LEVEL,
+            process: uuid::Uuid::new_v4().to_string(),
         };
         let node = Self::open(config, peers, Some(described), Some(identity.clone())).await?;
         let initialized = node.raft.is_initialized().await;
@@ -255,21 +271,31 @@ impl Node {
             }
         }));
         node.keep(tokio::spawn(elect::run(Arc::clone(&node))));
-        form::enter(&node, &member.seeds).await?;
-        while let Err(error) = node.read_index().await {
+        node.begin();
+        tokio::select! {
+            entered = node.come_in(&member.seeds) => entered?,
+            reason = node.failed() => return Err(NodeError::Raft(reason)),
+        }
+        node.keep(tokio::spawn(members::run(Arc::clone(&node))));
+        Ok(node)
+    }
+
+    /// Returns when it is a member that has everything.
+    async fn come_in(self: &Arc<Self>, seeds: &Seeds) -> Result<(), NodeError> {
+        form::enter(self, seeds).await?;
+        while let Err(error) = self.read_index().await {
             tracing::info!(reason = %error, "waits for the cluster");
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        while let Err(error) = node.announce(false).await {
-            if let ControlError::Conflict(reason) = error {
-                return Err(NodeError::OldFolder(reason));
+        loop {
+            match self.announce(false).await {
+                Ok(()) => return Ok(()),
+                Err(ControlError::Conflict(reason)) => return Err(NodeError::OldFolder(reason)),
+                Err(ControlError::Invalid(reason)) => return Err(NodeError::Removed(reason)),
+                Err(error) => tracing::info!(reason = %error, "waits to be a member"),
             }
-            tracing::info!(reason = %error, "waits to be a member");
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        node.begin();
-        node.keep(tokio::spawn(members::run(Arc::clone(&node))));
-        Ok(node)
     }
 
     async fn open(
@@ -285,6 +311,18 @@ impl Node {
         let log_store = LogStore::open(&config.data).map_err(store_error)?;
         let state_machine = StateMachine::open(&config.data).map_err(store_error)?;
         let shared = state_machine.shared();
+        let log_store = log_store.applied_to(Arc::clone(&shared));
+        let purged = log_store
+            .purged()
+            .map_err(|error| NodeError::Store(Box::new(error)))?;
+        let purged = purged.map(|id| id.index);
+        if purged > shared.snapshot_index() {
+            return Err(NodeError::Lacking {
+                path: config.data.clone(),
+                purged: purged.unwrap_or_default(),
+                snapshot: shared.snapshot_index(),
+            });
+        }
         let raft_config = openraft::Config {
             cluster_name: "downriver".into(),
             heartbeat_interval: HEARTBEAT_MS,
@@ -344,6 +382,7 @@ impl Node {
 
     /// Starts what a node does by itself.
     fn begin(self: &Arc<Self>) {
+        self.keep(tokio::spawn(watch_raft(Arc::clone(self))));
         self.keep(tokio::spawn(sealer::run(Arc::clone(self))));
         self.keep(tokio::spawn(tidy::run(Arc::clone(self))));
     }
@@ -502,14 +541,14 @@ impl Node {
             .map_or("", |here| &here.peer_address)
     }
 
-    /// Whether the membership has it at this address.
-    pub(crate) fn is_at_its_address(&self) -> bool {
-        self.raft_address(self.config.node_id).as_deref() == Some(self.address())
-    }
-
     /// Empty: none yet.
     pub(crate) fn cluster_id(&self) -> String {
         self.peers.cluster_id()
+    }
+
+    /// Where this node's segments go.
+    pub(crate) fn store_url(&self) -> String {
+        self.config.store.url().to_owned()
     }
 
     pub(crate) fn promise(&self, founder: u64) -> bool {
@@ -518,7 +557,15 @@ impl Node {
 
     /// Answers who this is, and promises it to a founder.
     pub(crate) fn hello(&self, asked: &pb::HelloRequest) -> pb::HelloResponse {
-        let cluster_id = self.cluster_id();
+        // Of a cluster that is not founded yet nobody else is to know.
+        let founds = {
+            let identity = self.identity.lock().expect("no holder panics");
+            identity.as_ref().is_some_and(|identity| identity.founds)
+        };
+        let cluster_id = match founds {
+            true => String::new(),
+            false => self.cluster_id(),
+        };
         let is_free = cluster_id.is_empty() && asked.founder != 0;
         pb::HelloResponse {
             node_id: self.config.node_id,
@@ -526,6 +573,7 @@ impl Node {
             cluster_id,
             promised: is_free && self.promise(asked.founder),
             hears_leader: elect::hears_leader(self),
+            store: self.store_url(),
         }
     }
 
@@ -549,6 +597,14 @@ impl Node {
         }
         self.peers.join(cluster_id);
         Ok(())
+    }
+
+    /// Whether a stream has this object. An entry that was taken back here may have been committed by another leader.
+    pub(crate) fn refers_to(&self, key: &str) -> bool {
+        self.with_state(|state| {
+            let mut streams = state.journal.streams.values();
+            streams.any(|stream| stream.refers_to(key))
+        })
     }
 
     pub(crate) fn note_seal_soon(&self, stream: &str) {
@@ -825,18 +881,24 @@ impl Node {
             Err(error) => return Err(error),
         }
         let unavailable = |error: StoreError| ControlError::Unavailable(error.to_string());
+        // What of this name came since is not this one's.
+        let last = self.with_state(|state| state.journal.dropped.get(stream).copied());
+        let Some(last) = last else {
+            return Ok(());
+        };
         let prefix = format!("log/{stream}/");
+        let mut after = None;
         loop {
-            let keys = self
-                .store()
-                .list(&prefix, None)
-                .await
-                .map_err(unavailable)?;
-            if keys.is_empty() {
+            let keys = self.store().list(&prefix, after.as_deref()).await;
+            let keys = keys.map_err(unavailable)?;
+            let Some((last_key, _)) = keys.last() else {
                 return Ok(());
-            }
+            };
+            after = Some(last_key.clone());
             for (key, _) in keys {
-                self.store().delete(&key).await.map_err(unavailable)?;
+                if incarnation_of(&key, &prefix).is_some_and(|incarnation| incarnation <= last) {
+                    self.store().delete(&key).await.map_err(unavailable)?;
+                }
             }
         }
     }
@@ -1008,6 +1070,12 @@ impl Node {
     }
 }
 
+/// Of an object of a stream: its key goes on with it.
+fn incarnation_of(key: &str, prefix: &str) -> Option<Incarnation> {
+    let (incarnation, _) = key.strip_prefix(prefix)?.split_once('-')?;
+    incarnation.parse().ok().map(Incarnation)
+}
+
 fn folder_error(path: &std::path::Path) -> impl Fn(std::io::Error) -> NodeError + use<> {
     let path = path.to_owned();
     move |source| NodeError::Folder {
@@ -1018,6 +1086,22 @@ fn folder_error(path: &std::path::Path) -> impl Fn(std::io::Error) -> NodeError 
 
 fn unexpected(reply: &R) -> ControlError {
     ControlError::Invalid(format!("unexpected reply: {reply:?}"))
+}
+
+/// Notices when Raft has failed on a node that is asked for nothing.
+async fn watch_raft(node: Arc<Node>) {
+    let mut metrics = node.raft.metrics();
+    loop {
+        let failed = metrics.borrow_and_update().running_state.clone();
+        if let Err(fatal) = failed {
+            tracing::error!(error = %fatal, "the journal failed: the node must stop");
+            node.fail(&format!("DR-1104: the journal failed: {fatal}"));
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Files that a crash left half-written.
@@ -1034,6 +1118,10 @@ fn remove_leftovers(data: &std::path::Path) -> std::io::Result<()> {
 fn log_error(stream: &str, error: ControlError) -> LogError {
     match error {
         ControlError::Invalid(_) => LogError::NoStream(stream.to_owned()),
+        ControlError::TooLarge { .. } => LogError::Limit {
+            what: "a command",
+            limit: COMMAND_BYTES_MAX as u64,
+        },
         other => LogError::Unavailable(other.to_string()),
     }
 }
@@ -1142,7 +1230,13 @@ impl Log for Node {
         bytes_max: usize,
     ) -> Result<Vec<StoredBlock>, ReadError> {
         loop {
-            let plan = self.read_plan(stream, from, bytes_max)?;
+            let plan = match self.read_plan(stream, from, bytes_max) {
+                // Another node has shown it to whoever asks.
+                Err(ReadError::PastEnd { .. }) if self.read_index().await.is_ok() => {
+                    self.read_plan(stream, from, bytes_max)?
+                }
+                plan => plan?,
+            };
             let read = reader::execute(&plan, &self.segments, from, bytes_max).await;
             // Merged or trimmed since the plan was made: it is somewhere else now, also where this node is behind.
             if let Err(ReadError::Store(StoreError::NotFound(_))) = &read

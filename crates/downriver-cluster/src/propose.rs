@@ -24,6 +24,8 @@ use crate::wire::Wire;
 /// Largest entry, before one more command is taken.
 const ENTRY_BYTES_MAX: usize = 4 << 20;
 const ENTRY_COMMANDS_MAX: usize = 1_000;
+/// Of what is proposed at once. An entry with two such has to fit a message between nodes.
+pub(crate) const COMMAND_BYTES_MAX: usize = 6 << 20;
 /// What waits in the queue.
 const QUEUE_MAX: usize = 1_024;
 /// Room that the data folder's disk must keep: the Raft log must never meet a full disk.
@@ -101,6 +103,10 @@ impl Proposer {
         &self,
         commands: Vec<pb::Command>,
     ) -> Result<Replies, ControlError> {
+        let bytes = bytes_of(&commands);
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(ControlError::TooLarge { bytes });
+        }
         let (answer, answered) = oneshot::channel();
         let gone = || ControlError::Unavailable("the node is stopping".into());
         self.queue

@@ -194,7 +194,10 @@ async fn seal(node: &Node, sealable: Sealable) -> Result<(), SealError> {
         Ok(_) => Ok(()),
         // Somebody else sealed it, or the stream is gone: this object is nobody's.
         Err(ControlError::Conflict(_) | ControlError::Invalid(_)) => {
-            Ok(node.store().delete(&object.key).await?)
+            if !node.refers_to(&object.key) {
+                node.store().delete(&object.key).await?;
+            }
+            Ok(())
         }
         Err(error) => Err(error.into()),
     }

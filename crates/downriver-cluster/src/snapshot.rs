@@ -31,17 +31,33 @@ const SUFFIX: &str = "snapshot";
 
 type Meta = SnapshotMeta<u64, BasicNode>;
 
-/// The newest snapshot file of the folder. Names are time-ordered.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<std::io::Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX));
+    paths.sort();
+    Ok(paths)
+}
+
+/// The folder's snapshot that reaches furthest. There are several only where a crash came before the others were removed;
+/// their names say when each was made by whose clock, and nothing more.
 pub(crate) fn newest(folder: &Path) -> std::io::Result<Option<PathBuf>> {
-    let mut newest = None;
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|suffix| suffix == SUFFIX) && newest.as_ref() < Some(&path)
+    let mut paths = files(folder)?;
+    if paths.len() > 1 {
+        paths.sort_by_key(|path| read(path).ok().map(|(meta, _)| meta.last_log_id));
+    }
+    Ok(paths.pop())
+}
+
+/// Removes every snapshot but this one.
+pub(crate) fn remove_others(folder: &Path, kept: &Path) {
+    for path in files(folder).unwrap_or_default() {
+        if path != kept
+            && let Err(error) = std::fs::remove_file(&path)
         {
-            newest = Some(path);
+            tracing::warn!(path = %path.display(), error = %error, "an old snapshot is left");
         }
     }
-    Ok(newest)
 }
 
 /// Where a snapshot that comes from another node is collected.

@@ -63,6 +63,13 @@ pub(crate) fn changes_control(entry: &pb::Entry) -> bool {
     })
 }
 
+/// Where an entry stands in the Raft log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Replicated {
     pub(crate) journal: Journal,
@@ -73,10 +80,10 @@ pub(crate) struct Replicated {
 }
 
 impl Replicated {
-    pub(crate) fn apply(&mut self, entry: pb::Entry, raft_index: u64) -> pb::EntryReply {
+    pub(crate) fn apply(&mut self, entry: pb::Entry, at: At) -> pb::EntryReply {
         let replies = entry.commands.into_iter().map(|command| {
             let kind = match command.kind {
-                Some(kind) => self.command(kind, raft_index),
+                Some(kind) => self.command(kind, at),
                 None => invalid("a command that this build does not know"),
             };
             pb::CommandReply { kind: Some(kind) }
@@ -86,7 +93,7 @@ impl Replicated {
         }
     }
 
-    fn command(&mut self, command: C, raft_index: u64) -> R {
+    fn command(&mut self, command: C, at: At) -> R {
         match command {
             C::OpenStream(open) => {
                 let task = source_task(&open.stream);
@@ -106,13 +113,13 @@ impl Replicated {
             }
             C::AppendBlocks(append) => {
                 let stream = append.stream.clone();
-                let applied = self.journal.append(append, raft_index);
+                let applied = self.journal.append(append, at.index);
                 self.streamed(&stream, applied)
             }
             C::MoveSource(moved) => {
                 let append = moved.append.as_ref();
                 let stream = append.map(|append| append.stream.clone());
-                let applied = self.journal.move_source(moved, raft_index);
+                let applied = self.journal.move_source(moved, at.index);
                 self.streamed(&stream.unwrap_or_default(), applied)
             }
             C::SealSegment(seal) => {
@@ -173,7 +180,7 @@ impl Replicated {
                 self.control.drop_member(&dropped);
                 R::Done(pb::Done {})
             }
-            C::TakeGroup(take) => match self.groups.take(take, &self.journal) {
+            C::TakeGroup(take) => match self.groups.take(take, &self.journal, at.index) {
                 Some(group) => R::Group(group.to_pb()),
                 None => invalid("the source has no log"),
             },
@@ -190,7 +197,7 @@ impl Replicated {
                 self.control.raise_feature_level(raise.level);
                 R::Done(pb::Done {})
             }
-            C::Assign(assign) => done(self.control.assign(assign, raft_index)),
+            C::Assign(assign) => done(self.control.assign(assign, at)),
         }
     }
 

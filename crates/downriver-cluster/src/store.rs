@@ -15,6 +15,7 @@ use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use downriver_api::cluster::v1 as pb;
 use openraft::storage::{LogFlushed, RaftLogStorage, RaftStateMachine, Snapshot};
@@ -28,7 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::state::{self, Replicated};
+use crate::state::{self, At, Replicated};
 use crate::wire::Wire;
 use crate::{TypeConfig, snapshot};
 
@@ -39,7 +40,9 @@ const ENTRY_FORMAT: u32 = 1;
 /// redb's page cache. Entries are read back only after a restart.
 const PAGE_CACHE_BYTES: usize = 8 << 20;
 /// Entries that go to another node in one message.
-const MESSAGE_BYTES: usize = 4 << 20;
+const MESSAGE_BYTES: usize = 1 << 20;
+/// How long a snapshot from another node may take to be written.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(120);
 /// Entries kept in memory for applying and replicating.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 
@@ -61,6 +64,7 @@ pub(crate) enum OpenError {
 pub(crate) struct LogStore {
     database: Arc<Database>,
     recent: Arc<Mutex<Recent>>,
+    applied: Option<Arc<Shared>>,
 }
 
 #[derive(Default)]
@@ -160,7 +164,36 @@ impl LogStore {
         Ok(Self {
             database: Arc::new(database),
             recent: Arc::default(),
+            applied: None,
         })
+    }
+
+    /// The log with what its entries are applied to: they are forgotten when a snapshot there has them.
+    pub(crate) fn applied_to(mut self, shared: Arc<Shared>) -> Self {
+        self.applied = Some(shared);
+        self
+    }
+
+    /// The last entry that was forgotten.
+    pub(crate) fn purged(&self) -> std::result::Result<Option<LogId<NodeId>>, redb::Error> {
+        self.meta("purged")
+    }
+
+    /// Returns when a snapshot on the disk reaches the index. One that comes from another node is taken over while Raft
+    /// asks to forget what it has.
+    async fn is_in_snapshot(&self, index: u64) -> std::result::Result<(), std::io::Error> {
+        let Some(applied) = &self.applied else {
+            return Ok(());
+        };
+        let mut changes = applied.changes.subscribe();
+        let reaches = |_: &u64| applied.snapshot_index() >= Some(index);
+        let waited = tokio::time::timeout(SNAPSHOT_WITHIN, changes.wait_for(reaches)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(std::io::Error::other(
+                "no snapshot has what is to be forgotten",
+            )),
+        }
     }
 
     async fn write(
@@ -440,6 +473,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId<NodeId>) -> Result<()> {
+        self.is_in_snapshot(log_id.index)
+            .await
+            .map_err(|e| StorageIOError::write_logs(&e))?;
         let purged = serde_json::to_vec(&log_id).expect("openraft's types are plain");
         let done = self
             .write(move |write| {
@@ -561,14 +597,18 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
                 snapshot_id: uuid::Uuid::now_v7().to_string(),
             };
             let path = snapshot::write(&shared.folder, &meta, &replicated)?;
-            let before = shared
-                .current
-                .lock()
-                .expect("no holder panics")
-                .replace((meta.clone(), path.clone()));
-            if let Some((_, before)) = before {
-                let _ = std::fs::remove_file(before);
+            let mut current = shared.current.lock().expect("no holder panics");
+            match &*current {
+                // One from another node came in between.
+                Some((newer, _)) if newer.last_log_id > meta.last_log_id => {
+                    std::fs::remove_file(path)?;
+                }
+                _ => {
+                    snapshot::remove_others(&shared.folder, &path);
+                    *current = Some((meta, path));
+                }
             }
+            let (meta, path) = current.clone().expect("there is one now");
             Ok::<_, std::io::Error>((meta, std::fs::File::open(path)?))
         })
         .await;
@@ -612,12 +652,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let reply = match entry.payload {
                     EntryPayload::Blank => pb::EntryReply::default(),
                     EntryPayload::Normal(Wire(commands)) => {
+                        let at = At {
+                            index: entry.log_id.index,
+                            term: entry.log_id.leader_id.term,
+                        };
                         let bytes = commands.encoded_len() as u64;
                         self.shared
                             .applied_bytes
                             .fetch_add(bytes, Ordering::Relaxed);
                         changes_control |= state::changes_control(&commands);
-                        replicated.apply(commands, entry.log_id.index)
+                        replicated.apply(commands, at)
                     }
                     EntryPayload::Membership(membership) => {
                         applied.1 = StoredMembership::new(Some(entry.log_id), membership);
@@ -669,7 +713,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             *current = replicated;
             *applied = (meta.last_log_id, meta.last_membership.clone());
         }
-        *self.shared.current.lock().expect("no holder panics") = Some((meta.clone(), path));
+        {
+            let mut current = self.shared.current.lock().expect("no holder panics");
+            snapshot::remove_others(&self.shared.folder, &path);
+            *current = Some((meta.clone(), path));
+        }
         self.shared.changes.send_modify(|changes| *changes += 1);
         let control_changes = &self.shared.control_changes;
         control_changes.send_modify(|changes| *changes += 1);
@@ -677,20 +725,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>> {
-        let current = self
-            .shared
-            .current
-            .lock()
-            .expect("no holder panics")
-            .clone();
-        let Some((meta, path)) = current else {
+        // Opened before another one can take its place.
+        let current = self.shared.current.lock().expect("no holder panics");
+        let Some((meta, path)) = &*current else {
             return Ok(None);
         };
-        let file = tokio::fs::File::open(path).await;
+        let file = std::fs::File::open(path);
         let file = file.map_err(|e| StorageIOError::read_snapshot(Some(meta.signature()), &e))?;
         Ok(Some(Snapshot {
-            meta,
-            snapshot: Box::new(file),
+            meta: meta.clone(),
+            snapshot: Box::new(tokio::fs::File::from_std(file)),
         }))
     }
 }

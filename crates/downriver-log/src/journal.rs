@@ -40,6 +40,20 @@ pub struct Stream {
     pub chunks: Arc<BTreeMap<TableId, ChunkState>>,
 }
 
+impl Stream {
+    /// Whether it has this object: as a segment, a manifest, a block's, or one that is to be deleted.
+    #[must_use]
+    pub fn refers_to(&self, key: &str) -> bool {
+        let mut segments = self.segments.iter();
+        let mut manifests = self.manifests.iter();
+        let mut unsealed = self.unsealed.iter();
+        segments.any(|segment| segment.place.object.key == key)
+            || manifests.any(|manifest| manifest.object.key == key)
+            || unsealed.any(|block| matches!(&block.payload, UnsealedPayload::Object(object) if object.key == key))
+            || self.garbage.iter().any(|garbage| garbage == key)
+    }
+}
+
 /// A committed block that is in no segment yet, or an object that waits for the blocks before it.
 #[derive(Clone, Debug)]
 pub struct Unsealed {

@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::condition;
 use crate::plan::{check_unused, parse, plan};
-use crate::problem::{status, to_pb};
+use crate::problem::{of_status, status, to_pb};
 use crate::route::{Where, elsewhere, is_passed_on, passed_on, resource};
 use crate::spec::{Source, Spec};
 
@@ -26,6 +26,7 @@ const PAGE_SIZE_MAX: u32 = 500;
 /// A watch answers at most this often.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A stored specification.
 #[derive(Clone, Debug)]
@@ -250,6 +251,12 @@ pub(crate) fn kind_name(kind: pb::Kind) -> &'static str {
         pb::Kind::Pipeline => "Pipeline",
         pb::Kind::Unspecified => "unspecified",
     }
+}
+
+/// Whether a call came to a node that does not run it any more, or that is gone.
+fn has_moved(status: &Status) -> bool {
+    let problem = of_status(status);
+    status.code() == Code::Unavailable || problem.is_some_and(|problem| problem.code == "DR-1109")
 }
 
 pub(crate) fn no_group(source: &str, name: &str) -> Status {
@@ -521,19 +528,38 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::WaitRequest>,
     ) -> Result<Response<pb::WaitResponse>, Status> {
-        if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
-            return owner.wait(passed_on(request.into_inner())).await;
-        }
+        let is_passed_on = is_passed_on(&request);
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
-        let timeout = timeout.unwrap_or(WAIT_DEFAULT);
-        let reached = self.engine.wait(&request.pipeline, timeout).await;
-        let reached = reached.map_err(|problem| refused(&problem))?;
-        Ok(Response::new(pb::WaitResponse {
-            position: reached.position,
-            delivered_offset: reached.delivered.0,
-        }))
+        let deadline = tokio::time::Instant::now() + timeout.unwrap_or(WAIT_DEFAULT);
+        loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let asked = pb::WaitRequest {
+                timeout: prost_types::Duration::try_from(left).ok(),
+                ..request.clone()
+            };
+            let answer = match self.runs(&request.pipeline) {
+                Where::There(owner) if !is_passed_on => owner.client().wait(passed_on(asked)).await,
+                _ => {
+                    let reached = self.engine.wait(&request.pipeline, left).await;
+                    let response = reached.map(|reached| pb::WaitResponse {
+                        position: reached.position,
+                        delivered_offset: reached.delivered.0,
+                    });
+                    response
+                        .map(Response::new)
+                        .map_err(|problem| refused(&problem))
+                }
+            };
+            // The pipeline moves, or its node is lost: the next one is asked.
+            match answer {
+                Err(status) if !is_passed_on && !left.is_zero() && has_moved(&status) => {
+                    tokio::time::sleep(ASK_AGAIN.min(left)).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     type VerifyStream = Streaming<pb::VerifyResponse>;

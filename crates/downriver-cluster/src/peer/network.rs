@@ -1,4 +1,8 @@
 //! Raft's calls of other nodes.
+//!
+//! Raft gives up an append that is not answered within a heartbeat's interval, and sends what it has by then. Where the way
+//! is longer than that nothing would ever be answered in time: so a call that was given up goes on, and its answer is that
+//! of the next append from the same place, as far as it goes.
 
 use std::time::Duration;
 
@@ -13,12 +17,16 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, BasicNode, SnapshotSegmentId};
+use openraft::{AnyError, BasicNode, LogId, SnapshotSegmentId, Vote};
+use tokio::task::JoinHandle;
 
 use super::convert::{log_id, log_id_to_pb, vote, vote_to_pb};
 use super::{Client, Peers};
 use crate::TypeConfig;
 use crate::store::stored_entry;
+
+/// How long an answer may be on its way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 type Failed<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
 
@@ -30,6 +38,22 @@ pub(crate) struct Peer {
     peers: Peers,
     id: u64,
     address: String,
+    under_way: Option<UnderWay>,
+}
+
+/// An append that was sent and is not answered yet.
+struct UnderWay {
+    vote: Vote<u64>,
+    after: Option<LogId<u64>>,
+    /// The last entry that it carries, or `after`.
+    last: Option<LogId<u64>>,
+    call: JoinHandle<Result<pb::AppendEntriesResponse, tonic::Status>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.call.abort();
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -40,15 +64,45 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             peers: self.0.clone(),
             id: target,
             address: node.addr.clone(),
+            under_way: None,
         }
     }
 }
 
 impl Peer {
+    fn send(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<UnderWay, Unreachable> {
+        let mut client = self.client()?;
+        let message = pb::AppendEntriesRequest {
+            envelope: self.peers.envelope(self.id),
+            vote: Some(vote_to_pb(&request.vote)),
+            prev_log_id: request.prev_log_id.as_ref().map(log_id_to_pb),
+            leader_commit: request.leader_commit.as_ref().map(log_id_to_pb),
+            entries: request.entries.iter().map(stored_entry).collect(),
+        };
+        let (peers, id) = (self.peers.clone(), self.id);
+        let call = tokio::spawn(async move {
+            let answer = tokio::time::timeout(ANSWER_WITHIN, client.append_entries(message)).await;
+            let answer = answer.map_err(|_| tonic::Status::deadline_exceeded("no answer"))??;
+            peers.hears(id);
+            Ok(answer.into_inner())
+        });
+        Ok(UnderWay {
+            vote: request.vote,
+            after: request.prev_log_id,
+            last: last_of(request),
+            call,
+        })
+    }
+
     fn client(&self) -> Result<Client, Unreachable> {
         let client = self.peers.client(&self.address);
         client.map_err(|error| Unreachable::new(&error))
     }
+}
+
+fn last_of(request: &AppendEntriesRequest<TypeConfig>) -> Option<LogId<u64>> {
+    let last = request.entries.last().map(|entry| entry.log_id);
+    last.or(request.prev_log_id)
 }
 
 fn failed<E: std::error::Error>(status: &tonic::Status) -> Failed<E> {
@@ -71,16 +125,18 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failed<openraft::error::Infallible>> {
-        let request = pb::AppendEntriesRequest {
-            envelope: self.peers.envelope(self.id),
-            vote: Some(vote_to_pb(&request.vote)),
-            prev_log_id: request.prev_log_id.as_ref().map(log_id_to_pb),
-            leader_commit: request.leader_commit.as_ref().map(log_id_to_pb),
-            entries: request.entries.iter().map(stored_entry).collect(),
-        };
-        let response = self.client()?.append_entries(request).await;
-        let response = response.map_err(|status| failed(&status))?.into_inner();
-        self.peers.hears(self.id);
+        let goes_on = self.under_way.as_ref().is_some_and(|under_way| {
+            under_way.vote == request.vote && under_way.after == request.prev_log_id
+        });
+        if !goes_on {
+            self.under_way = Some(self.send(&request)?);
+        }
+        let under_way = self.under_way.as_mut().expect("it was sent");
+        let answer = (&mut under_way.call).await;
+        let carried = under_way.last;
+        self.under_way = None;
+        let answer = answer.map_err(|panicked| Unreachable::new(&panicked))?;
+        let response = answer.map_err(|status| failed(&status))?;
         Ok(match response.result {
             Some(Appended::Conflict(_)) => AppendEntriesResponse::Conflict,
             Some(Appended::HigherVote(higher)) => AppendEntriesResponse::HigherVote(
@@ -88,6 +144,9 @@ impl RaftNetwork<TypeConfig> for Peer {
             ),
             Some(Appended::Success(success)) if success.is_partial => {
                 AppendEntriesResponse::PartialSuccess(success.partial.as_ref().map(log_id))
+            }
+            Some(Appended::Success(_)) if carried < last_of(&request) => {
+                AppendEntriesResponse::PartialSuccess(carried)
             }
             Some(Appended::Success(_)) => AppendEntriesResponse::Success,
             None => return Err(malformed("result")),

@@ -129,6 +129,10 @@ fn parse(text: &str) -> anyhow::Result<NodeOptions> {
         !cluster.nodes.is_empty(),
         "cluster.nodes is empty: name the nodes of the cluster, as host:port"
     );
+    ensure!(
+        cluster.expect.is_some() || cluster.nodes.len() > 1,
+        "cluster.nodes names one address: say with cluster.expect how many nodes the cluster begins with, which may be 1"
+    );
     let expect = cluster.expect.unwrap_or(cluster.nodes.len());
     ensure!(expect > 0, "cluster.expect is 0: a cluster has a node");
     ensure!(
@@ -204,6 +208,10 @@ mod tests {
         assert!(wrong("name =", "nmae =").contains("nmae"));
         assert!(wrong("s3://bucket/log", "file:///x").contains("other nodes do not reach"));
         assert!(wrong("[\"a:7072\", \"b:7072\", \"c:7072\"]", "[]").contains("cluster.nodes"));
+        assert!(
+            wrong("[\"a:7072\", \"b:7072\", \"c:7072\"]", "[\"a:7072\"]")
+                .contains("cluster.expect")
+        );
         assert!(wrong("[cluster]", "[retention]\nage = \"7\"\n[cluster]").contains("7d"));
     }
 }

@@ -208,9 +208,10 @@ impl NodeEngine {
         self.data.join("lake").join(pipeline)
     }
 
-    /// Every pipeline by name.
+    /// Every pipeline that this node is to run, by name.
     pub(in crate::server) fn pipelines(&self) -> Vec<(String, PipelineView)> {
         let stored = self.stored_of(pb::Kind::Pipeline).into_iter();
+        let stored = stored.filter(|(name, _)| self.turn(&pipeline_task(name)).is_some());
         let parsed =
             stored.filter_map(
                 |(name, stored)| match Spec::parse("Pipeline", &stored.spec) {

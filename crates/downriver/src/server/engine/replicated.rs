@@ -83,9 +83,7 @@ impl Pointers for ReplicatedPointers {
         match self.0.swap_pointers(swaps.collect()).await {
             Ok(()) => Ok(()),
             Err(ControlError::Conflict(reason)) => Err(PointerError::Conflict(reason)),
-            Err(ControlError::Invalid(reason) | ControlError::Unavailable(reason)) => {
-                Err(PointerError::Unknown(reason))
-            }
+            Err(error) => Err(PointerError::Unknown(error.to_string())),
         }
     }
 }

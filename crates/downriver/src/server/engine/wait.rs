@@ -12,8 +12,8 @@ use downriver_event::{Offset, SourcePosition, TableId};
 use downriver_log::Log as _;
 use downriver_pipeline::status::Known;
 use downriver_pipeline::{DeliveryStatus, PipelineStatus, SourceStatus, TableState};
-use downriver_service::Reached;
 use downriver_service::spec::{Pipeline, Source};
+use downriver_service::{Reached, Where};
 use downriver_source::postgres::catalog::Catalog;
 use downriver_source::postgres::publication::Seen;
 use downriver_source::{SourceError, mysql};
@@ -50,6 +50,10 @@ impl NodeEngine {
         })?;
         let mut until = None;
         loop {
+            // It moved to another node meanwhile, which is to be asked.
+            if !matches!(self.owner_of(pb::Kind::Pipeline, name), Where::Here) {
+                return Err(moved(name));
+            }
             let (capture, status) = self.seen(name, &pipeline, until)?;
             let known = capture.as_ref().map(|capture| &capture.known);
             tables.retain(|table, seen| !is_known(known, *table, seen));
@@ -260,6 +264,14 @@ fn stopped(state: TableState, problem: Option<&Problem>) -> Result<(), Problem> 
         (TableState::Stopped, Some(problem)) => Err(problem.clone()),
         _ => Ok(()),
     }
+}
+
+fn moved(name: &str) -> Problem {
+    Problem::new(
+        "DR-1109",
+        format!("pipeline {name:?} moved to another node"),
+        "ask again",
+    )
 }
 
 fn is_paused(name: &str) -> Problem {
