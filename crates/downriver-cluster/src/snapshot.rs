@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Seek as _, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,8 +72,22 @@ pub(crate) fn adopt(
     received: &File,
     meta: &Meta,
 ) -> std::io::Result<(PathBuf, Replicated)> {
-    received.sync_all()?;
     let from = receiving(folder);
+    let is_collected = std::fs::metadata(&from).is_ok_and(|there| {
+        received
+            .metadata()
+            .is_ok_and(|here| (here.dev(), here.ino()) == (there.dev(), there.ino()))
+    });
+    if is_collected {
+        received.sync_all()?;
+    } else {
+        // It was made on this machine.
+        let mut copy = File::create(&from)?;
+        let mut original = received;
+        original.rewind()?;
+        std::io::copy(&mut original, &mut copy)?;
+        copy.sync_all()?;
+    }
     let (_, replicated) = read(&from).map_err(std::io::Error::other)?;
     let path = folder.join(format!("{}.{SUFFIX}", meta.snapshot_id));
     std::fs::rename(from, &path)?;

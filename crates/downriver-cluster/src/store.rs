@@ -101,6 +101,16 @@ impl Recent {
         }
     }
 
+    fn purge(&mut self, up_to: u64) {
+        while let Some((entry, bytes)) = self.entries.pop_front() {
+            if entry.log_id.index > up_to {
+                self.entries.push_front((entry, bytes));
+                return;
+            }
+            self.bytes -= bytes;
+        }
+    }
+
     /// The first entries from an index on, as many as go into one message but at least one, if they are here.
     fn first_of(&self, from: u64, to: u64) -> Option<Vec<Entry<TypeConfig>>> {
         let first = self.entries.front()?.0.log_id.index;
@@ -476,6 +486,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.is_in_snapshot(log_id.index)
             .await
             .map_err(|e| StorageIOError::write_logs(&e))?;
+        self.recent
+            .lock()
+            .expect("no holder panics")
+            .purge(log_id.index);
         let purged = serde_json::to_vec(&log_id).expect("openraft's types are plain");
         let done = self
             .write(move |write| {
