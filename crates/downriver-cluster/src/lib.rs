@@ -23,6 +23,8 @@ mod node;
 mod peer;
 mod propose;
 mod sealer;
+#[cfg(test)]
+mod sim;
 mod snapshot;
 mod state;
 mod store;

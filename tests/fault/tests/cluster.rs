@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use downriver_api::log::v1 as pb;
+use downriver_testkit::link::Mode;
 use downriver_testkit::workload::{Style, Workload};
 use downriver_testkit::{host, resources};
-use fault::{ClusteredShop, Gap};
+use fault::bank::Transfers;
+use fault::world::NODES;
+use fault::{ClusteredShop, Gap, World};
 
 const SOURCE: &str = "source/shop";
 
@@ -284,4 +287,31 @@ fn take(member: &str) -> pb::FetchOffsetRequest {
         take: true,
         member: member.into(),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_far_from_each_other_go_on() -> Result<()> {
+    let mut world = World::open().await?;
+    // Longer than Raft waits for an answer, both ways together.
+    let far = Mode::Delay(Duration::from_millis(150));
+    for link in &world.links.nodes {
+        for caller in 0..NODES {
+            link.set(caller, far);
+        }
+    }
+    let transfers = Transfers::start(&world.postgres, 1);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for node in 0..NODES {
+        // Also one that has just come back finds out what it has missed.
+        world.cluster.nodes[node].kill();
+        world.cluster.nodes[node].launch()?;
+        world.know_callers();
+        let node = &mut world.cluster.nodes[node];
+        node.until_ready(Duration::from_secs(60)).await?;
+    }
+    ensure!(transfers.stop().await? > 100);
+    for node in &world.cluster.nodes {
+        node.wait(Duration::from_secs(60)).await?;
+    }
+    Ok(())
 }
