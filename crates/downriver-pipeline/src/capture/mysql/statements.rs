@@ -14,6 +14,7 @@ use downriver_source::rules::kept_covered;
 use super::super::CaptureError;
 use super::Run;
 use super::ahead::Binlog;
+use crate::status::TableState;
 
 impl Run<'_> {
     /// Takes a statement's effects, and ends it unless rows of its own follow.
@@ -267,7 +268,13 @@ impl Run<'_> {
             }
             // It was refused since the log's position: who starts again there would refuse it again. The next run begins
             // behind that, and finds it as it is now.
-            Some(known) if self.intake.reread.waits_for(known.id) => Ok(()),
+            Some(known) if self.intake.reread.waits_for(known.id) => {
+                self.intake.table_status(known.id, |status| {
+                    status.state = TableState::Pending;
+                    status.problem = None;
+                });
+                Ok(())
+            }
             _ => Err(CaptureError::Mended(now.schema.qualified_name())),
         }
     }
