@@ -389,12 +389,15 @@ pub(super) async fn take_over(
     config: &PostgresConfig,
 ) -> Result<(), SourceError> {
     let began = Instant::now();
+    let mut ended = None;
     loop {
         let Some(Some(holder)) = holder(catalog, config).await? else {
             return Ok(());
         };
         let silent = holder.silent.is_some_and(|silent| silent > SILENT_AFTER);
-        if holder.is_former || holder.is_ours && silent {
+        let is_left = holder.is_former || holder.is_ours && silent;
+        if is_left && ended != Some(holder.pid) {
+            ended = Some(holder.pid);
             tracing::info!(
                 slot = config.slot,
                 pid = holder.pid,
