@@ -107,9 +107,9 @@ async fn bad_specifications_and_connections_are_refused_by_name() -> Result<()> 
         shop.daemon.exists("sink", resources::SINK).await?,
         "the sink was not made"
     );
-    let missing = shop.daemon.run(&["get", "groups"]).await?;
+    let missing = shop.daemon.run(&["delete", "group", "shop/none"]).await?;
     ensure!(
-        missing.code == Some(1) && missing.text().contains("DR-2054"),
+        missing.code == Some(1) && missing.text().contains("DR-2042"),
         "{}",
         missing.text()
     );
