@@ -220,7 +220,13 @@ impl LogStore {
             Ok(())
         })
         .await;
-        written.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        match written {
+            Ok(written) => written,
+            Err(ended) if ended.is_cancelled() => {
+                Err(redb::Error::Io(std::io::Error::other("the process ends")))
+            }
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     async fn put_meta(
