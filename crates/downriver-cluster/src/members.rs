@@ -350,7 +350,10 @@ impl Node {
             while !self.tasks_of(self.id()).is_empty() && !is_alone() {
                 tokio::time::sleep(HAND_OVER_LOOK).await;
             }
-            if self.leads() && self.alive().len() > 1 {
+            if is_alone() {
+                return Err(ControlError::Unavailable("no other node is up".into()));
+            }
+            if self.leads() {
                 let leader = transfer::give(self, None).await?;
                 tracing::info!(leader, "leadership was handed over");
             }

@@ -19,8 +19,14 @@ const LEAD_WITHIN: Duration = Duration::from_secs(3);
 /// As the leader: lets another voter lead, this one or the one that is closest behind.
 pub(crate) async fn give(node: &Node, to: Option<u64>) -> Result<u64, ControlError> {
     let unavailable = |reason: String| ControlError::Unavailable(reason);
-    let Some(follower) = to.or_else(|| closest(node)) else {
-        return Err(unavailable("no other voter is alive".into()));
+    // Before anything falls silent for one that cannot lead.
+    let Some(follower) = to
+        .or_else(|| closest(node))
+        .filter(|to| may_lead(node, *to))
+    else {
+        return Err(unavailable(
+            "only another voter that is alive can lead".into(),
+        ));
     };
     let address = node.raft_address(follower).unwrap_or_default();
     let mut client = node
@@ -61,6 +67,12 @@ impl Drop for Silent<'_> {
         self.0.raft().runtime_config().heartbeat(true);
         self.0.raft().runtime_config().elect(true);
     }
+}
+
+fn may_lead(node: &Node, to: u64) -> bool {
+    let metrics = node.raft().metrics().borrow().clone();
+    let mut voters = metrics.membership_config.membership().voter_ids();
+    to != metrics.id && voters.any(|voter| voter == to) && node.alive().contains(&to)
 }
 
 fn has_everything(node: &Node, follower: u64) -> bool {
