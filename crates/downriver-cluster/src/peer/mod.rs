@@ -23,7 +23,8 @@ pub(crate) use serve::{Also, serve};
 
 /// Largest message between nodes: an entry of the largest size, and what surrounds it.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
-const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+/// TCP and TLS take two ways forth and back.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// A connection on which nothing comes back for this long is a dead one.
 const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 /// So that a large append does not hold up what is sent beside it.

@@ -2,7 +2,8 @@
 //!
 //! Raft gives up an append that is not answered within a heartbeat's interval, and sends what it has by then. Where the way
 //! is longer than that nothing would ever be answered in time: so a call that was given up goes on, and its answer is that
-//! of the next append from the same place, as far as it goes.
+//! of the next append from the same place, as far as it goes. Heartbeats go beside: they come between an append and the
+//! next from the same place, and go out from another place while Raft looks for where two logs agree.
 
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ pub(crate) struct Peer {
     peers: Peers,
     id: u64,
     address: String,
-    under_way: Option<UnderWay>,
+    heartbeat: Option<UnderWay>,
+    append: Option<UnderWay>,
 }
 
 /// An append that was sent and is not answered yet.
@@ -64,7 +66,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             peers: self.0.clone(),
             id: target,
             address: node.addr.clone(),
-            under_way: None,
+            heartbeat: None,
+            append: None,
         }
     }
 }
@@ -125,16 +128,26 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failed<openraft::error::Infallible>> {
-        let goes_on = self.under_way.as_ref().is_some_and(|under_way| {
-            under_way.vote == request.vote && under_way.after == request.prev_log_id
-        });
-        if !goes_on {
-            self.under_way = Some(self.send(&request)?);
-        }
-        let under_way = self.under_way.as_mut().expect("it was sent");
-        let answer = (&mut under_way.call).await;
-        let carried = under_way.last;
-        self.under_way = None;
+        let is_heartbeat = request.entries.is_empty();
+        let sent_before = match is_heartbeat {
+            true => self.heartbeat.take(),
+            false => self.append.take(),
+        };
+        let goes_on = sent_before
+            .filter(|sent| sent.vote == request.vote && sent.after == request.prev_log_id);
+        let sent = match goes_on {
+            Some(sent) => sent,
+            None => self.send(&request)?,
+        };
+        let under_way = match is_heartbeat {
+            true => &mut self.heartbeat,
+            false => &mut self.append,
+        };
+        // It stays there when Raft does not wait any longer.
+        let sent = under_way.insert(sent);
+        let answer = (&mut sent.call).await;
+        let carried = sent.last;
+        *under_way = None;
         let answer = answer.map_err(|panicked| Unreachable::new(&panicked))?;
         let response = answer.map_err(|status| failed(&status))?;
         Ok(match response.result {
@@ -211,5 +224,101 @@ impl RaftNetwork<TypeConfig> for Peer {
     fn backoff(&self) -> Backoff {
         let rests = [50, 100, 200].into_iter().chain(std::iter::repeat(500));
         Backoff::new(rests.map(Duration::from_millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use downriver_api::cluster::v1::peer_service_server::{PeerService, PeerServiceServer};
+    use openraft::{CommittedLeaderId, Entry, EntryPayload};
+    use tokio::time::timeout;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::wire::Wire;
+
+    /// Answers appends after longer than Raft waits for one, and nothing else.
+    struct FarNode;
+
+    const RAFT_WAITS: Duration = Duration::from_millis(60);
+
+    macro_rules! answers_nothing {
+        ($($method:ident: $asked:ident -> $answer:ident),*) => {
+            #[tonic::async_trait]
+            impl PeerService for FarNode {
+                async fn append_entries(
+                    &self,
+                    _request: Request<pb::AppendEntriesRequest>,
+                ) -> Result<Response<pb::AppendEntriesResponse>, Status> {
+                    tokio::time::sleep(RAFT_WAITS * 3 / 2).await;
+                    let done = Appended::Success(Default::default());
+                    Ok(Response::new(pb::AppendEntriesResponse { result: Some(done) }))
+                }
+                $(async fn $method(&self, _: Request<pb::$asked>) -> Result<Response<pb::$answer>, Status> {
+                    Err(Status::unimplemented(stringify!($method)))
+                })*
+            }
+        };
+    }
+
+    answers_nothing! {
+        hello: HelloRequest -> HelloResponse,
+        join: JoinRequest -> JoinResponse,
+        vote: VoteRequest -> VoteResponse,
+        install_snapshot: InstallSnapshotRequest -> InstallSnapshotResponse,
+        propose: ProposeRequest -> ProposeResponse,
+        read_index: ReadIndexRequest -> ReadIndexResponse,
+        lead: LeadRequest -> LeadResponse,
+        seal_soon: SealSoonRequest -> SealSoonResponse
+    }
+
+    #[tokio::test]
+    async fn an_append_is_answered_though_the_way_is_long_and_heartbeats_come_between() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let serving = tonic::transport::Server::builder()
+            .add_service(PeerServiceServer::new(FarNode))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(serving);
+
+        let id = |index| LogId::new(CommittedLeaderId::new(1, 1), index);
+        let mut network = Network(Peers::new(1, None));
+        let mut peer = network
+            .new_client(2, &BasicNode::new(address.to_string()))
+            .await;
+        // A leader that does not know yet where a follower's log agrees with its own asks from somewhere in the middle; its
+        // heartbeats go out from the last place that is known to agree.
+        let append = AppendEntriesRequest::<TypeConfig> {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(id(7)),
+            leader_commit: None,
+            entries: vec![Entry {
+                log_id: id(8),
+                payload: EntryPayload::Normal(Wire(pb::Entry::default())),
+            }],
+        };
+        let heartbeat = AppendEntriesRequest {
+            prev_log_id: None,
+            entries: Vec::new(),
+            ..append.clone()
+        };
+        let mut answered = false;
+        for _ in 0..20 {
+            let option = RPCOption::new(RAFT_WAITS);
+            let answer = timeout(RAFT_WAITS, peer.append_entries(append.clone(), option)).await;
+            if let Ok(answer) = answer {
+                assert_eq!(
+                    answer.expect("it is reached"),
+                    AppendEntriesResponse::Success
+                );
+                answered = true;
+                break;
+            }
+            let option = RPCOption::new(RAFT_WAITS);
+            let _ = timeout(RAFT_WAITS, peer.append_entries(heartbeat.clone(), option)).await;
+        }
+        assert!(answered, "heartbeats displaced the append again and again");
     }
 }
