@@ -6,6 +6,7 @@ pub mod change;
 pub mod civil;
 pub mod filter;
 pub mod pattern;
+pub mod planted;
 pub mod position;
 pub mod presence;
 pub mod problem;
