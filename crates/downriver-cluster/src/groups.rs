@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use downriver_api::cluster::v1 as pb;
+use downriver_event::planted::Bug;
 use downriver_event::{Epoch, Incarnation, Offset};
 use downriver_log::journal::Journal;
 
@@ -106,6 +107,9 @@ impl Groups {
             cursor: None,
         });
         group.epoch = Epoch(raft_index.max(group.epoch.0 + 1));
+        if let Some(cursor) = group.cursor.as_mut().filter(|_| Bug::SkipsOne.is_planted()) {
+            cursor.offset = cursor.offset.plus(1);
+        }
         group.member = command.member;
         Some(group.clone())
     }
@@ -127,7 +131,8 @@ impl Groups {
         };
         let expected = command.expected.map(Cursor::from_pb);
         let is_repeated = group.cursor == Some(cursor);
-        if group.epoch.0 != command.epoch || group.cursor != expected && !is_repeated {
+        let is_members = group.epoch.0 == command.epoch || Bug::StaleMember.is_planted();
+        if !is_members || group.cursor != expected && !is_repeated {
             return Err(NotCommitted::Stale(group.clone()));
         }
         if cursor.incarnation != stream.incarnation || cursor.offset > stream.next {

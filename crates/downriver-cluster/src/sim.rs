@@ -361,7 +361,11 @@ impl World {
                     let transaction: u64 = std::str::from_utf8(bytes).unwrap().parse().unwrap();
                     self.logged.push((transaction, append.epoch));
                 }
-                assert_eq!(covered(append.position_before.as_ref()), first);
+                assert_eq!(
+                    covered(append.position_before.as_ref()),
+                    first,
+                    "an append was taken that does not follow the log"
+                );
                 self.unsealed.push_back(self.logged.len() as u64);
             }
             (C::TakeGroup(_), R::Group(group)) => {
@@ -370,6 +374,11 @@ impl World {
                     "a member's epoch is another's"
                 );
                 self.group_epoch = group.epoch;
+                assert_eq!(
+                    group.cursor.map_or(0, |cursor| cursor.offset),
+                    self.consumed,
+                    "a group goes on elsewhere than where it stood"
+                );
             }
             (C::CommitGroup(commit), R::Done(_)) => {
                 assert_eq!(commit.epoch, self.group_epoch, "a stale member committed");
@@ -453,7 +462,12 @@ impl World {
             sealed <= stream.sealed.0,
             "the source may forget what is in no segment"
         );
-        assert!(stream.sealed <= stream.next);
+        let mut end = stream.sealed;
+        for block in &stream.unsealed {
+            assert_eq!(block.base, end, "the log has lost a block");
+            end = block.end();
+        }
+        assert_eq!(end, stream.next, "the log has lost a block");
         assert_eq!(
             self.epochs.last_key_value().map(|(epoch, _)| *epoch),
             Some(stream.epoch.0)
@@ -487,4 +501,48 @@ fn the_same_seed_gives_the_same_run() {
         assert_eq!(run(seed), run(seed));
     }
     assert_ne!(run(1).0, run(2).0);
+}
+
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use std::panic::catch_unwind;
+
+    use downriver_event::planted::Bug;
+
+    use super::run;
+
+    const SEEDS: u64 = 200;
+
+    /// Each bug, and what must find it.
+    const FOUND_BY: [(Bug, &str); 7] = [
+        (Bug::AnyEpoch, "a former owner appended"),
+        (Bug::AnyPlace, "does not follow the log"),
+        (
+            Bug::SealedEarly,
+            "the source may forget what is in no segment",
+        ),
+        (Bug::SnapshotLacksBlock, "the log has lost a block"),
+        (Bug::AnyOwner, "who is not assigned opened"),
+        (Bug::StaleMember, "a stale member committed"),
+        (Bug::SkipsOne, "a group goes on elsewhere"),
+    ];
+
+    #[test]
+    fn each_planted_bug_is_found_by_what_watches_for_it() {
+        for (bug, detector) in FOUND_BY {
+            Bug::plant(Some(bug));
+            let found = (0..SEEDS).find_map(|seed| Some((seed, catch_unwind(|| run(seed)).err()?)));
+            Bug::plant(None);
+            let (seed, panic) = found.unwrap_or_else(|| panic!("{} is not found", bug.name()));
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let text = text.unwrap_or_default();
+            assert!(
+                text.contains(detector),
+                "{} is found as: {text}",
+                bug.name()
+            );
+            println!("planted {}: seed {seed}: {detector}", bug.name());
+        }
+    }
 }

@@ -32,10 +32,8 @@ bugs! {
     AnyPlace = "any-place",
     /// The source may forget what is in no segment yet.
     SealedEarly = "sealed-early",
-    /// A snapshot lacks the newest block that is in no segment.
+    /// A snapshot lacks the first block that is in no segment.
     SnapshotLacksBlock = "snapshot-lacks-block",
-    /// Of several blocks of an append all but the first are visible with the next append.
-    HalfAppend = "half-append",
     /// Whoever is not assigned opens a stream as well.
     AnyOwner = "any-owner",
     // Groups.

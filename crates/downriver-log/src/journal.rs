@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
+use downriver_event::planted::Bug;
 use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
 
 use crate::log::{ChunkState, ObjectRef, StoredBlock, StreamState};
@@ -170,11 +171,10 @@ impl Journal {
         let Ok(before) = SourcePosition::from_field(command.position_before.as_ref()) else {
             return UNKNOWN_POSITION;
         };
-        let fits = command.incarnation == stream.incarnation.0
-            && command.epoch == stream.epoch.0
-            && command.base_offset == stream.next.0
-            && before == stream.position;
-        if !fits {
+        let is_owners = command.epoch == stream.epoch.0 || Bug::AnyEpoch.is_planted();
+        let follows = command.base_offset == stream.next.0 && before == stream.position
+            || Bug::AnyPlace.is_planted();
+        if command.incarnation != stream.incarnation.0 || !is_owners || !follows {
             return Applied::Rejected {
                 epoch: stream.epoch,
                 next: stream.next,
@@ -398,7 +398,8 @@ impl Stream {
         self.next = base;
         self.position.clone_from(&position_after);
         match blocks.last_mut().or_else(|| self.unsealed.back_mut()) {
-            Some(last) => last.seals = position_after,
+            Some(last) if !Bug::SealedEarly.is_planted() => last.seals = position_after,
+            Some(_) => self.sealed_position = position_after,
             None => self.sealed_position = position_after,
         }
         self.unsealed.extend(blocks);
