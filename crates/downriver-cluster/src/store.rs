@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use downriver_api::cluster::v1 as pb;
+use downriver_event::planted::Bug;
 use openraft::storage::{LogFlushed, RaftLogStorage, RaftStateMachine, Snapshot};
 use openraft::{
     CommittedLeaderId, Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader,
@@ -35,6 +36,7 @@ use crate::{TypeConfig, snapshot};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const LOG_FILE: &str = "raft.redb";
 const FORMAT: u8 = 1;
 const ENTRY_FORMAT: u32 = 1;
 /// redb's page cache. Entries are read back only after a restart.
@@ -140,11 +142,17 @@ impl Recent {
 
 impl LogStore {
     pub(crate) fn open(folder: &Path) -> std::result::Result<Self, OpenError> {
-        let path = folder.join("raft.redb");
+        Self::open_with(folder, |builder| builder.create(folder.join(LOG_FILE)))
+    }
+
+    /// The same, wherever the bytes are.
+    pub(crate) fn open_with(
+        folder: &Path,
+        create: impl FnOnce(&redb::Builder) -> std::result::Result<Database, redb::DatabaseError>,
+    ) -> std::result::Result<Self, OpenError> {
+        let path = folder.join(LOG_FILE);
         let open = || -> std::result::Result<(Database, u8), redb::Error> {
-            let database = Database::builder()
-                .set_cache_size(PAGE_CACHE_BYTES)
-                .create(&path)?;
+            let database = create(Database::builder().set_cache_size(PAGE_CACHE_BYTES))?;
             let write = database.begin_write()?;
             let found = {
                 let mut meta = write.open_table(META)?;
@@ -208,14 +216,14 @@ impl LogStore {
 
     async fn write(
         &self,
-        work: impl FnOnce(&redb::WriteTransaction) -> std::result::Result<(), redb::Error>
+        work: impl FnOnce(&mut redb::WriteTransaction) -> std::result::Result<(), redb::Error>
         + Send
         + 'static,
     ) -> std::result::Result<(), redb::Error> {
         let database = Arc::clone(&self.database);
         let written = tokio::task::spawn_blocking(move || {
-            let write = database.begin_write()?;
-            work(&write)?;
+            let mut write = database.begin_write()?;
+            work(&mut write)?;
             write.commit()?;
             Ok(())
         })
@@ -236,6 +244,9 @@ impl LogStore {
     ) -> std::result::Result<(), redb::Error> {
         let value = serde_json::to_vec(value).expect("openraft's types are plain");
         self.write(move |write| {
+            if key == "vote" && Bug::NoVoteSync.is_planted() {
+                write.set_durability(redb::Durability::None)?;
+            }
             write.open_table(META)?.insert(key, &value[..])?;
             Ok(())
         })
@@ -453,6 +464,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         let written = self
             .write(move |write| {
+                if Bug::NoSync.is_planted() {
+                    write.set_durability(redb::Durability::None)?;
+                }
                 let mut log = write.open_table(LOG)?;
                 for (bytes, entry) in &entries {
                     log.insert(entry.log_id.index, &bytes[..])?;
@@ -460,7 +474,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 Ok(())
             })
             .await;
-        match written {
+        match written.or_else(|error| match Bug::WriteErrorIgnored.is_planted() {
+            true => Ok(()),
+            false => Err(error),
+        }) {
             Ok(()) => {
                 callback.log_io_completed(Ok(()));
                 Ok(())

@@ -48,8 +48,6 @@ bugs! {
     NoVoteSync = "no-vote-sync",
     /// What the disk did not take counts as stored.
     WriteErrorIgnored = "write-error-ignored",
-    /// The Raft log is cut behind what a snapshot has, whatever follows.
-    CutTooFar = "cut-too-far",
     // The lake.
     /// A commit that lost is sent again on top of what won.
     Rebases = "rebases",
@@ -68,12 +66,6 @@ bugs! {
     WrongLsn = "wrong-lsn",
     /// The source is told that it may forget what was received.
     AcknowledgesReceived = "acknowledges-received",
-    /// What was under way when the leader changed counts as logged.
-    DropsUndecided = "drops-undecided",
-    /// Chunks go into the log before the stream has passed what they saw.
-    ChunkTooEarly = "chunk-too-early",
-    /// A chunk's rows are not compared with what the stream brought.
-    ChunkWins = "chunk-wins",
     // Readers.
     /// A reader that comes from segments to what is in none loses a block.
     LosesBlockAtSeal = "loses-block-at-seal",

@@ -2,6 +2,7 @@
 
 use downriver_event::Offset;
 use downriver_event::block::Block;
+use downriver_event::planted::Bug;
 
 use crate::journal::{Stream, UnsealedPayload};
 use crate::log::{ReadError, StoredBlock};
@@ -45,7 +46,10 @@ pub fn plan(stream: &Stream, from: Offset, bytes_max: usize) -> Result<ReadPlan,
             .partition_point(|segment| segment.place.end <= from);
         return Ok(ReadPlan::Segment(stream.segments[at].place.clone()));
     }
-    let at = stream.unsealed.partition_point(|block| block.end() <= from);
+    let mut at = stream.unsealed.partition_point(|block| block.end() <= from);
+    if Bug::LosesBlockAtSeal.is_planted() && from == stream.sealed && from.0 > 0 {
+        at += 1;
+    }
     let mut blocks = Vec::new();
     let mut len = 0;
     for block in stream.unsealed.iter().skip(at) {

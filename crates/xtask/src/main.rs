@@ -6,6 +6,7 @@ mod campaign;
 mod demo;
 mod histories;
 mod page;
+mod planted;
 mod tidy;
 
 use anyhow::Result;
@@ -31,6 +32,8 @@ enum Chore {
         #[arg(long)]
         keep: bool,
     },
+    /// Plants bugs, one by one, and has each found; see docs/planted-bugs.md.
+    Planted(planted::Arguments),
     /// Checks what the compiler does not: error pages, paths of a workplace.
     Tidy,
 }
@@ -42,6 +45,7 @@ async fn main() -> Result<()> {
         Chore::Campaign(arguments) => campaign::run(arguments).await,
         Chore::Histories(arguments) => histories::run(arguments).await,
         Chore::Demo { keep } => demo::run(keep).await,
+        Chore::Planted(arguments) => planted::run(&arguments),
         Chore::Tidy => tidy::run(),
     }
 }

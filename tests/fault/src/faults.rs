@@ -92,12 +92,18 @@ pub enum Going {
     Links { hurt: Vec<Hurt>, before: u64 },
 }
 
-/// One to three faults that overlap.
-pub fn plan(random: &mut StdRng) -> Vec<Fault> {
-    let count = random.random_range(1..=3);
+/// One to three faults that overlap; of `only` these kinds, if any are named.
+pub fn plan(random: &mut StdRng, only: &[String]) -> Vec<Fault> {
+    let count = match only.len() {
+        0 => random.random_range(1..=3),
+        kinds => kinds,
+    };
     let mut faults: Vec<Fault> = Vec::new();
     while faults.len() < count {
         let kind = kind(random);
+        if !only.is_empty() && !only.contains(&kind.to_string()) {
+            continue;
+        }
         // Two that kill leave nobody to hurt.
         if faults
             .iter()

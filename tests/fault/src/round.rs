@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::workload::{Style, Workload};
-use downriver_testkit::{host, resources, shop};
+use downriver_testkit::{host, resources, seaweed, shop};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::Value;
@@ -51,7 +51,9 @@ impl Round {
 pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     let began = Instant::now();
     let mut random = StdRng::seed_from_u64(seed);
-    let faults = plan(&mut random);
+    let only = std::env::var("DOWNRIVER_FAULT_ONLY").unwrap_or_default();
+    let only: Vec<String> = only.split_terminator(',').map(str::to_owned).collect();
+    let faults = plan(&mut random, &only);
     let style = Style {
         seed,
         scale: 50,
@@ -237,6 +239,7 @@ async fn check(world: &World) -> Result<Vec<Read>> {
         }
     }
     nothing_is_acknowledged_too_early(world).await?;
+    no_secret_is_logged(world)?;
     let node = &world.cluster.nodes[0];
     let lake = Lake::builtin_on(node, &world.store)?;
     let tables: Vec<&str> = shop::TABLES.iter().chain(&bank::TABLES).copied().collect();
@@ -321,5 +324,17 @@ async fn nothing_is_acknowledged_too_early(world: &World) -> Result<()> {
         covers,
         "the slot was told {confirmed}, and the log is at {logged}"
     );
+    Ok(())
+}
+
+fn no_secret_is_logged(world: &World) -> Result<()> {
+    for node in &world.cluster.nodes {
+        let log = std::fs::read_to_string(node.log())?;
+        ensure!(
+            !log.contains(seaweed::SECRET_KEY),
+            "{} contains the object store's secret",
+            node.log().display()
+        );
+    }
     Ok(())
 }

@@ -31,6 +31,7 @@ use std::collections::{HashMap, HashSet};
 use downriver_event::block::{
     BlockBuilder, ColumnBuilder, OldImage, RowColumns, RowOp, VALUE_BYTES_MAX,
 };
+use downriver_event::planted::Bug;
 use downriver_event::{LogicalType, Lsn, SourcePosition, TableId, pb, view};
 
 use super::ValueError;
@@ -319,7 +320,8 @@ impl PgDecoder {
 
     fn begin(&mut self, xid: u32, final_lsn: Lsn, commit_time_us: i64, out: &mut BlockBuilder) {
         self.xid = xid;
-        if self.position.is_some_and(|position| final_lsn < position) {
+        let is_logged = self.position.is_some_and(|position| final_lsn < position);
+        if is_logged && !Bug::NoDedupe.is_planted() {
             self.state = State::Dropping;
         } else {
             self.state = State::Inside { at: final_lsn };
@@ -336,6 +338,10 @@ impl PgDecoder {
 
     fn commit(&mut self, end_lsn: Lsn, out: &mut BlockBuilder) -> Committed {
         let state = std::mem::replace(&mut self.state, State::Outside);
+        let end_lsn = match state {
+            State::Inside { at } if Bug::WrongLsn.is_planted() => at,
+            _ => end_lsn,
+        };
         self.after = end_lsn;
         let events = match state {
             State::Inside { .. } => out.commit(&SourcePosition::Postgres(end_lsn)),

@@ -15,6 +15,7 @@ use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
+use downriver_event::planted::Bug;
 use tokio::sync::OnceCell;
 
 use super::{ObjectStore, StoreError};
@@ -108,6 +109,9 @@ async fn connect(options: &S3Options) -> Client {
     let http = Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .build_https();
+    if Bug::LogsSecret.is_planted() {
+        tracing::info!(secret = options.secret_key, "connects to the object store");
+    }
     let mut config = match (&options.access_key, &options.secret_key) {
         (Some(access), Some(secret)) => aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())

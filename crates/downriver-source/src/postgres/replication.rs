@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downriver_decode::postgres::decoder::Streaming;
 use downriver_event::Lsn;
+use downriver_event::planted::Bug;
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::sync::Notify;
 
@@ -134,6 +135,10 @@ impl ReplicationStream {
         let status_every = status_interval(timeout.as_deref());
         let version = session.query("SHOW server_version_num").await?;
         let protocol = Protocol::of(version.into_iter().next().flatten().as_deref())?;
+        let from = match Bug::NoDedupe.is_planted() {
+            true => Lsn(0),
+            false => from,
+        };
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} (publication_names {}, {})",
             sql::identifier(&config.slot),

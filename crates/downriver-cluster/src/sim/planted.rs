@@ -1,0 +1,26 @@
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use downriver_event::planted::Bug;
+
+const SEEDS: u64 = 200;
+
+/// Plants each bug by itself, and runs seeds until one fails: with what watches for just that.
+pub(super) fn each_is_found(bugs: &[(Bug, &str)], run: impl Fn(u64)) {
+    for (bug, detector) in bugs {
+        Bug::plant(Some(*bug));
+        let found = (0..SEEDS).find_map(|seed| {
+            let failed = catch_unwind(AssertUnwindSafe(|| run(seed))).err()?;
+            let text = failed.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| Some((*failed.downcast_ref::<&str>()?).to_owned()));
+            Some((seed, text.unwrap_or_default()))
+        });
+        Bug::plant(None);
+        let name = bug.name();
+        let (seed, text) = found.unwrap_or_else(|| panic!("{name} is not found"));
+        assert!(text.contains(detector), "{name} is found as: {text}");
+        let said = text.lines().find(|line| line.contains(detector));
+        println!("planted {name}: seed {seed}: {}", said.unwrap_or(detector));
+    }
+}
