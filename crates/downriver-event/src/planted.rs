@@ -51,14 +51,26 @@ bugs! {
     // The lake.
     /// A commit that lost is sent again on top of what won.
     Rebases = "rebases",
-    /// The files of a commit whose answer was lost are deleted.
+    /// A commit whose answer was lost counts as one that failed, and its files are deleted.
     DeletesUnknown = "deletes-unknown",
+    /// A commit whose answer was lost counts as one that landed.
+    LostCounts = "lost-counts",
+    /// A commit that failed counts as one that found nothing to write.
+    CountsFailed = "counts-failed",
+    /// A commit counts as landed wherever in the table's history it is.
+    FoundBehind = "found-behind",
+    /// A new owner does not tell the table of itself before it has something to commit.
+    NoFence = "no-fence",
+    /// An owner that another one replaced opens the table all the same.
+    TakesBack = "takes-back",
     /// A table that was rolled back goes on from where it was.
     IgnoresRollback = "ignores-rollback",
     /// A table that somebody else has changed goes on.
     IgnoresForeign = "ignores-foreign",
-    /// A commit that found nothing to write counts as one that did, also when it failed.
-    CountsFailed = "counts-failed",
+    /// The key index of a commit counts whether it landed or not.
+    AnyIndex = "any-index",
+    /// Files go with the snapshot that replaces them, though older ones need them.
+    CollectsEarly = "collects-early",
     // Captures.
     /// Transactions that are sent again are logged again.
     NoDedupe = "no-dedupe",

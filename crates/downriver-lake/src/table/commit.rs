@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use downriver_event::planted::Bug;
 use downriver_event::{Epoch, Offset};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use iceberg::spec::{DataFile, MAIN_BRANCH, SnapshotReference, SnapshotRetention, TableMetadata};
@@ -106,6 +107,9 @@ impl TableWriter {
             self.next_file = next;
             self.garbage = state.garbage;
         }
+        if Bug::NoFence.is_planted() && self.metadata.current_snapshot().is_some() {
+            return Ok(());
+        }
         let committed = self.committed;
         let change = Change {
             summary: self.own_summary(committed, self.data_snapshot),
@@ -161,7 +165,8 @@ impl TableWriter {
                 .versions
                 .iter()
                 .find(|version| version.data_snapshot == self.data_snapshot);
-            if let Some(version) = fitting {
+            let newest = Bug::AnyIndex.is_planted().then(|| state.versions.last());
+            if let Some(version) = newest.unwrap_or(fitting) {
                 match KeyIndex::open(&self.config.folder, &version.runs) {
                     Ok(index) => {
                         self.index = index;
@@ -405,8 +410,11 @@ impl TableWriter {
             .collect();
         // Named by its own id, which is not known before it is staged: 0 stands for it.
         change.summary = self.own_summary(to, 0);
-        self.commit_change(change, to, 0).await?;
-        Ok(true)
+        let done = self.commit_change(change, to, 0).await;
+        if Bug::CountsFailed.is_planted() && done.as_ref().is_err_and(LakeError::is_transient) {
+            return Ok(false);
+        }
+        done.map(|()| true)
     }
 
     /// Writes the delete files of the data files that have new ones. Data files without a row left leave.
@@ -549,7 +557,11 @@ impl TableWriter {
             let after = self.version(&staged.live, data_snapshot);
             self.write_versions(before.into_iter().chain([after]).collect())?;
         }
-        self.metadata = self.send(id, requirements, updates).await?;
+        let sent = self.send(id, requirements, updates).await;
+        if Bug::DeletesUnknown.is_planted() && sent.is_err() {
+            self.delete_added(&staged.live).await?;
+        }
+        self.metadata = sent?;
         if self.waits().is_none() {
             self.standing = Standing::Whole;
         }
@@ -593,6 +605,16 @@ impl TableWriter {
                 }
                 Err(error) => error,
             };
+            let is_unknown = matches!(error, CatalogError::Unknown(_));
+            if Bug::DeletesUnknown.is_planted() && is_unknown {
+                return Err(error.into());
+            }
+            if Bug::LostCounts.is_planted() && is_unknown {
+                return self.reload().await;
+            }
+            if Bug::Rebases.is_planted() && !is_unknown {
+                return self.rebase(updates).await;
+            }
             if let Some(now) = self.landed(snapshot_id).await? {
                 return Ok(now);
             }
@@ -614,6 +636,12 @@ impl TableWriter {
             match self.reload().await {
                 // It must still be the current one: behind it a newer owner may have committed.
                 Ok(now) if now.current_snapshot_id() == Some(snapshot_id) => return Ok(Some(now)),
+                Ok(now)
+                    if Bug::FoundBehind.is_planted()
+                        && now.snapshot_by_id(snapshot_id).is_some() =>
+                {
+                    return Ok(Some(now));
+                }
                 Ok(now) if now.current_snapshot_id() != self.metadata.current_snapshot_id() => {
                     return Err(self.moved(&now));
                 }
@@ -702,7 +730,7 @@ impl TableWriter {
             .unwrap_or_default();
         let (due, kept): (Vec<Garbage>, Vec<Garbage>) = std::mem::take(&mut self.garbage)
             .into_iter()
-            .partition(|garbage| garbage.sequence <= oldest);
+            .partition(|garbage| garbage.sequence <= oldest || Bug::CollectsEarly.is_planted());
         self.garbage = kept;
         if due.is_empty() || has_references(&self.metadata) {
             self.garbage.extend(due);

@@ -21,6 +21,7 @@ mod compat;
 mod ignored;
 mod local;
 mod owned;
+mod planted;
 mod spill;
 mod sweep;
 
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 use downriver_event::block::{Block, RowGroup};
 use downriver_event::change::{ChangePolicies, ChangePolicy};
+use downriver_event::planted::Bug;
 use downriver_event::problem::Problem;
 use downriver_event::{Epoch, Incarnation, Offset, TableId, TableSchema, pb};
 use iceberg::spec::{DataFile, TableMetadata};
@@ -359,7 +361,8 @@ impl TableWriter {
         }
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let epoch = number(self.property(EPOCH_PROPERTY)).unwrap_or_default();
-        if stream == self.config.stream && epoch > self.config.epoch.0 {
+        let is_replaced = epoch > self.config.epoch.0 && !Bug::TakesBack.is_planted();
+        if stream == self.config.stream && is_replaced {
             return Err(LakeError::Fenced(Epoch(epoch)));
         }
         if stream != self.config.stream {
@@ -409,12 +412,13 @@ impl TableWriter {
             return Err(foreign(format!("table {name} has lost its offset")));
         };
         if self.metadata.current_snapshot().is_some() {
-            let Some(to) = number(self.summary(TO_SUMMARY)) else {
+            let otherwise = Bug::IgnoresForeign.is_planted().then_some(offset);
+            let Some(to) = number(self.summary(TO_SUMMARY)).or(otherwise) else {
                 return Err(foreign(format!(
                     "somebody else changed table {name} after offset {offset}"
                 )));
             };
-            if to != offset {
+            if to != offset && !Bug::IgnoresRollback.is_planted() {
                 return Err(foreign(format!(
                     "table {name} was rolled back from offset {offset} to {to}"
                 )));
