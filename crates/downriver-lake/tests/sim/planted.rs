@@ -23,11 +23,9 @@ fn is_found(bug: Bug, detector: &str) {
     });
     Bug::plant(None);
     let _ = std::panic::take_hook();
-    println!(
-        "{}, {detector:?}, {found:?}; before it: {others:#?}",
-        bug.name()
-    );
-    assert!(found.is_some(), "{}: not found", bug.name());
+    let name = bug.name();
+    let seed = found.unwrap_or_else(|| panic!("{name} is not found, but: {others:#?}"));
+    println!("planted {name}: seed {seed}: {detector}");
 }
 
 #[test]
