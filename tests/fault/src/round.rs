@@ -290,6 +290,17 @@ fn fold(events: &[Value], table: &str) -> Result<BTreeMap<i64, Value>> {
             .filter(|_| op == "update")
             .unwrap_or(key);
         let known = rows.remove(&before);
+        // A transaction that is in the log twice without another between shows here.
+        ensure!(
+            op != "insert" || known.is_none(),
+            "{table} {key} is in the log twice, again at offset {}",
+            event["offset"]
+        );
+        ensure!(
+            op != "delete" || known.is_some(),
+            "{table} {key} is deleted and was not there, at offset {}",
+            event["offset"]
+        );
         if op == "delete" {
             continue;
         }
