@@ -67,17 +67,15 @@ impl Sealable {
 }
 
 pub(crate) async fn run(node: Arc<Node>) {
-    let mut first_seen: HashMap<String, (Offset, Instant)> = HashMap::new();
+    let mut waiting = Waiting::new();
     let mut bytes_at_snapshot = 0;
     let mut backoff = LOOK_EVERY;
     loop {
         tokio::time::sleep(backoff).await;
+        look(&node, &mut waiting);
         let sealed = match node.leads() {
-            true => seal_due(&node, &mut first_seen).await,
-            false => {
-                first_seen.clear();
-                Ok(())
-            }
+            true => seal_due(&node, &waiting).await,
+            false => Ok(()),
         };
         match sealed {
             Ok(()) => {
@@ -99,25 +97,36 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-async fn seal_due(
-    node: &Node,
-    first_seen: &mut HashMap<String, (Offset, Instant)>,
-) -> Result<(), SealError> {
+/// The first block of each stream that is in no segment, and since when it was seen so here. Every node looks: one that comes
+/// to lead would begin to wait anew, and where leaders change often nothing would ever be old enough.
+type Waiting = HashMap<String, (Offset, Instant)>;
+
+fn look(node: &Node, waiting: &mut Waiting) {
+    node.with_state(|state| {
+        waiting.retain(|name, _| state.journal.streams.contains_key(name));
+        for (name, stream) in &state.journal.streams {
+            let Some(first) = stream.inline_prefix().next() else {
+                continue;
+            };
+            let now = (first.base, Instant::now());
+            let seen = waiting.entry(name.clone()).or_insert(now);
+            if seen.0 != first.base {
+                *seen = now;
+            }
+        }
+    });
+}
+
+async fn seal_due(node: &Node, waiting: &Waiting) -> Result<(), SealError> {
     let config = node.config();
     let soon = node.take_seal_soon();
     let due: Vec<Sealable> = node.with_state(|state| {
-        first_seen.retain(|name, _| state.journal.streams.contains_key(name));
         let streams = state.journal.streams.iter();
         streams
             .filter_map(|(name, stream)| {
                 let first = stream.inline_prefix().next()?.base;
-                let seen = first_seen
-                    .entry(name.clone())
-                    .or_insert((first, Instant::now()));
-                if seen.0 != first {
-                    *seen = (first, Instant::now());
-                }
-                let old = seen.1.elapsed() >= config.seal_interval;
+                let seen = waiting.get(name).filter(|(base, _)| *base == first);
+                let old = seen.is_some_and(|(_, since)| since.elapsed() >= config.seal_interval);
                 let large = stream.unsealed_bytes() >= config.seal_bytes;
                 // What stands before an object keeps it from being a segment.
                 let blocks_object = stream.unsealed.iter().any(|block| block.inline().is_none());

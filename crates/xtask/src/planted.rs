@@ -49,8 +49,8 @@ const fn rounds(
 }
 
 const DIRECTED: [Directed; 6] = [
-    rounds("no-dedupe", "Kill", &["is in the log twice"]),
-    rounds("wrong-lsn", "Kill", &["is in the log twice"]),
+    rounds("no-dedupe", "KillAll", &["is in the log twice"]),
+    rounds("wrong-lsn", "KillAll", &["is in the log twice"]),
     rounds(
         "acknowledges-received",
         "KillAll",
@@ -58,7 +58,7 @@ const DIRECTED: [Directed; 6] = [
     ),
     rounds(
         "loses-block-at-seal",
-        "Kill",
+        "Restart",
         &[
             "stands in place",
             "saw offset",
