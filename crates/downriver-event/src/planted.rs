@@ -1,7 +1,7 @@
 //! Bugs on purpose: what the tests and the campaign have to find, or they prove nothing.
 //!
 //! A build with the feature `planted-bugs` has the one that `DOWNRIVER_PLANTED_BUG` names, or that a test plants. Every other
-//! build has none, and nothing of this is left in it. `docs/reliability.md` tells which detector has found which.
+//! build has none, and there `is_planted` is a constant. `docs/planted-bugs.md` tells which detector has found which.
 
 macro_rules! bugs {
     ($($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {

@@ -99,8 +99,11 @@ pub fn plan(random: &mut StdRng, only: &[String]) -> Vec<Fault> {
         kinds => kinds,
     };
     let mut faults: Vec<Fault> = Vec::new();
+    let mut drawn = 0;
     while faults.len() < count {
         let kind = kind(random);
+        drawn += 1;
+        assert!(drawn < 100_000, "of {only:?} not each is a fault by itself");
         if !only.is_empty() && !only.contains(&kind.to_string()) {
             continue;
         }

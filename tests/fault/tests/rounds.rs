@@ -31,6 +31,9 @@ async fn ten_rounds_of_faults_lose_double_and_reorder_nothing() -> Result<()> {
         println!("{round:?}");
         counted += u64::from(round.counts());
     }
-    ensure!(counted + 2 >= rounds, "only {counted} rounds hurt anything");
+    ensure!(
+        counted >= rounds.saturating_sub(2).max(1),
+        "only {counted} rounds hurt anything"
+    );
     Ok(())
 }

@@ -509,16 +509,16 @@ fn each_planted_bug_of_the_state_is_found_by_what_watches_for_it() {
     use downriver_event::planted::Bug;
     super::planted::each_is_found(
         &[
-            (Bug::AnyEpoch, "a former owner appended"),
-            (Bug::AnyPlace, "does not follow the log"),
+            (Bug::AnyEpoch, &["a former owner appended"]),
+            (Bug::AnyPlace, &["does not follow the log"]),
             (
                 Bug::SealedEarly,
-                "the source may forget what is in no segment",
+                &["the source may forget what is in no segment"],
             ),
-            (Bug::SnapshotLacksBlock, "the log has lost a block"),
-            (Bug::AnyOwner, "who is not assigned opened"),
-            (Bug::StaleMember, "a stale member committed"),
-            (Bug::SkipsOne, "a group goes on elsewhere"),
+            (Bug::SnapshotLacksBlock, &["the log has lost a block"]),
+            (Bug::AnyOwner, &["who is not assigned opened"]),
+            (Bug::StaleMember, &["a stale member committed"]),
+            (Bug::SkipsOne, &["a group goes on elsewhere"]),
         ],
         |seed| {
             run(seed);

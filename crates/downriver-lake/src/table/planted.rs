@@ -1,4 +1,4 @@
-//! What bugs on purpose do that one line cannot. No other build has them.
+//! What bugs on purpose do that one line cannot. In other builds nothing calls it.
 
 use iceberg::spec::{MAIN_BRANCH, Snapshot, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
