@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     /// Only this one, with real processes.
     #[arg(long, conflicts_with = "update_docs")]
     bug: Option<String>,
-    /// Put the result into docs/reliability.md.
+    /// Put the result into docs/planted-bugs.md.
     #[arg(long)]
     update_docs: bool,
 }

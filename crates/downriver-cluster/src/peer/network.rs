@@ -243,7 +243,7 @@ mod tests {
 
     const RAFT_WAITS: Duration = Duration::from_millis(60);
 
-    macro_rules! answers_nothing {
+    macro_rules! answers_appends_alone {
         ($($method:ident: $asked:ident -> $answer:ident),*) => {
             #[tonic::async_trait]
             impl PeerService for FarNode {
@@ -262,7 +262,7 @@ mod tests {
         };
     }
 
-    answers_nothing! {
+    answers_appends_alone! {
         hello: HelloRequest -> HelloResponse,
         join: JoinRequest -> JoinResponse,
         vote: VoteRequest -> VoteResponse,

@@ -13,6 +13,8 @@ struct Platters {
     /// What undoes the writes since the last sync, the oldest first.
     unsynced: Vec<Undo>,
     fails_to_sync: bool,
+    /// Since the power came back.
+    has_failed: bool,
     /// Counts how often the power went.
     life: u32,
 }
@@ -58,8 +60,13 @@ impl Disk {
             platters.undo(undo);
         }
         platters.unsynced.clear();
-        platters.fails_to_sync = false;
+        (platters.fails_to_sync, platters.has_failed) = (false, false);
         platters.life += 1;
+    }
+
+    /// Whether a sync failed since the power came back.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.lock().unwrap().has_failed
     }
 
     /// The next sync fails, and what it was to sync is gone from then on, as the kernel has it.
@@ -115,6 +122,7 @@ impl StorageBackend for Handle {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|platters| {
             if std::mem::take(&mut platters.fails_to_sync) {
+                platters.has_failed = true;
                 for undo in std::mem::take(&mut platters.unsynced).into_iter().rev() {
                     platters.undo(undo);
                 }

@@ -428,7 +428,11 @@ impl World {
         let mut failed = Vec::new();
         for (id, up) in &self.up {
             let metrics = up.raft.metrics().borrow().clone();
-            if metrics.running_state.is_err() {
+            if let Err(error) = metrics.running_state {
+                assert!(
+                    self.disks[id].has_failed(),
+                    "n{id} failed on a disk that did not: {error}"
+                );
                 failed.push(*id);
             }
         }
