@@ -13,8 +13,8 @@ use downriver_api::cluster::v1::snapshot_item::Kind as Item;
 use downriver_api::cluster::v1::stored_entry::Payload as StoredPayload;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::{
-    BlockBuilder, Column, Cover, EncodedBlock, Epoch, Incarnation, LogicalType, Lsn, Offset,
-    ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
+    BlockBuilder, Column, Cover, EncodedBlock, EndedIncarnations, Epoch, Incarnation, LogicalType,
+    Lsn, Offset, ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
 };
 use downriver_log::segment::{self, SegmentWriter};
 use downriver_log::store::LocalStore;
@@ -217,6 +217,7 @@ async fn check(node: &Node, name: &str) {
     };
     let schemas = [1, 2].map(|version| ((TableId(16_400), version), schema(version)));
     let expected = StreamState {
+        ended: EndedIncarnations::default(),
         incarnation: Incarnation(1),
         epoch: Epoch(1),
         trimmed: Offset(0),
@@ -406,9 +407,13 @@ async fn fill_clustered(node: &Node, _: &Path, name: &str) {
         to: node.id(),
     }];
     let term = node.raft().metrics().borrow().current_term;
-    node.propose(Command::Assign(pb::Assign { moves, term }))
-        .await
-        .unwrap();
+    node.propose(Command::Assign(pb::Assign {
+        moves,
+        term,
+        leader: node.id(),
+    }))
+    .await
+    .unwrap();
     node.open(name, Some(lsn(0)), Bytes::new()).await.unwrap();
     append(node, name, vec![Payload::Inline(block(0..3, 10))], 10).await;
     let taken = node.take_group(name, "readers", "one").await.unwrap();

@@ -291,7 +291,9 @@ impl Control {
     }
 
     pub(crate) fn assign(&mut self, command: pb::Assign, at: At) -> Result<(), Refused> {
-        if command.term != at.term {
+        // Entries of before have no leader.
+        let is_others = command.leader != 0 && command.leader != at.leader;
+        if command.term != at.term || is_others {
             return Err(Refused::Conflict("whoever planned it leads no more".into()));
         }
         for step in &command.moves {

@@ -1,4 +1,5 @@
-//! When a node may ask to lead: not before most voters, this one among them, say that they hear no leader.
+//! When a node may ask to lead: not before most voters, this one among them, say that they hear no leader; and never one
+//! whose disk is full.
 //!
 //! Raft alone lets a node ask as soon as it hears nothing itself. One that was cut off then comes back with a later term than
 //! anybody's, and the leader that everybody else hears has to go.
@@ -27,7 +28,10 @@ pub(crate) fn hears_leader(node: &Node) -> bool {
 
 pub(crate) async fn run(node: Arc<Node>) {
     loop {
-        let may_ask = !hears_leader(&node) && !node.leads() && most_hear_none(&node).await;
+        let may_ask = !hears_leader(&node)
+            && !node.leads()
+            && node.disk_takes_votes().is_ok()
+            && most_hear_none(&node).await;
         node.raft().runtime_config().elect(may_ask);
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -15,6 +15,7 @@ use tonic::Status;
 
 use crate::control::Member;
 use crate::node::{Node, NodeError};
+use crate::peer::Peers;
 
 /// Where to look for other nodes, and how many a new cluster begins with.
 #[derive(Clone, Debug)]
@@ -222,6 +223,21 @@ pub(crate) async fn ask(node: &Node, address: &str) -> Option<pb::HelloResponse>
         .ok()?
         .ok()?;
     Some(answer.into_inner())
+}
+
+/// The address of a node that is of a cluster, if one answers.
+pub(crate) async fn any_cluster(peers: &Peers, addresses: &[String]) -> Option<String> {
+    for (address, name) in resolve(addresses).await {
+        let Ok(mut client) = peers.client_as(&address, name.as_deref()) else {
+            continue;
+        };
+        let asked = client.hello(pb::HelloRequest::default());
+        let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await;
+        if answer.is_ok_and(|answer| answer.is_ok_and(|it| !it.get_ref().cluster_id.is_empty())) {
+            return Some(address);
+        }
+    }
+    None
 }
 
 /// What answers at the addresses, each node once.

@@ -84,6 +84,10 @@ impl Groups {
         self.0.get(&(source.to_owned(), name.to_owned()))
     }
 
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.0.values_mut()
+    }
+
     pub(crate) fn insert(&mut self, group: Group) {
         let key = (group.source.clone(), group.name.clone());
         self.0.insert(key, group);

@@ -48,6 +48,14 @@ impl Identity {
         }
     }
 
+    /// A new node of a cluster, which is not stored yet.
+    pub(crate) fn of_cluster(cluster_id: &str) -> Self {
+        Self {
+            cluster_id: cluster_id.to_owned(),
+            ..Self::new()
+        }
+    }
+
     fn decode(bytes: &[u8]) -> std::io::Result<Self> {
         let identity: Self = serde_json::from_slice(bytes)?;
         if identity.format != FORMAT {

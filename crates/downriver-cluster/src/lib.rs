@@ -11,9 +11,11 @@
 //! It does not know what runs under the epochs that it gives out.
 
 mod assign;
+mod backup;
 #[cfg(test)]
 mod compat;
 mod control;
+mod disk;
 mod elect;
 mod form;
 mod groups;
@@ -33,6 +35,7 @@ mod transfer;
 mod wire;
 
 pub use assign::Task;
+pub use backup::{Backup, Backups, RestoreError, Restored, RestoredStream, backups, restore};
 pub use control::{Assignment, Member, ResourcePut, SinkTableState, StoredResource};
 pub use downriver_api::cluster::v1::PointerSwap;
 pub use form::Seeds;

@@ -21,6 +21,8 @@ const DEAD_AFTER: Duration = Duration::from_millis(1_500);
 /// For so long a node has to be alive before it is given what runs well elsewhere.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a leader whose disk is full lets another lead, if none could.
+const STEPS_ASIDE_EVERY: Duration = Duration::from_secs(10);
 /// How long a node that stops may take to hand over what it runs.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(10);
@@ -52,6 +54,10 @@ pub struct MemberView {
     pub is_voter: bool,
     /// `None`: this node does not lead, and does not know.
     pub is_alive: Option<bool>,
+    /// Why it takes nothing more, as the leader was told.
+    pub full: Option<String>,
+    /// Entries that it has not yet, of a node that this one sends them to as the leader.
+    pub behind: Option<u64>,
 }
 
 /// Since when this node leads, and since when each node has been alive without a break, as it sees it.
@@ -125,6 +131,7 @@ impl Node {
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let alive = self.leads().then(|| self.alive());
+        let behind = self.behind();
         let mut members: Vec<MemberView> = self.with_state(|state| {
             let members = state.control.members.values();
             members
@@ -133,6 +140,8 @@ impl Node {
                     is_leader: metrics.current_leader == Some(member.id),
                     is_voter: voters.contains(&member.id),
                     is_alive: alive.as_ref().map(|alive| alive.contains(&member.id)),
+                    behind: behind.get(&member.id).copied(),
+                    full: self.peers().why_full(member.id).filter(|_| alive.is_some()),
                     member: member.clone(),
                 })
                 .collect()
@@ -202,8 +211,12 @@ impl Node {
                 "is assigned"
             );
         }
-        let term = self.raft().metrics().borrow().current_term;
-        match self.propose(C::Assign(pb::Assign { moves, term })).await {
+        let assign = pb::Assign {
+            moves,
+            term: self.raft().metrics().borrow().current_term,
+            leader: self.id(),
+        };
+        match self.propose(C::Assign(assign)).await {
             // Another leader was faster: it is planned anew.
             Ok(_) | Err(ControlError::Conflict(_)) => Ok(()),
             Err(error) => Err(error),
@@ -379,14 +392,22 @@ impl Node {
 
     /// As the leader: who has nearly everything.
     fn close(&self) -> BTreeSet<u64> {
+        let behind = self.behind().into_iter();
+        let close = behind.filter(|(_, behind)| *behind <= BEHIND_MAX);
+        close.map(|(id, _)| id).chain([self.id()]).collect()
+    }
+
+    /// As the leader: how many entries each other node lacks.
+    fn behind(&self) -> BTreeMap<u64, u64> {
         let metrics = self.raft().metrics().borrow().clone();
         let last = metrics.last_log_index.unwrap_or_default();
         let replication = metrics.replication.unwrap_or_default();
-        let close = replication.iter().filter(|(_, matched)| {
-            matched.is_some_and(|matched| matched.index + BEHIND_MAX >= last)
+        let others = replication.into_iter().filter(|(id, _)| *id != metrics.id);
+        let behind = others.map(|(id, matched)| {
+            let matched = matched.map_or(0, |matched| matched.index);
+            (id, last.saturating_sub(matched))
         });
-        let close = close.map(|(id, _)| *id);
-        close.chain([metrics.id]).collect()
+        behind.collect()
     }
 
     fn look_for_life(&self) -> Nodes {
@@ -439,9 +460,22 @@ impl Said {
 /// Says what becomes of the cluster; and the leader's work: nodes that were let in become voters, as many as are of use.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut said = Said::default();
+    let mut steps_aside_at = Instant::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         said.tell(&node);
+        if node.leads()
+            && let Some(reason) = node.disk_problem()
+            && Instant::now() >= steps_aside_at
+        {
+            steps_aside_at = Instant::now() + STEPS_ASIDE_EVERY;
+            match transfer::give(&node, None).await {
+                Ok(_) => tracing::warn!(reason, "leads no more"),
+                Err(error) => {
+                    tracing::error!(reason, error = %error, "takes nothing more, and nobody else can lead")
+                }
+            }
+        }
         if node.is_removed() {
             node.fail(
                 "DR-1108: this node was removed from the cluster: empty its data folder, and it joins as a new one",

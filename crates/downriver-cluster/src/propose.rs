@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::TypeConfig;
+use crate::disk;
 use crate::node::ControlError;
 use crate::peer::Peers;
 use crate::state;
@@ -28,8 +29,6 @@ const ENTRY_COMMANDS_MAX: usize = 1_000;
 pub(crate) const COMMAND_BYTES_MAX: usize = 6 << 20;
 /// What waits in the queue.
 const QUEUE_MAX: usize = 1_024;
-/// Room that the data folder's disk must keep: the Raft log must never meet a full disk.
-const DISK_BYTES_KEPT: u64 = 64 << 20;
 /// How long an entry may take to be decided; a leader that is cut off never decides.
 const DECIDE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a leader is looked for.
@@ -215,7 +214,7 @@ impl Journal {
         if self.silence.is_kept.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        disk_has_room(&self.data, entry.encoded_len() as u64)?;
+        disk::takes(&self.data, entry.encoded_len() as u64)?;
         let written = self.raft.client_write(Wire(entry.clone()));
         let Ok(written) = tokio::time::timeout(DECIDE_WITHIN, written).await else {
             return Err(not_decided("most of the voters do not answer").into());
@@ -277,20 +276,4 @@ fn kinds(replies: Vec<pb::CommandReply>) -> Result<Vec<Reply>, Undecided> {
     kinds.collect::<Option<_>>().ok_or_else(|| {
         Undecided::from("a reply is of a kind that this build does not know".to_owned())
     })
-}
-
-fn disk_has_room(data: &std::path::Path, bytes: u64) -> Result<(), String> {
-    let Ok(disk) = rustix::fs::statvfs(data) else {
-        return Ok(());
-    };
-    let free = disk.f_bavail * disk.f_frsize;
-    if free >= DISK_BYTES_KEPT + 2 * bytes {
-        return Ok(());
-    }
-    Err(format!(
-        "DR-1103: the disk of {} is full: {} MiB are free, {} MiB are kept for the journal",
-        data.display(),
-        free >> 20,
-        DISK_BYTES_KEPT >> 20
-    ))
 }

@@ -26,8 +26,8 @@ use crate::control::{Assignment, Member, SinkTableState, StoredResource};
 use crate::groups::Group;
 use crate::state::Replicated;
 
-/// 1 had neither manifests, garbage nor dropped streams, 2 neither members nor assignments.
-const FORMAT: u32 = 3;
+/// 1 had neither manifests, garbage nor dropped streams, 2 neither members nor assignments, 3 no ended incarnations.
+const FORMAT: u32 = 4;
 const OLDEST_FORMAT: u32 = 1;
 const SUFFIX: &str = "snapshot";
 
@@ -121,7 +121,7 @@ pub(crate) fn write(
         crc: 0,
     };
     out.item(Kind::Header(pb::SnapshotHeader {
-        format: FORMAT,
+        format: format_of(replicated),
         meta_json: serde_json::to_vec(meta)?.into(),
         next_revision: replicated.control.next_revision,
         feature_level: replicated.control.feature_level,
@@ -199,6 +199,15 @@ pub(crate) fn write(
     Ok(path)
 }
 
+/// The oldest that has a place for everything, so that a member of before reads it where it can.
+fn format_of(replicated: &Replicated) -> u32 {
+    let mut streams = replicated.journal.streams.values();
+    match streams.all(|stream| stream.ended.is_empty()) {
+        true => FORMAT - 1,
+        false => FORMAT,
+    }
+}
+
 fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
     let chunk = |(table, chunk): (&TableId, &ChunkState)| pb::ChunkDone {
         table_id: table.0,
@@ -228,6 +237,14 @@ fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
         chunks: stream.chunks.iter().map(chunk).collect(),
         manifests: stream.manifests.iter().map(ManifestRef::to_pb).collect(),
         garbage: stream.garbage.clone(),
+        ended: stream
+            .ended
+            .iter()
+            .map(|(incarnation, end)| pb::EndedIncarnation {
+                incarnation: incarnation.0,
+                end_offset: end.0,
+            })
+            .collect(),
     }
 }
 
@@ -394,8 +411,11 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
         };
         (TableId(chunk.table_id), state)
     });
+    let ended = item.ended.into_iter();
+    let ended = ended.map(|ended| (Incarnation(ended.incarnation), Offset(ended.end_offset)));
     Ok(Stream {
         incarnation: Incarnation(item.incarnation),
+        ended: ended.collect(),
         epoch: Epoch(item.epoch),
         owner: item.owner,
         next: Offset(item.next_offset),

@@ -68,6 +68,8 @@ pub(crate) fn changes_control(entry: &pb::Entry) -> bool {
 pub(crate) struct At {
     pub(crate) index: u64,
     pub(crate) term: u64,
+    /// The node that led when it was written.
+    pub(crate) leader: u64,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 
 use crate::state::{self, At, Replicated};
 use crate::wire::Wire;
-use crate::{TypeConfig, snapshot};
+use crate::{TypeConfig, disk, snapshot};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -45,6 +45,8 @@ const PAGE_CACHE_BYTES: usize = 8 << 20;
 const MESSAGE_BYTES: usize = 1 << 20;
 /// How long a snapshot from another node may take to be written.
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(120);
+/// How often a full disk is looked at while a snapshot waits for room.
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(1);
 /// Entries kept in memory for applying and replicating.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 
@@ -534,7 +536,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 }
 
 /// The last applied entry and the membership then.
-type Applied = (
+pub(crate) type Applied = (
     Option<LogId<NodeId>>,
     StoredMembership<NodeId, openraft::BasicNode>,
 );
@@ -568,6 +570,18 @@ impl Shared {
         };
         // The sender is here.
         let _ = changes.wait_for(reached).await;
+    }
+
+    /// All that is applied, and where that is.
+    pub(crate) fn copy(&self) -> (Replicated, Applied) {
+        let replicated = self.replicated.read().expect("no writer panics");
+        let applied = self.applied.lock().expect("no holder panics");
+        (replicated.clone(), applied.clone())
+    }
+
+    fn disk_takes_snapshot(&self) -> std::result::Result<(), String> {
+        let replicated = self.replicated.read().expect("no writer panics");
+        disk::takes(&self.folder, replicated.journal.unsealed_bytes())
     }
 
     /// The newest snapshot's last index: the Raft log is kept from there on.
@@ -620,14 +634,13 @@ impl StateMachine {
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>> {
         let shared = self.shared();
+        // One that does not fit would end the node. Raft waits for it beside everything else.
+        while let Err(reason) = shared.disk_takes_snapshot() {
+            tracing::warn!(reason, "no snapshot of the journal is written");
+            tokio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
+        }
         let built = tokio::task::spawn_blocking(move || {
-            let (replicated, (last_log_id, last_membership)) = {
-                let replicated = shared.replicated.read().expect("no writer panics");
-                (
-                    replicated.clone(),
-                    shared.applied.lock().expect("no holder panics").clone(),
-                )
-            };
+            let (replicated, (last_log_id, last_membership)) = shared.copy();
             let meta = SnapshotMeta {
                 last_log_id,
                 last_membership,
@@ -692,6 +705,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                         let at = At {
                             index: entry.log_id.index,
                             term: entry.log_id.leader_id.term,
+                            leader: entry.log_id.leader_id.node_id,
                         };
                         let bytes = commands.encoded_len() as u64;
                         self.shared

@@ -19,8 +19,8 @@ pub use downriver_api::log::v1 as pb;
 pub use block::{Block, BlockBuilder, EncodedBlock};
 pub use filter::RowFilter;
 pub use position::{
-    BinlogPlace, DomainGtid, DomainGtids, Epoch, Gtid, GtidSet, GtidSource, Incarnation,
-    InvalidPlace, Lsn, Offset, SourcePosition, UnknownPosition,
+    BinlogPlace, DomainGtid, DomainGtids, EndedIncarnations, Epoch, Gtid, GtidSet, GtidSource,
+    Incarnation, InvalidPlace, Lsn, Offset, SourcePosition, UnknownPosition,
 };
 pub use presence::Presence;
 pub use schema::{Column, Cover, DefaultCell, LogicalType, ReplicaIdentity, TableId, TableSchema};

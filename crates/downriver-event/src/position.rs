@@ -43,9 +43,51 @@ impl fmt::Display for Epoch {
     }
 }
 
+impl Epoch {
+    /// An epoch behind all that may have been given since the backup that this one is from: sinks know them.
+    #[must_use]
+    pub fn of_next_life(self) -> Self {
+        Self(self.0 + (1 << 32))
+    }
+}
+
 /// Number of the log's history; grows when unsealed data was lost for good or a backup was restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u32);
+
+/// The incarnations that a log had before the one it has, and where each ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndedIncarnations(Vec<(Incarnation, Offset)>);
+
+impl EndedIncarnations {
+    /// One more ended; what it had before the offset is there in the next one as well.
+    pub fn push(&mut self, incarnation: Incarnation, end: Offset) {
+        self.0.push((incarnation, end));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Incarnation, Offset)> + '_ {
+        self.0.iter().copied()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Up to where an earlier incarnation and the log of now are the same; `None`: it never had this one.
+    #[must_use]
+    pub fn same_until(&self, incarnation: Incarnation) -> Option<Offset> {
+        let is_known = self.0.iter().any(|(ended, _)| *ended == incarnation);
+        let since = self.0.iter().filter(|(ended, _)| *ended >= incarnation);
+        since.map(|(_, end)| *end).min().filter(|_| is_known)
+    }
+}
+
+impl FromIterator<(Incarnation, Offset)> for EndedIncarnations {
+    fn from_iter<I: IntoIterator<Item = (Incarnation, Offset)>>(ended: I) -> Self {
+        Self(ended.into_iter().collect())
+    }
+}
 
 /// A PostgreSQL write-ahead log position, compared as an unsigned number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -220,6 +262,19 @@ impl fmt::Display for SourcePosition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_incarnation_is_that_of_now_as_far_as_all_since_reached() {
+        let ended: EndedIncarnations = [(1, 50), (2, 30), (3, 70)]
+            .map(|(incarnation, end)| (Incarnation(incarnation), Offset(end)))
+            .into_iter()
+            .collect();
+        let until = |incarnation| ended.same_until(Incarnation(incarnation)).map(|at| at.0);
+        assert_eq!(
+            (until(1), until(2), until(3), until(4)),
+            (Some(30), Some(30), Some(70), None)
+        );
+    }
 
     #[test]
     fn an_lsn_is_compared_as_an_unsigned_number_and_prints_as_postgres_does() {

@@ -10,8 +10,8 @@ use common::lake::Lake;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::filter::{Comparator, Comparison, Condition};
 use downriver_event::{
-    BlockBuilder, Column, Cover, LogicalType, Lsn, Offset, Presence, ReplicaIdentity, RowFilter,
-    SourcePosition, TableId, TableSchema, pb,
+    BlockBuilder, Column, Cover, Incarnation, LogicalType, Lsn, Offset, Presence, ReplicaIdentity,
+    RowFilter, SourcePosition, TableId, TableSchema, pb,
 };
 use downriver_lake::catalog::Catalog;
 use downriver_lake::{Changes, LakeError, Schemas, TableConfig, TableWriter};
@@ -490,5 +490,63 @@ async fn the_table_that_got_the_name_last_has_the_lakes_table_and_replaces_its_r
     ensure!(is_of_another(open_of(&lake, &mine, None).await));
     ensure_is(&lake, 1, old).await?;
     ensure!(loaded(&lake).await?.uuid() == uuid);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_has_what_the_log_lost_waits_for_a_generation_and_others_go_on() -> Result<()>
+{
+    use Event::{End, Start, Turn};
+    let lake = Lake::new("things")?;
+    let old: &[Row] = &[(1, 10, Some("a")), (2, 20, Some("b"))];
+    let insert = |row: &Row| Event::Row(1, RowOp::Insert, *row);
+    let apply = async |writer: &mut TableWriter, at: Offset, events: &[Event]| {
+        let block = block(events)?;
+        let end = at.plus(u64::from(block.events));
+        let schemas = Schemas::from([((TABLE, 1), schema(1))]);
+        let changes = Changes::new(at, block);
+        writer.apply(&changes, 0..changes.events, &schemas).await?;
+        writer.commit(end).await?;
+        anyhow::Ok(end)
+    };
+    let mut writer = open(&lake, &[1]).await?;
+    let first = apply(&mut writer, Offset(0), &[Turn(1), insert(&old[0])]).await?;
+    let second = apply(&mut writer, first, &[insert(&old[1])]).await?;
+    drop(writer);
+
+    // The log was restored: this far it is the same one.
+    let restored = |incarnation, ends: &[(u32, Offset)]| {
+        let ended = ends.iter().map(|(one, end)| (Incarnation(*one), *end));
+        TableConfig {
+            incarnation: Incarnation(incarnation),
+            ended: ended.collect(),
+            ..lake.config_of_next()
+        }
+    };
+    let versions = [schema(1)];
+    let same = restored(2, &[(1, second)]);
+    let writer = lake.open(same, &versions).await?;
+    ensure!(writer.is_whole() && writer.committed() == second);
+    drop(writer);
+    // And once more, from a backup of before what the table has.
+    let ends = [(1, second), (2, first)];
+    for _ in 0..2 {
+        let writer = lake.open(restored(3, &ends), &versions).await?;
+        let waits = writer.waits().context("it waits")?;
+        ensure!(waits.code == "DR-3024", "{waits:?}");
+        ensure!(writer.committed() == first);
+        ensure_is(&lake, 1, old).await?;
+    }
+    let mut writer = lake.open(restored(3, &ends), &versions).await?;
+    let next = apply(&mut writer, first, &[insert(&(9, 90, None))]).await?;
+    ensure_is(&lake, 1, old).await?;
+    let new = (1, 11, Some("new"));
+    let rows = [Start, Turn(1), Event::Row(1, RowOp::Snapshot, new), End];
+    let next = apply(&mut writer, next, &rows).await?;
+    ensure!(writer.is_whole() && writer.committed() == next);
+    ensure_is(&lake, 1, &[new]).await?;
+    drop(writer);
+    let writer = lake.open(restored(3, &ends), &versions).await?;
+    ensure!(writer.is_whole() && writer.committed() == next);
     Ok(())
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::Memory;
 use downriver_event::change::ChangePolicies;
 use downriver_event::{
-    Column, Cover, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity, TableId, TableSchema,
+    Column, Cover, EndedIncarnations, Epoch, Incarnation, LogicalType, Offset, ReplicaIdentity,
+    TableId, TableSchema,
 };
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{LakeError, TableConfig, TableWriter, Warehouse};
@@ -54,6 +55,7 @@ async fn a_table_of_another_format_is_refused_and_not_touched() {
             pipeline: "p".into(),
             stream: "shop/1".into(),
             incarnation: Incarnation(1),
+            ended: EndedIncarnations::default(),
             epoch: Epoch(epoch),
             start: Offset(0),
             claim: None,

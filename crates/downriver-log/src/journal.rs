@@ -11,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
 use downriver_event::planted::Bug;
-use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
+use downriver_event::{
+    EndedIncarnations, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
+};
 
 use crate::log::{ChunkState, ObjectRef, StoredBlock, StreamState};
 use crate::segment::{ManifestRef, Segment, SegmentPlace};
@@ -20,6 +22,7 @@ use crate::segment::{ManifestRef, Segment, SegmentPlace};
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
     pub incarnation: Incarnation,
+    pub ended: EndedIncarnations,
     pub epoch: Epoch,
     pub owner: u64,
     pub next: Offset,
@@ -498,11 +501,29 @@ impl Stream {
         frames.map(|frame| frame.len() as u64).sum()
     }
 
+    /// What came after this is lost for good: the log goes on in another incarnation, of which nobody is the owner yet. The
+    /// objects of events before `from` are lost as well; it lies where one of them ends.
+    pub fn begin_anew(&mut self, from: Offset) {
+        self.ended.push(self.incarnation, self.next);
+        self.incarnation.0 += 1;
+        self.epoch = self.epoch.of_next_life();
+        self.owner = 0;
+        if from <= self.trimmed {
+            return;
+        }
+        self.trimmed = from;
+        self.manifests.retain(|manifest| manifest.end > from);
+        self.segments.retain(|segment| segment.place.end > from);
+        self.unsealed.retain(|block| block.end() > from);
+        self.sealed = self.sealed.max(from);
+    }
+
     /// The state as everyone else sees it.
     #[must_use]
     pub fn state(&self) -> StreamState {
         StreamState {
             incarnation: self.incarnation,
+            ended: self.ended.clone(),
             epoch: self.epoch,
             trimmed: self.trimmed,
             sealed: self.sealed,

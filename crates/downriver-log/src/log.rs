@@ -19,7 +19,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use downriver_api::cluster::v1 as pb;
 use downriver_event::{
-    EncodedBlock, Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema,
+    EncodedBlock, EndedIncarnations, Epoch, Incarnation, Offset, SourcePosition, TableId,
+    TableSchema,
 };
 use tokio::sync::watch;
 
@@ -29,6 +30,7 @@ use crate::store::{ObjectStore, StoreError};
 #[derive(Clone, Debug)]
 pub struct StreamState {
     pub incarnation: Incarnation,
+    pub ended: EndedIncarnations,
     pub epoch: Epoch,
     /// First offset that can be read.
     pub trimmed: Offset,
@@ -48,6 +50,16 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// Whether the events before an offset of an incarnation are those of this log.
+    #[must_use]
+    pub fn has(&self, incarnation: Incarnation, offset: Offset) -> bool {
+        let until = match incarnation == self.incarnation {
+            true => Some(self.next),
+            false => self.ended.same_until(incarnation),
+        };
+        until.is_some_and(|until| offset <= until)
+    }
+
     /// The table's newest registered schema.
     #[must_use]
     pub fn newest_schema(&self, table: TableId) -> Option<&Arc<TableSchema>> {

@@ -141,6 +141,12 @@ pub trait Engine: Send + Sync + 'static {
     /// As the leader: lets another lead, which is named or not. Its name.
     async fn transfer_leader(&self, node: &str) -> Result<String, Problem>;
 
+    /// As the leader: puts a backup of the cluster into the object store.
+    async fn back_up(&self) -> Result<pb::Backup, Problem>;
+
+    /// The object store's, the oldest first.
+    async fn backups(&self) -> Result<Vec<pb::Backup>, Problem>;
+
     fn groups(&self) -> Vec<ConsumerGroup>;
 
     /// A group as it stands now, also where another node has just changed it.
@@ -629,6 +635,27 @@ impl AdminService for Admin {
         let transferred = self.engine.transfer_leader(&request.get_ref().node).await;
         let leader = transferred.map_err(|problem| refused(&problem))?;
         Ok(Response::new(pb::TransferLeaderResponse { leader }))
+    }
+
+    async fn back_up(
+        &self,
+        request: Request<pb::BackUpRequest>,
+    ) -> Result<Response<pb::BackUpResponse>, Status> {
+        if let Some(mut leader) = elsewhere(&request, |_| self.engine.leader())? {
+            return leader.back_up(request).await;
+        }
+        let backup = self.engine.back_up().await;
+        let backup = Some(backup.map_err(|problem| refused(&problem))?);
+        Ok(Response::new(pb::BackUpResponse { backup }))
+    }
+
+    async fn backups(
+        &self,
+        _request: Request<pb::BackupsRequest>,
+    ) -> Result<Response<pb::BackupsResponse>, Status> {
+        let backups = self.engine.backups().await;
+        let backups = backups.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::BackupsResponse { backups }))
     }
 
     async fn groups(

@@ -9,14 +9,11 @@ pub mod problem;
 mod route;
 pub mod spec;
 
-use std::future::Future;
 use std::sync::Arc;
 
 use downriver_api::admin::v1::admin_service_server::AdminServiceServer;
 use downriver_api::log::v1::log_service_server::LogServiceServer;
 use downriver_log::Log;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
 pub use admin::{
@@ -40,16 +37,8 @@ pub fn routes(engine: Arc<dyn Engine>, log: Arc<dyn Log>) -> Routes {
     Routes::new(admin).add_service(reads)
 }
 
-/// Serves the admin and log services, health and reflection until `stop` resolves.
-///
-/// # Errors
-/// The listener failed.
-pub async fn serve(
-    listener: TcpListener,
-    engine: Arc<dyn Engine>,
-    log: Arc<dyn Log>,
-    stop: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error> {
+/// The admin and log services, health and reflection.
+pub async fn router(engine: Arc<dyn Engine>, log: Arc<dyn Log>) -> axum::Router {
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_serving::<AdminServiceServer<admin::Admin>>()
@@ -61,12 +50,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(downriver_api::DESCRIPTORS)
         .build_v1()
         .expect("the descriptors were compiled with the types");
-    let routes = routes(engine, log)
+    routes(engine, log)
         .add_service(health_service)
-        .add_service(reflection);
-    tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
-        .await
+        .add_service(reflection)
+        .into_axum_router()
 }

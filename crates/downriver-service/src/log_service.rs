@@ -120,17 +120,6 @@ impl LogReads {
 
     async fn reader(&self, request: pb::SubscribeRequest) -> Result<Reader, Status> {
         let state = stream(&*self.log, &request.source)?;
-        if request.incarnation != 0 && request.incarnation != state.incarnation.0 {
-            let problem = Problem::new(
-                "DR-2031",
-                format!(
-                    "the log's incarnation is {}, not {}",
-                    state.incarnation.0, request.incarnation
-                ),
-                "read again from the earliest offset: the history before was lost",
-            );
-            return Err(status(Code::FailedPrecondition, &problem));
-        }
         let permit = Arc::clone(&self.subscribers)
             .try_acquire_owned()
             .map_err(|_| {
@@ -144,6 +133,23 @@ impl LogReads {
         let next = self
             .resolve(&request.source, request.start.as_ref())
             .await?;
+        let theirs = Incarnation(request.incarnation);
+        let is_of_before = request.incarnation != 0 && theirs != state.incarnation;
+        if is_of_before && !state.has(theirs, next) {
+            let until = state.ended.same_until(theirs).map_or_else(
+                || "it never had that one".to_owned(),
+                |until| format!("what it had in that one from offset {until} on was lost"),
+            );
+            let problem = Problem::new(
+                "DR-2031",
+                format!(
+                    "the log's incarnation is {}, not {}: {until}",
+                    state.incarnation.0, request.incarnation
+                ),
+                "read again from the earliest offset, or from where the history was lost",
+            );
+            return Err(status(Code::FailedPrecondition, &problem));
+        }
         Ok(Reader {
             log: Arc::clone(&self.log),
             next,

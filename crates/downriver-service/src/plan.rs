@@ -526,6 +526,14 @@ mod tests {
             panic!("a plan lets nobody lead")
         }
 
+        async fn back_up(&self) -> Result<pb::Backup, Problem> {
+            panic!("a plan takes no backup")
+        }
+
+        async fn backups(&self) -> Result<Vec<pb::Backup>, Problem> {
+            panic!("a plan lists no backups")
+        }
+
         fn groups(&self) -> Vec<ConsumerGroup> {
             Vec::new()
         }

@@ -92,12 +92,17 @@ impl Cluster {
         Ok(self.nodes.last_mut().expect("it was pushed"))
     }
 
+    /// Where others reach a node, by its index.
+    pub fn address(&self, index: usize) -> String {
+        format!("localhost:{}", self.peers.reached[index])
+    }
+
     /// A node of this cluster, which is not running yet.
     fn node(&self, index: usize) -> Result<Daemon> {
         let folder = self.folder.join(format!("n{}", index + 1));
         fs::create_dir_all(&folder)?;
-        let address = |port: &u16| format!("\"localhost:{port}\"");
-        let nodes: Vec<String> = self.peers.reached.iter().map(address).collect();
+        let address = |index| format!("{:?}", self.address(index));
+        let nodes: Vec<String> = (0..self.peers.reached.len()).map(address).collect();
         let config = format!(
             "name = \"n{}\"\ndata = {:?}\ngrpc = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\
              [store]\nurl = \"s3://{}/log\"\ns3 = {{ endpoint = {:?}, path_style = true }}\n\
@@ -108,7 +113,7 @@ impl Cluster {
             seaweed::BUCKET,
             self.endpoint,
             self.peers.listen[index].number(),
-            address(&self.peers.reached[index]),
+            address(index),
             nodes.join(", "),
             self.authority.file(),
             self.certificate.certificate,

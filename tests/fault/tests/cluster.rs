@@ -228,6 +228,53 @@ async fn nodes_are_added_and_removed_while_changes_flow() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_and_a_dead_node_are_replaced_while_changes_flow() -> Result<()> {
+    let mut shop = ClusteredShop::open(50).await?;
+    shop.deliver(0).await?;
+    let style = Style {
+        scale: 50,
+        ..Style::default()
+    };
+    let workload = Workload::start(&shop.postgres, style);
+    let mut left = vec![0, 1, 2];
+    for new in [3, 4] {
+        let old = if new == 3 {
+            shop.cluster.leader(left[0]).await?
+        } else {
+            shop.cluster.nodes[left[0]].kill();
+            left[0]
+        };
+        left.retain(|node| *node != old);
+        shop.cluster.add()?.launch()?;
+        // Not among the addresses that the others know, but one that knows them.
+        let address = shop.cluster.address(new);
+        let name = format!("n{}", old + 1);
+        let said = shop.cluster.nodes[left[0]]
+            .ok(&["cluster", "replace", &name, &address])
+            .await?;
+        println!("{said}");
+        left.push(new);
+        let node = &mut shop.cluster.nodes[new];
+        node.until_ready(Duration::from_secs(60)).await?;
+        for asked in &left {
+            let listed = shop.cluster.listed(*asked).await?;
+            let votes =
+                |node: &serde_json::Value| node["state"] == "voter" || node["state"] == "leader";
+            ensure!(
+                listed.len() == 3 && listed.iter().all(votes),
+                "n{}: {listed:?}",
+                asked + 1
+            );
+        }
+    }
+    workload.stop().await?;
+    for asked in left {
+        shop.ensure_equal(asked).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_groups_cursor_outlasts_the_leader_and_a_stale_member_is_fenced() -> Result<()> {
     let mut shop = ClusteredShop::open(50).await?;
     shop.deliver(0).await?;

@@ -21,7 +21,9 @@ use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::backup::{self, Backups};
 use crate::control::Member;
+use crate::disk;
 use crate::elect;
 use crate::form::{self, Promise, Seeds};
 use crate::identity::Identity;
@@ -82,6 +84,7 @@ pub struct NodeConfig {
     pub merge_segments_min: usize,
     /// References of a stream in the replicated state; older ones live in manifests.
     pub segment_refs_max: usize,
+    pub backups: Backups,
 }
 
 impl NodeConfig {
@@ -103,6 +106,7 @@ impl NodeConfig {
             segment_bytes_max: 64 << 20,
             merge_segments_min: 16,
             segment_refs_max: 1_000,
+            backups: Backups::default(),
         }
     }
 }
@@ -124,6 +128,10 @@ pub enum NodeError {
         purged: u64,
         snapshot: Option<u64>,
     },
+    #[error(
+        "DR-1112: a backup was being restored into {0:?} and did not get to its end: empty the folder, and restore again"
+    )]
+    HalfRestored(PathBuf),
     #[error("{0}")]
     Removed(String),
     #[error("DR-1111: {0}")]
@@ -305,6 +313,9 @@ impl Node {
         let folder = folder_error(&config.data);
         std::fs::create_dir_all(&config.data).map_err(&folder)?;
         remove_leftovers(&config.data).map_err(&folder)?;
+        if backup::is_half_restored(&config.data) {
+            return Err(NodeError::HalfRestored(config.data.clone()));
+        }
         let store_error = |error| NodeError::Store(Box::new(error));
         let log_store = LogStore::open(&config.data).map_err(store_error)?;
         let state_machine = StateMachine::open(&config.data).map_err(store_error)?;
@@ -383,6 +394,7 @@ impl Node {
         self.keep(tokio::spawn(watch_raft(Arc::clone(self))));
         self.keep(tokio::spawn(sealer::run(Arc::clone(self))));
         self.keep(tokio::spawn(tidy::run(Arc::clone(self))));
+        self.keep(tokio::spawn(backup::run(Arc::clone(self))));
     }
 
     fn keep(&self, task: JoinHandle<()>) {
@@ -422,6 +434,21 @@ impl Node {
     #[must_use]
     pub fn store_problem(&self) -> Option<String> {
         self.store_problem.lock().expect("no holder panics").clone()
+    }
+
+    /// Why nothing more is written to this node's disk, if it is nearly full.
+    #[must_use]
+    pub fn disk_problem(&self) -> Option<String> {
+        self.disk_takes(0).err()
+    }
+
+    /// Whether entries or a snapshot of so many bytes may be written here; else why not.
+    pub(crate) fn disk_takes(&self, bytes: u64) -> Result<(), String> {
+        disk::takes(&self.config.data, bytes)
+    }
+
+    pub(crate) fn disk_takes_votes(&self) -> Result<(), String> {
+        disk::takes_votes(&self.config.data)
     }
 
     /// Seals everything of a stream that is committed.
@@ -479,6 +506,10 @@ impl Node {
         *self.store_problem.lock().expect("no holder panics") = problem;
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     pub(crate) fn with_state<T>(&self, look: impl FnOnce(&Replicated) -> T) -> T {
         look(&self.shared.replicated.read().expect("no writer panics"))
     }
@@ -503,6 +534,7 @@ impl Node {
             .purged
             .map_or(0, |purged| purged.index);
         if up_to > purged
+            && self.disk_takes_votes().is_ok()
             && let Err(error) = self.raft.trigger().purge_log(up_to).await
         {
             tracing::warn!(error = %error, "the Raft log cannot be cut now");

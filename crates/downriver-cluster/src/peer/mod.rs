@@ -84,6 +84,8 @@ struct Shared {
     /// By address, and the name that vouches for it.
     channels: Mutex<HashMap<(String, Option<String>), Channel>>,
     heard: Mutex<BTreeMap<u64, Instant>>,
+    /// Nodes that take no entries, and why. They answer, and can do nothing of what they are told.
+    full: Mutex<BTreeMap<u64, String>>,
     /// Who last led this node, and when it was last heard of.
     led: Mutex<Option<(u64, Instant)>>,
 }
@@ -97,6 +99,7 @@ impl Peers {
                 cluster_id: Mutex::default(),
                 channels: Mutex::default(),
                 heard: Mutex::default(),
+                full: Mutex::default(),
                 led: Mutex::default(),
             }),
         }
@@ -174,9 +177,31 @@ impl Peers {
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    fn hears(&self, node: u64) {
-        let mut heard = self.shared.heard.lock().expect("no holder panics");
-        heard.insert(node, Instant::now());
+    /// Notes what a node answered. One whose disk takes nothing answers heartbeats all the same: it counts as silent until
+    /// it has written what it was sent.
+    fn has_answered<T>(&self, node: u64, answer: &Result<T, tonic::Status>, is_written: bool) {
+        let mut full = self.shared.full.lock().expect("no holder panics");
+        match answer {
+            Ok(_) => {
+                if is_written {
+                    full.remove(&node);
+                }
+                if !full.contains_key(&node) {
+                    let mut heard = self.shared.heard.lock().expect("no holder panics");
+                    heard.insert(node, Instant::now());
+                }
+            }
+            Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+                full.insert(node, status.message().to_owned());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Why a node takes no entries, if it does not.
+    pub(crate) fn why_full(&self, node: u64) -> Option<String> {
+        let full = self.shared.full.lock().expect("no holder panics");
+        full.get(&node).cloned()
     }
 
     fn is_led_by(&self, node: u64) {

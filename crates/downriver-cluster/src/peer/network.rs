@@ -83,11 +83,12 @@ impl Peer {
             entries: request.entries.iter().map(stored_entry).collect(),
         };
         let (peers, id) = (self.peers.clone(), self.id);
+        let is_written = !request.entries.is_empty();
         let call = tokio::spawn(async move {
             let answer = tokio::time::timeout(ANSWER_WITHIN, client.append_entries(message)).await;
-            let answer = answer.map_err(|_| tonic::Status::deadline_exceeded("no answer"))??;
-            peers.hears(id);
-            Ok(answer.into_inner())
+            let answer = answer.map_err(|_| tonic::Status::deadline_exceeded("no answer"))?;
+            peers.has_answered(id, &answer, is_written);
+            Ok(answer?.into_inner())
         });
         Ok(UnderWay {
             vote: request.vote,
@@ -185,8 +186,8 @@ impl RaftNetwork<TypeConfig> for Peer {
             done: request.done,
         };
         let response = self.client()?.install_snapshot(request).await;
+        self.peers.has_answered(self.id, &response, true);
         let response = response.map_err(|status| failed(&status))?.into_inner();
-        self.peers.hears(self.id);
         if response.begin_again {
             let mismatch = SnapshotMismatch {
                 expect: SnapshotSegmentId {
@@ -214,8 +215,8 @@ impl RaftNetwork<TypeConfig> for Peer {
             last_log_id: request.last_log_id.as_ref().map(log_id_to_pb),
         };
         let response = self.client()?.vote(request).await;
+        self.peers.has_answered(self.id, &response, false);
         let response = response.map_err(|status| failed(&status))?.into_inner();
-        self.peers.hears(self.id);
         let vote = vote(response.vote.as_ref()).ok_or_else(|| malformed("vote"))?;
         let last = response.last_log_id.as_ref().map(log_id);
         Ok(VoteResponse::new(vote, last, response.granted))

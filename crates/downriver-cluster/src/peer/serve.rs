@@ -11,6 +11,7 @@ use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest,
 };
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
@@ -72,6 +73,11 @@ struct Answers {
 
 fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("the request has no {what}"))
+}
+
+/// Raft asks again.
+fn full(reason: String) -> Status {
+    Status::resource_exhausted(reason)
 }
 
 fn fatal(error: &impl std::fmt::Display) -> Status {
@@ -137,6 +143,11 @@ impl PeerService for Answers {
     ) -> Result<Response<pb::AppendEntriesResponse>, Status> {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
+        if !request.entries.is_empty() {
+            self.node
+                .disk_takes(request.encoded_len() as u64)
+                .map_err(full)?;
+        }
         let entries = request.entries.into_iter().map(raft_entry);
         let request = AppendEntriesRequest {
             vote: vote(request.vote.as_ref()).ok_or_else(|| missing("vote"))?,
@@ -172,6 +183,7 @@ impl PeerService for Answers {
     ) -> Result<Response<pb::VoteResponse>, Status> {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
+        self.node.disk_takes_votes().map_err(full)?;
         let request = VoteRequest::new(
             vote(request.vote.as_ref()).ok_or_else(|| missing("vote"))?,
             request.last_log_id.as_ref().map(log_id),
@@ -191,6 +203,9 @@ impl PeerService for Answers {
     ) -> Result<Response<pb::InstallSnapshotResponse>, Status> {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
+        self.node
+            .disk_takes(request.data.len() as u64)
+            .map_err(full)?;
         let request = InstallSnapshotRequest {
             vote: vote(request.vote.as_ref()).ok_or_else(|| missing("vote"))?,
             meta: serde_json::from_slice(&request.meta_json)
@@ -254,6 +269,7 @@ impl PeerService for Answers {
         request: Request<pb::LeadRequest>,
     ) -> Result<Response<pb::LeadResponse>, Status> {
         self.check(request.into_inner().envelope.as_ref())?;
+        self.node.disk_takes_votes().map_err(full)?;
         let leads = transfer::take(&self.node).await;
         Ok(Response::new(pb::LeadResponse { leads }))
     }

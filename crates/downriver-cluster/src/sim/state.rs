@@ -90,7 +90,11 @@ impl World {
         Self {
             random: StdRng::seed_from_u64(seed),
             state: Replicated::default(),
-            at: At { index: 0, term: 1 },
+            at: At {
+                index: 0,
+                term: 1,
+                leader: 1,
+            },
             owners: (1..=NODES).map(|node| (node, Owner::default())).collect(),
             consumers: Default::default(),
             sent: Vec::new(),
@@ -149,6 +153,7 @@ impl World {
         let assign = pb::Assign {
             moves: vec![step],
             term,
+            leader: self.at.leader,
         };
         self.send(Who::Nobody, C::Assign(assign));
     }

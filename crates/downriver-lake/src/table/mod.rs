@@ -34,7 +34,7 @@ use downriver_event::block::{Block, RowGroup};
 use downriver_event::change::{ChangePolicies, ChangePolicy};
 use downriver_event::planted::Bug;
 use downriver_event::problem::Problem;
-use downriver_event::{Epoch, Incarnation, Offset, TableId, TableSchema, pb};
+use downriver_event::{EndedIncarnations, Epoch, Incarnation, Offset, TableId, TableSchema, pb};
 use iceberg::spec::{DataFile, TableMetadata};
 use roaring::RoaringBitmap;
 
@@ -63,8 +63,13 @@ pub(crate) const PIPELINE_PROPERTY: &str = "downriver.pipeline";
 const TABLE_PROPERTY: &str = "downriver.table";
 /// Where the log says that the source's table got the name; nothing: it had it from the first.
 const CLAIM_PROPERTY: &str = "downriver.claim";
-/// Only a generation of the snapshot of the source's table fills what was claimed: it has not ended.
+/// Why only a generation of the snapshot of the source's table makes the rows right, until one has ended: [`CLAIMED`] or
+/// [`LOST`].
 const AWAITS_PROPERTY: &str = "downriver.awaits";
+/// The table was another one's.
+const CLAIMED: &str = "true";
+/// It has what the log has lost.
+const LOST: &str = "lost";
 /// Column ids of the key that the rows are known by.
 const KEY_PROPERTY: &str = "downriver.key";
 /// Version of the source's schema that the rows were brought up to.
@@ -145,6 +150,7 @@ pub struct TableConfig {
     pub stream: String,
     /// Of the stream's log.
     pub incarnation: Incarnation,
+    pub ended: EndedIncarnations,
     pub epoch: Epoch,
     /// Where the stream starts for a table that is made now, or that another stream or another of the source's tables
     /// filled.
@@ -399,7 +405,6 @@ impl TableWriter {
             }
             return Ok(());
         }
-        self.check_incarnation()?;
         let offset = number(self.property(OFFSET_PROPERTY));
         let foreign = |what: String| {
             LakeError::stopped(
@@ -424,6 +429,11 @@ impl TableWriter {
                 )));
             }
         }
+        if let Some(until) = self.ahead_of(Offset(offset))? {
+            self.committed = until;
+            self.replace_rows(LOST);
+            return Ok(());
+        }
         let known = self.config.committed.unwrap_or_default();
         if offset < known.0 {
             return Err(foreign(format!(
@@ -437,19 +447,25 @@ impl TableWriter {
         Ok(())
     }
 
-    /// The table's offset is one of the log as it is now.
-    fn check_incarnation(&self) -> Result<(), LakeError> {
-        let ours = self.config.incarnation.0.to_string();
-        match self.property(INCARNATION_PROPERTY) {
-            Some(theirs) if theirs != ours => Err(LakeError::stopped(
+    /// Up to where the log has what the table was filled from, if the table was filled further.
+    fn ahead_of(&self, offset: Offset) -> Result<Option<Offset>, LakeError> {
+        let ours = self.config.incarnation;
+        let theirs = self.property(INCARNATION_PROPERTY);
+        let theirs = theirs.and_then(|text| text.parse().ok());
+        let theirs = theirs.map_or(ours, Incarnation);
+        if theirs == ours {
+            return Ok(None);
+        }
+        match self.config.ended.same_until(theirs) {
+            Some(until) => Ok((offset > until).then_some(until)),
+            None => Err(LakeError::stopped(
                 "DR-3024",
                 format!(
-                    "table {} was filled from incarnation {theirs} of the log, which is at {ours} now: what lies between is lost",
-                    self.config.name
+                    "table {} was filled from incarnation {} of the log, which is at {} and never had that one",
+                    self.config.name, theirs.0, ours.0
                 ),
                 "delete the pipeline and the source and apply them again: the new snapshot repairs the tables",
             )),
-            _ => Ok(()),
         }
     }
 
@@ -457,8 +473,11 @@ impl TableWriter {
     /// source's snapshot can be taken.
     fn take_shape(&mut self, versions: &[Arc<TableSchema>]) {
         let is_ours = self.property(STREAM_PROPERTY) == Some(&self.config.stream);
-        if is_ours && self.property(AWAITS_PROPERTY).is_some() {
-            self.await_rows();
+        if is_ours
+            && self.is_whole()
+            && let Some(why) = self.property(AWAITS_PROPERTY).map(str::to_owned)
+        {
+            self.await_rows(&why);
         }
         if !self.is_whole() {
             return;

@@ -9,7 +9,7 @@ use downriver_event::problem::Problem;
 use downriver_event::{Offset, TableId};
 
 use super::{
-    AWAITS_PROPERTY, CLAIM_PROPERTY, KEY_PROPERTY, OFFSET_PROPERTY, SCHEMA_PROPERTY,
+    AWAITS_PROPERTY, CLAIM_PROPERTY, CLAIMED, KEY_PROPERTY, LOST, OFFSET_PROPERTY, SCHEMA_PROPERTY,
     SNAPSHOT_PROPERTY, STREAM_PROPERTY, Standing, TABLE_PROPERTY, TableWriter,
 };
 use crate::LakeError;
@@ -68,27 +68,41 @@ impl TableWriter {
     pub(super) fn take_over(&mut self) {
         self.committed = self.config.start;
         let claim = self.config.claim.unwrap_or_default();
-        let mut properties = vec![
-            (CLAIM_PROPERTY.to_owned(), claim.to_string()),
-            (AWAITS_PROPERTY.to_owned(), "true".to_owned()),
-        ];
+        let claim = (CLAIM_PROPERTY.to_owned(), claim.to_string());
+        self.pending.properties.extend([claim]);
+        self.replace_rows(CLAIMED);
+    }
+
+    /// From here on a generation of the snapshot fills the table, and nothing else does.
+    pub(super) fn replace_rows(&mut self, why: &str) {
+        let mut properties = vec![(AWAITS_PROPERTY.to_owned(), why.to_owned())];
         for of_rows in [KEY_PROPERTY, SCHEMA_PROPERTY, SNAPSHOT_PROPERTY] {
             if self.property(of_rows).is_some() {
                 properties.push((of_rows.to_owned(), String::new()));
             }
         }
         self.pending.properties.extend(properties);
-        self.await_rows();
+        self.await_rows(why);
     }
 
-    pub(super) fn await_rows(&mut self) {
+    pub(super) fn await_rows(&mut self, why: &str) {
         let (name, source) = (&self.config.name, self.source.qualified_name());
-        self.standing = Standing::Waiting(Problem::new(
-            "DR-3026",
-            format!(
-                "the source's table {source} was renamed or made again, and table {name} does not have its rows yet"
+        let problem = match why {
+            LOST => Problem::new(
+                "DR-3024",
+                format!(
+                    "table {name} has changes of {source} that the log lost when it was restored, and not those that came after them"
+                ),
+                "downriver resnapshot PIPELINE --tables SCHEMA.TABLE: a new snapshot replaces the table's rows",
             ),
-            crate::reshape::WHEN_NONE_COMES,
-        ));
+            _ => Problem::new(
+                "DR-3026",
+                format!(
+                    "the source's table {source} was renamed or made again, and table {name} does not have its rows yet"
+                ),
+                crate::reshape::WHEN_NONE_COMES,
+            ),
+        };
+        self.standing = Standing::Waiting(problem);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use downriver_event::change::ChangePolicies;
-use downriver_event::{BlockBuilder, Epoch, Incarnation, Offset, TableSchema};
+use downriver_event::{BlockBuilder, EndedIncarnations, Epoch, Incarnation, Offset, TableSchema};
 use downriver_lake::catalog::{BuiltinCatalog, Catalog, TableName};
 use downriver_lake::{Digest, LakeError, TableConfig, TableScan, TableWriter, Warehouse};
 use downriver_log::store::LocalStore;
@@ -53,6 +53,7 @@ impl Lake {
             pipeline: "p".into(),
             stream: "shop/1".into(),
             incarnation: Incarnation(1),
+            ended: EndedIncarnations::default(),
             epoch: Epoch(epoch),
             start: Offset(0),
             claim: None,

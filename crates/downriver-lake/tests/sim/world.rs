@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use downriver_event::change::ChangePolicies;
-use downriver_event::{Epoch, Incarnation, Offset};
+use downriver_event::{EndedIncarnations, Epoch, Incarnation, Offset};
 use downriver_lake::catalog::BuiltinCatalog;
 use downriver_lake::{LakeError, TableConfig, TableWriter, Warehouse};
 use downriver_log::store::LocalStore;
@@ -200,6 +200,7 @@ impl World {
             pipeline: "p".into(),
             stream: "shop/1".into(),
             incarnation: Incarnation(1),
+            ended: EndedIncarnations::default(),
             epoch: Epoch(self.progress.epoch),
             start: Offset(0),
             claim: None,

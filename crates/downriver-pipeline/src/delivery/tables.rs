@@ -233,6 +233,7 @@ impl<'a> Tables<'a> {
             pipeline: config.pipeline.clone(),
             stream: config.stream_id.clone(),
             incarnation: state.incarnation,
+            ended: state.ended.clone(),
             epoch: stored.epoch,
             start: first,
             claim,

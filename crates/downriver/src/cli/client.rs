@@ -1,5 +1,6 @@
 //! The connection to a node, and how failures are shown.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use downriver_api::admin::v1 as pb;
@@ -8,11 +9,69 @@ use downriver_api::log::v1::log_service_client::LogServiceClient;
 use downriver_event::problem::Problem;
 use downriver_service::MESSAGE_BYTES_MAX;
 use downriver_service::problem::{of_status, to_pb};
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
+
+/// How a node is reached, and who calls.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Node")]
+pub(super) struct Reach {
+    /// The node's gRPC address; with https:// before it, or one of the files below, over TLS.
+    #[arg(
+        long,
+        global = true,
+        env = "DOWNRIVER_ADDR",
+        default_value = "127.0.0.1:7070"
+    )]
+    addr: String,
+    /// The authority of the node's certificate (PEM). Default: those that this machine believes.
+    #[arg(long, global = true, value_name = "FILE", env = "DOWNRIVER_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate to show to the node (PEM), if it asks for one.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "DOWNRIVER_CERTIFICATE",
+        requires = "key"
+    )]
+    certificate: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "DOWNRIVER_KEY",
+        requires = "certificate"
+    )]
+    key: Option<PathBuf>,
+    /// A file with the node's token. Default: the token in DOWNRIVER_TOKEN, if there is one.
+    #[arg(long, global = true, value_name = "FILE", env = "DOWNRIVER_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+type Service = InterceptedService<Channel, Bearer>;
 
 pub(super) struct Client {
-    pub(super) admin: AdminServiceClient<Channel>,
-    pub(super) log: LogServiceClient<Channel>,
+    pub(super) admin: AdminServiceClient<Service>,
+    pub(super) log: LogServiceClient<Service>,
+}
+
+/// Sends the token, if there is one, with every call.
+#[derive(Clone)]
+pub(super) struct Bearer(Option<AsciiMetadataValue>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Why a command did not do what it should.
@@ -26,31 +85,88 @@ pub(super) enum Failure {
     Silent,
 }
 
-impl Client {
-    pub(super) async fn connect(addr: &str) -> Result<Self, Failure> {
-        let url = if addr.contains("://") {
-            addr.to_owned()
-        } else {
-            format!("http://{addr}")
+impl Reach {
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        let over_tls = self.ca.is_some() || self.certificate.is_some();
+        let url = match (self.addr.contains("://"), over_tls) {
+            (true, _) => self.addr.clone(),
+            (false, true) => format!("https://{}", self.addr),
+            (false, false) => format!("http://{}", self.addr),
         };
+        if over_tls && url.starts_with("http://") {
+            return Err(Failure::Usage(format!(
+                "{url} is not over TLS: write https://, or give neither --ca nor --certificate"
+            )));
+        }
+        let is_tls = url.starts_with("https://");
         let endpoint = Endpoint::from_shared(url)
-            .map_err(|_| Failure::Usage(format!("{addr:?} is not an address")))?;
-        let channel = endpoint.connect().await.map_err(|_| {
+            .map_err(|_| Failure::Usage(format!("{:?} is not an address", self.addr)))?;
+        if !is_tls {
+            return Ok(endpoint);
+        }
+        let mut tls = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        let endpoint = endpoint.tls_config(tls);
+        endpoint.map_err(|error| Failure::Usage(format!("TLS cannot be used: {error}")))
+    }
+
+    fn bearer(&self) -> Result<Bearer, Failure> {
+        let token = match &self.token_file {
+            Some(file) => String::from_utf8_lossy(&read(file)?).into_owned(),
+            None => std::env::var("DOWNRIVER_TOKEN").unwrap_or_default(),
+        };
+        let token = token.trim();
+        if token.is_empty() {
+            return Ok(Bearer(None));
+        }
+        let mut value = AsciiMetadataValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| Failure::Usage("the token has characters that cannot be sent".into()))?;
+        value.set_sensitive(true);
+        Ok(Bearer(Some(value)))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = std::fs::read(path);
+    bytes.map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", path.display())))
+}
+
+/// The innermost reason.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+impl Client {
+    pub(super) async fn connect(reach: Reach) -> Result<Self, Failure> {
+        let bearer = reach.bearer()?;
+        let channel = reach.endpoint()?.connect().await.map_err(|error| {
             Failure::Other(format!(
-                "no downriver answers at {addr}: start one with downriver dev, or give --addr"
+                "no downriver answers at {} ({}): start one with downriver dev, or give --addr",
+                reach.addr,
+                reason(&error)
             ))
         })?;
         Ok(Self {
-            admin: AdminServiceClient::new(channel.clone())
+            admin: AdminServiceClient::with_interceptor(channel.clone(), bearer.clone())
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX),
-            log: LogServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            log: LogServiceClient::with_interceptor(channel, bearer)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX),
         })
     }
 }
 
-impl From<tonic::Status> for Failure {
-    fn from(status: tonic::Status) -> Self {
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
         match of_status(&status) {
             Some(problem) => Self::Problems(vec![problem]),
             None => Self::Other(format!("{}: {}", status.code(), status.message())),

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
+mod backups;
 mod client;
 mod cluster;
 mod groups;
@@ -19,12 +20,12 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use downriver_api::admin::v1 as pb;
-use downriver_cluster::Retention;
+use downriver_cluster::{Backups, Retention};
 use downriver_log::store::S3Options;
 use downriver_service::spec::{parse_bytes, parse_duration};
 
 use crate::server;
-use client::{Client, Failure};
+use client::{Client, Failure, Reach};
 
 #[derive(Parser, Debug)]
 #[command(
@@ -35,14 +36,8 @@ use client::{Client, Failure};
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The node's gRPC address.
-    #[arg(
-        long,
-        global = true,
-        env = "DOWNRIVER_ADDR",
-        default_value = "127.0.0.1:7070"
-    )]
-    addr: String,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 #[derive(Subcommand, Debug)]
@@ -107,7 +102,7 @@ enum Command {
         #[arg(short, long, default_value = "table")]
         output: Output,
     },
-    /// The cluster's nodes: let one in, take one out, let another lead.
+    /// The cluster: let a node in, take one out, let another lead; backups.
     Cluster {
         #[command(subcommand)]
         command: cluster::ClusterCommand,
@@ -193,7 +188,10 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Dev(dev) => run_dev(dev).await,
         Command::Server { config } => run_server(&config).await,
-        command => match Client::connect(&arguments.addr).await {
+        Command::Cluster {
+            command: cluster::ClusterCommand::Restore(restore),
+        } => backups::restore(restore).await,
+        command => match Client::connect(arguments.reach).await {
             Ok(client) => run_client(command, client).await,
             Err(failure) => Err(failure),
         },
@@ -225,11 +223,13 @@ async fn run_dev(dev: Dev) -> Result<(), Failure> {
         },
         grpc: dev.grpc,
         http: dev.http,
+        access: server::AccessOptions::default(),
         retention: Retention {
             max_age: dev.retention,
             max_bytes: dev.retention_bytes,
             protected_max_age: dev.retention_max,
         },
+        backups: Backups::default(),
         cluster: None,
     };
     server::run(options)

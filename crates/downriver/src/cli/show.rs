@@ -234,7 +234,7 @@ pub(super) async fn status(mut client: Client, watch: bool, output: Output) -> R
     Ok(())
 }
 
-fn print(table: &str, value: &Value, output: Output) -> Result<(), Failure> {
+pub(super) fn print(table: &str, value: &Value, output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => Ok(std::io::stdout().write_all(table.as_bytes())?),
         _ => print_value(value, output),
@@ -368,6 +368,9 @@ fn node_json(node: &pb::Node) -> Value {
         "http": node.http,
         "store": node.store,
     });
+    if let Some(behind) = node.behind {
+        value["behind"] = json!(behind);
+    }
     add_problem(&mut value, node.problem.as_ref());
     value
 }

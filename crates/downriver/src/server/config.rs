@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use downriver_cluster::{PeerTls, Retention, Seeds};
+use anyhow::{Context as _, bail, ensure};
+use downriver_cluster::{Backups, PeerTls, Retention, Seeds};
 use downriver_log::store::S3Options;
-use downriver_service::spec::{S3Spec, parse_bytes, parse_duration};
+use downriver_service::spec::{S3Spec, Secret, parse_bytes, parse_duration};
 use serde::{Deserialize, Deserializer};
 
 use super::engine::s3_options;
-use super::{ClusterOptions, NodeOptions};
+use super::{AccessOptions, ClusterOptions, NodeOptions, Token};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,10 +23,26 @@ struct NodeFile {
     grpc: SocketAddr,
     #[serde(default = "default_http")]
     http: SocketAddr,
+    #[serde(default)]
+    access: AccessFile,
     store: StoreFile,
     #[serde(default)]
     retention: RetentionFile,
+    #[serde(default)]
+    backup: BackupFile,
     cluster: ClusterFile,
+}
+
+/// Who may call, and what the node shows them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccessFile {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    /// Whoever shows a certificate of this authority may call.
+    client_ca: Option<PathBuf>,
+    /// Whoever sends it may call.
+    token: Option<Secret>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,6 +61,15 @@ struct RetentionFile {
     bytes: Option<u64>,
     #[serde(deserialize_with = "age")]
     max_age: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BackupFile {
+    #[serde(deserialize_with = "age")]
+    every: Duration,
+    /// How many are kept.
+    keep: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -90,6 +115,13 @@ impl Default for RetentionFile {
             bytes: None,
             max_age: days(30),
         }
+    }
+}
+
+impl Default for BackupFile {
+    fn default() -> Self {
+        let Backups { every, kept: keep } = Backups::default();
+        Self { every, keep }
     }
 }
 
@@ -140,6 +172,10 @@ fn parse(text: &str) -> anyhow::Result<NodeOptions> {
         "store.url is {:?}, which other nodes do not reach: use s3://bucket/prefix",
         file.store.url
     );
+    ensure!(
+        file.backup.keep > 0 && !file.backup.every.is_zero(),
+        "backup.keep and backup.every are more than 0"
+    );
     let s3 = match &file.store.s3 {
         Some(spec) => s3_options(spec).map_err(|problem| anyhow::anyhow!(problem.reason))?,
         None => S3Options::default(),
@@ -150,10 +186,15 @@ fn parse(text: &str) -> anyhow::Result<NodeOptions> {
         s3,
         grpc: file.grpc,
         http: file.http,
+        access: access(file.access)?,
         retention: Retention {
             max_age: file.retention.age,
             max_bytes: file.retention.bytes,
             protected_max_age: file.retention.max_age,
+        },
+        backups: Backups {
+            every: file.backup.every,
+            kept: file.backup.keep,
         },
         cluster: Some(ClusterOptions {
             name,
@@ -169,6 +210,27 @@ fn parse(text: &str) -> anyhow::Result<NodeOptions> {
                 key: tls.key,
             }),
         }),
+    })
+}
+
+fn access(file: AccessFile) -> anyhow::Result<AccessOptions> {
+    let shows = match (file.certificate, file.key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => bail!("access.certificate and access.key belong together: give both"),
+    };
+    ensure!(
+        shows.is_some() || file.client_ca.is_none(),
+        "access.client_ca is of no use without TLS: give access.certificate and access.key"
+    );
+    let token = file.token.map(|token| match token.resolve() {
+        Ok(token) => Token::new(token).context("access.token"),
+        Err(problem) => bail!("access.token: {}: {}", problem.reason, problem.fix),
+    });
+    Ok(AccessOptions {
+        shows,
+        client_ca: file.client_ca,
+        token: token.transpose()?,
     })
 }
 
@@ -212,6 +274,8 @@ mod tests {
             wrong("[\"a:7072\", \"b:7072\", \"c:7072\"]", "[\"a:7072\"]")
                 .contains("cluster.expect")
         );
+        assert!(wrong("[store]", "[access]\nkey = \"k\"\n[store]").contains("access.certificate"));
+        assert!(wrong("[store]", "[access]\nclient_ca = \"c\"\n[store]").contains("TLS"));
         assert!(wrong("[cluster]", "[retention]\nage = \"7\"\n[cluster]").contains("7d"));
     }
 }

@@ -7,33 +7,28 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use downriver_lake::catalog::server::{Catalogs, router};
+use downriver_lake::catalog::server::{self as catalog, Catalogs};
 use downriver_pipeline::{SourceStatus, TableState};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::engine::{NodeEngine, PipelineView};
 
-pub(super) async fn serve(listener: TcpListener, engine: Arc<NodeEngine>, stop: CancellationToken) {
+pub(super) fn router(engine: Arc<NodeEngine>) -> Router {
     let catalogs: Arc<dyn Catalogs> = engine.clone();
-    let app = Router::new()
+    Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(engine)
-        .nest("/iceberg", router(catalogs));
-    let served = axum::serve(listener, app)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await;
-    if let Err(error) = served {
-        tracing::error!(error = %error, "the HTTP server ended");
-    }
+        .nest("/iceberg", catalog::router(catalogs))
 }
 
 async fn ready(State(engine): State<Arc<NodeEngine>>) -> (StatusCode, String) {
-    match engine.node().store_problem() {
+    match engine.problem_here() {
         None => (StatusCode::OK, "ok\n".into()),
-        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+        Some(problem) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", problem.reason),
+        ),
     }
 }
 

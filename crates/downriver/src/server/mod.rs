@@ -1,9 +1,12 @@
 //! The node: builds everything, serves it, and drains it when told to stop.
 
+mod access;
 pub(crate) mod config;
+mod door;
 mod engine;
 mod http;
 mod progress;
+pub(crate) mod restore;
 mod status;
 
 use std::net::SocketAddr;
@@ -12,12 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use downriver_cluster::{MemberConfig, Node, NodeConfig, PeerTls, Retention, Seeds};
+use downriver_cluster::{Backups, MemberConfig, Node, NodeConfig, PeerTls, Retention, Seeds};
 use downriver_log::Log;
 use downriver_log::store::{self, S3Options};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use access::Access;
+pub(crate) use access::{AccessOptions, Token};
 use engine::NodeEngine;
 
 /// How long calls that are being answered may take when the node stops.
@@ -32,7 +37,9 @@ pub(crate) struct NodeOptions {
     pub(crate) s3: S3Options,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) access: AccessOptions,
     pub(crate) retention: Retention,
+    pub(crate) backups: Backups,
     /// `None`: it is alone.
     pub(crate) cluster: Option<ClusterOptions>,
 }
@@ -53,8 +60,9 @@ pub(crate) struct ClusterOptions {
 /// # Errors
 /// The data folder, the store or an address cannot be used.
 pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
-    refuse_open_address(options.grpc)?;
-    refuse_open_address(options.http)?;
+    let access = Arc::new(Access::new(options.access)?);
+    access.check(options.grpc)?;
+    access.check(options.http)?;
     std::fs::create_dir_all(&options.data)
         .with_context(|| format!("cannot make the data folder {}", options.data.display()))?;
     let data = options.data.canonicalize()?;
@@ -71,7 +79,8 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     };
     let config = NodeConfig {
         retention: options.retention,
-        ..NodeConfig::new(data.join("node"), objects)
+        backups: options.backups,
+        ..NodeConfig::new(data.join(NODE_FOLDER), objects)
     };
     let node = match options.cluster {
         None => Node::start(config).await?,
@@ -90,15 +99,17 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     node.also_serve(downriver_service::routes(engine.clone(), Arc::clone(&log)));
     let assigner = tokio::spawn(Arc::clone(&engine).assign(stop.clone()));
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));
-    let http_server = tokio::spawn(http::serve(http, Arc::clone(&engine), stop.clone()));
-    let services = Arc::clone(&engine);
-    let stopping = stop.clone().cancelled_owned();
-    let grpc_server = tokio::spawn(async move {
-        let served = downriver_service::serve(grpc, services, log, stopping).await;
-        if let Err(error) = served {
-            tracing::error!(error = %error, "the gRPC server ended");
-        }
-    });
+    let services = downriver_service::router(engine.clone(), log).await;
+    let serve = |listener, app, what: &'static str| {
+        let served = door::serve(listener, app, Arc::clone(&access), stop.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(error = %error, what, "clients are not answered any more");
+            }
+        })
+    };
+    let grpc_server = serve(grpc, services, "gRPC");
+    let http_server = serve(http, http::router(Arc::clone(&engine)), "HTTP");
 
     addresses.publish(&data)?;
     println!(
@@ -145,6 +156,8 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is replicated, under the data folder.
+const NODE_FOLDER: &str = "node";
 const ADDRESSES: &str = "addresses.json";
 
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -161,14 +174,6 @@ impl Addresses {
         std::fs::rename(written, data.join(ADDRESSES))?;
         Ok(())
     }
-}
-
-fn refuse_open_address(address: SocketAddr) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        address.ip().is_loopback(),
-        "DR-2090: {address} is not a loopback address, and TLS for listeners is not built yet: listen on 127.0.0.1"
-    );
-    Ok(())
 }
 
 async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {

@@ -1,6 +1,7 @@
 //! PostgreSQL, as a user sets it up: real servers, a daemon, and what others read of the log and the lake. One program, so
 //! that it is linked once.
 
+mod access;
 mod bags;
 mod collations;
 mod consequences;

@@ -13,6 +13,7 @@
 //! that nothing is started from a specification that is gone.
 
 mod approved;
+mod backups;
 mod captures;
 mod groups;
 mod lakes;
@@ -117,10 +118,6 @@ impl NodeEngine {
             wake: Notify::new(),
             changed: watch::Sender::new(0),
         })
-    }
-
-    pub(super) fn node(&self) -> &Arc<Node> {
-        &self.node
     }
 
     fn stored(&self) -> Vec<StoredSpec> {
@@ -403,6 +400,14 @@ impl Engine for NodeEngine {
 
     async fn transfer_leader(&self, node: &str) -> Result<String, Problem> {
         self.let_lead(node).await
+    }
+
+    async fn back_up(&self) -> Result<pb::Backup, Problem> {
+        self.take_backup().await
+    }
+
+    async fn backups(&self) -> Result<Vec<pb::Backup>, Problem> {
+        self.list_backups().await
     }
 
     fn groups(&self) -> Vec<ConsumerGroup> {

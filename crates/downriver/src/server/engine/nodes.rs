@@ -92,14 +92,18 @@ impl NodeEngine {
         }
     }
 
+    /// What keeps this node from its work.
+    pub(crate) fn problem_here(&self) -> Option<Problem> {
+        let full = self.node.disk_problem();
+        full.map(|reason| is_full(&reason)).or_else(|| {
+            let reason = self.node.store_problem()?;
+            let fix = "make the object store reachable; everything goes on by itself";
+            Some(Problem::new("DR-1100", reason, fix))
+        })
+    }
+
     pub(super) fn known_nodes(&self) -> Vec<pb::Node> {
-        let problem = self.node.store_problem().map(|reason| {
-            Problem::new(
-                "DR-1100",
-                reason,
-                "make the object store reachable; everything goes on by itself",
-            )
-        });
+        let problem = self.problem_here();
         let mut here = pb::Node {
             id: self.node.id(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -126,12 +130,22 @@ impl NodeEngine {
                 grpc: view.member.grpc_address,
                 http: view.member.http_address,
                 peer: view.member.peer_address,
+                behind: view.behind,
                 store: here.store.clone(),
-                problem: here.problem.clone().filter(|_| is_here),
+                problem: match is_here {
+                    true => here.problem.clone(),
+                    false => view.full.as_deref().map(|reason| to_pb(&is_full(reason))),
+                },
             }
         };
         members.into_iter().map(node).collect()
     }
+}
+
+fn is_full(reason: &str) -> Problem {
+    let reason = reason.trim_start_matches("DR-1103: ");
+    let fix = "make room on the disk; everything goes on by itself";
+    Problem::new("DR-1103", reason, fix)
 }
 
 fn refused(error: &ControlError) -> Problem {

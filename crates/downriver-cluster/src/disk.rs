@@ -1,0 +1,42 @@
+//! Room on the disk of the data folder. A write of the Raft log that fails is the end of the node: so nothing is begun
+//! that may not fit.
+
+use std::path::Path;
+
+/// Below it no more entries are taken.
+const BYTES_KEPT: u64 = 64 << 20;
+/// Below it not even a vote is given: what Raft writes by itself has the difference for it.
+const BYTES_KEPT_BY_RAFT: u64 = 32 << 20;
+
+/// Whether entries or a snapshot of so many bytes may be written.
+///
+/// # Errors
+/// Why not, for people.
+pub(crate) fn takes(data: &Path, bytes: u64) -> Result<(), String> {
+    leaves(data, BYTES_KEPT + 2 * bytes)
+}
+
+/// Whether a vote may be written, or what else is small and Raft's own.
+///
+/// # Errors
+/// Why not, for people.
+pub(crate) fn takes_votes(data: &Path) -> Result<(), String> {
+    leaves(data, BYTES_KEPT_BY_RAFT)
+}
+
+fn leaves(data: &Path, bytes: u64) -> Result<(), String> {
+    // A disk that does not say how full it is says so when it is.
+    let Ok(disk) = rustix::fs::statvfs(data) else {
+        return Ok(());
+    };
+    let free = disk.f_bavail * disk.f_frsize;
+    if free >= bytes {
+        return Ok(());
+    }
+    Err(format!(
+        "DR-1103: the disk of {} is full: {} MiB are free, {} MiB are kept for the journal",
+        data.display(),
+        free >> 20,
+        BYTES_KEPT >> 20
+    ))
+}
