@@ -20,9 +20,12 @@ use downriver_log::segment::{self, SegmentWriter};
 use downriver_log::store::LocalStore;
 use downriver_log::{Append, ChunkDone, ChunkState, Log as _, Payload, StreamState};
 use downriver_testkit::fixture;
+use openraft::SnapshotMeta;
 use prost::Message as _;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use crate::snapshot;
+use crate::state::Replicated;
 use crate::{
     Cursor, Member, Node, NodeConfig, PointerSwap, ResourcePut, SinkTableState, StoredResource,
     source_task,
@@ -620,11 +623,40 @@ async fn a_snapshot_of_a_newer_format_is_refused() {
     let reason = refusal(|node| {
         change_snapshot(node, |item| {
             if let Some(Item::Header(header)) = &mut item.kind {
-                header.format = 4;
+                header.format = 5;
             }
         });
     });
-    says(&reason.await, "it has format 4, this build reads 1 to 3");
+    says(&reason.await, "it has format 5, this build reads 1 to 4");
+}
+
+/// Format 4 is written where a log was restored, so that members of before read all others.
+#[test]
+fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = fixture::bytes("raft-v4.snapshot", || {
+        let mut replicated = Replicated::default();
+        replicated.journal.open(&pb::OpenStream {
+            stream: "shop/1".into(),
+            ..pb::OpenStream::default()
+        });
+        let stream = replicated.journal.streams.get_mut("shop/1").unwrap();
+        stream.next = Offset(70);
+        stream.begin_anew(Offset(0));
+        stream.next = Offset(90);
+        stream.begin_anew(Offset(0));
+        let meta = SnapshotMeta::default();
+        let path = snapshot::write(folder.path(), &meta, &replicated).unwrap();
+        std::fs::read(path).unwrap()
+    });
+    let path = folder.path().join("fixture");
+    std::fs::write(&path, bytes.unwrap()).unwrap();
+    let (_, replicated) = snapshot::read(&path).unwrap();
+    let stream = &replicated.journal.streams["shop/1"];
+    let ended = [(Incarnation(1), Offset(70)), (Incarnation(2), Offset(90))];
+    assert_eq!(stream.incarnation, Incarnation(3));
+    assert_eq!(stream.ended, ended.into_iter().collect());
+    assert_eq!(stream.epoch, Epoch(1).of_next_life().of_next_life());
 }
 
 #[tokio::test]

@@ -53,12 +53,11 @@ pub struct Backup {
 
 impl Backup {
     fn new(taken: SystemTime, index: u64, bytes: u64) -> Self {
-        let since_1970 = taken
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_1970 = taken.duration_since(SystemTime::UNIX_EPOCH);
+        let millis = u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
         Self {
-            key: format!("{PREFIX}{:013}-{index}{SUFFIX}", since_1970.as_millis()),
-            taken,
+            key: format!("{PREFIX}{millis:013}-{index}{SUFFIX}"),
+            taken: SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
             index,
             bytes,
         }

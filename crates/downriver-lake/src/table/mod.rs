@@ -416,6 +416,7 @@ impl TableWriter {
         let Some(offset) = offset else {
             return Err(foreign(format!("table {name} has lost its offset")));
         };
+        let ahead_of = self.ahead_of(Offset(offset))?;
         if self.metadata.current_snapshot().is_some() {
             let otherwise = Bug::IgnoresForeign.is_planted().then_some(offset);
             let Some(to) = number(self.summary(TO_SUMMARY)).or(otherwise) else {
@@ -429,7 +430,7 @@ impl TableWriter {
                 )));
             }
         }
-        if let Some(until) = self.ahead_of(Offset(offset))? {
+        if let Some(until) = ahead_of {
             self.committed = until;
             self.replace_rows(LOST);
             return Ok(());
