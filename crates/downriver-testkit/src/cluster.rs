@@ -44,6 +44,7 @@ impl Peers {
 /// Nodes n1, n2, ... with one authority's certificate for each other.
 pub struct Cluster {
     pub nodes: Vec<Daemon>,
+    binary: PathBuf,
     peers: Peers,
     certificate: ServerCertificate,
     authority: Authority,
@@ -54,17 +55,37 @@ pub struct Cluster {
 impl Cluster {
     /// As many nodes, started and with a leader; segments go to the bucket's folder `log`.
     pub async fn start(folder: &Path, store: &Seaweed, count: usize) -> Result<Self> {
+        Self::start_of(host::downriver_binary()?, folder, store, count).await
+    }
+
+    /// The same, of a binary that the caller names.
+    pub async fn start_of(
+        binary: PathBuf,
+        folder: &Path,
+        store: &Seaweed,
+        count: usize,
+    ) -> Result<Self> {
         let peers = Peers::reserve(count)?;
-        Self::start_with(folder, &store.s3_endpoint(), peers).await
+        Self::start_all(binary, folder, &store.s3_endpoint(), peers).await
     }
 
     /// The same nodes where their ports and the store's endpoint are given.
     pub async fn start_with(folder: &Path, endpoint: &str, peers: Peers) -> Result<Self> {
+        Self::start_all(host::downriver_binary()?, folder, endpoint, peers).await
+    }
+
+    async fn start_all(
+        binary: PathBuf,
+        folder: &Path,
+        endpoint: &str,
+        peers: Peers,
+    ) -> Result<Self> {
         let authority = Authority::new(&folder.join("authority"), "nodes")?;
         let certificate = authority.issue("localhost")?;
         let count = peers.listen.len();
         let mut cluster = Self {
             nodes: Vec::new(),
+            binary,
             peers,
             certificate,
             authority,
@@ -121,7 +142,7 @@ impl Cluster {
         );
         let file = folder.join("node.toml");
         fs::write(&file, config)?;
-        Daemon::of_cluster(&folder, file)
+        Ok(Daemon::of_cluster(self.binary.clone(), &folder, file))
     }
 
     /// The nodes as one of them lists them.

@@ -71,10 +71,10 @@ impl Daemon {
     }
 
     /// A node of a cluster, which keeps everything in `folder/data` as its file has to say.
-    pub fn of_cluster(folder: &Path, config: PathBuf) -> Result<Self> {
-        let mut daemon = Self::new(folder)?;
+    pub fn of_cluster(binary: PathBuf, folder: &Path, config: PathBuf) -> Self {
+        let mut daemon = Self::of_binary(binary, folder);
         daemon.config = Some(config);
-        Ok(daemon)
+        daemon
     }
 
     /// Where segments are kept: the value of `--store`.

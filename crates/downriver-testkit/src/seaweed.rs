@@ -138,6 +138,10 @@ impl Seaweed {
         format!("http://127.0.0.1:{}", self.iceberg.number())
     }
 
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub fn log(&self) -> PathBuf {
         self.folder.path().join("weed.log")
     }

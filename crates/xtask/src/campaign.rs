@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::basis::Basis;
 use crate::page::Page;
 
-const PAGE: Page = Page("docs/reliability.md");
+const PAGE: Page = Page::results("docs/reliability.md");
 /// Rounds of one cluster; then comes a new one.
 const ROUNDS_OF_A_WORLD: usize = 10;
 /// Kills of one cluster, in each role.

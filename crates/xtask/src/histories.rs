@@ -14,7 +14,7 @@ use downriver_testkit::postgres::Version;
 use crate::basis::Basis;
 use crate::page::Page;
 
-const PAGE: Page = Page("docs/campaigns.md");
+const PAGE: Page = Page::results("docs/campaigns.md");
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {

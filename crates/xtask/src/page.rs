@@ -1,14 +1,24 @@
-//! A page of the documentation one part of which a chore writes: what stands between two markers.
+//! A part of a page of the documentation that a chore writes: what stands between two markers.
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-const BEGIN: &str = "<!-- results -->";
-const END: &str = "<!-- /results -->";
-
-/// Its path, from the checkout's root.
-pub(crate) struct Page(pub(crate) &'static str);
+pub(crate) struct Page {
+    /// From the checkout's root.
+    path: &'static str,
+    /// What the markers are called after.
+    part: &'static str,
+}
 
 impl Page {
+    /// The part of a page that is called `results`.
+    pub(crate) const fn results(path: &'static str) -> Self {
+        Self::part(path, "results")
+    }
+
+    pub(crate) const fn part(path: &'static str, part: &'static str) -> Self {
+        Self { path, part }
+    }
+
     /// Before minutes of work: whether there is a place for the result.
     pub(crate) fn check(&self) -> Result<()> {
         let text = self.read()?;
@@ -18,23 +28,27 @@ impl Page {
     pub(crate) fn update(&self, markdown: &str) -> Result<()> {
         let text = self.read()?;
         let (head, tail) = self.between(&text)?;
-        std::fs::write(self.0, format!("{head}\n{markdown}{tail}"))
-            .with_context(|| format!("write {}", self.0))
+        std::fs::write(self.path, format!("{head}\n{markdown}{tail}"))
+            .with_context(|| format!("write {}", self.path))
     }
 
     fn read(&self) -> Result<String> {
-        std::fs::read_to_string(self.0)
-            .with_context(|| format!("read {}: run this in the checkout's root", self.0))
+        std::fs::read_to_string(self.path)
+            .with_context(|| format!("read {}: run this in the checkout's root", self.path))
     }
 
     /// What is before and behind the place of the results, with the markers.
     fn between<'a>(&self, text: &'a str) -> Result<(&'a str, &'a str)> {
-        let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
-        let end = text.find(END);
+        let (opens, closes) = (
+            format!("<!-- {} -->", self.part),
+            format!("<!-- /{} -->", self.part),
+        );
+        let begin = text.find(&opens).map(|at| at + opens.len());
+        let end = text.find(&closes);
         let (Some(begin), Some(end)) = (begin, end) else {
-            bail!("{} lacks the lines {BEGIN} and {END}", self.0);
+            bail!("{} lacks the lines {opens} and {closes}", self.path);
         };
-        ensure!(begin <= end, "{} has {END} before {BEGIN}", self.0);
+        ensure!(begin <= end, "{} has {closes} before {opens}", self.path);
         Ok((&text[..begin], &text[end..]))
     }
 }
@@ -46,11 +60,14 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_markers_is_replaced() {
-        let page = Page("page.md");
-        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let (head, tail) = page.between(&text).unwrap();
-        assert_eq!(head, format!("before\n{BEGIN}"));
-        assert_eq!(tail, format!("{END}\nafter\n"));
+        let page = Page::part("page.md", "new");
+        let text = "<!-- results -->\nnot this\n<!-- /results -->\n<!-- new -->\nold\n<!-- /new -->\nafter\n";
+        let (head, tail) = page.between(text).unwrap();
+        assert_eq!(
+            head,
+            "<!-- results -->\nnot this\n<!-- /results -->\n<!-- new -->"
+        );
+        assert_eq!(tail, "<!-- /new -->\nafter\n");
         assert!(page.between("nothing").is_err());
     }
 }

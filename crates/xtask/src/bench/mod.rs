@@ -3,8 +3,11 @@
 //! `workloads` says what is written, and `writer` how; `server` is what it is written to. `readers` says who reads it:
 //! `references`, which are the databases' own clients, and Downriver, a `node`. `measure` is what that took, `summary`
 //! what the rounds come to, `report` how it is told. What the numbers mean is in `docs/benchmarks.md`.
+//!
+//! `latency` measures something else: how long a commit takes to be seen while nobody is behind.
 
 mod build;
+mod latency;
 mod measure;
 mod node;
 mod readers;
@@ -31,7 +34,10 @@ use self::workloads::Workload;
 use self::writer::Writer;
 
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Which workloads; all unless named.
     #[arg(value_enum, ignore_case = true)]
     workloads: Vec<Workload>,
@@ -58,6 +64,13 @@ pub(crate) struct Arguments {
     freshness: String,
 }
 
+/// What is no reading of a backlog.
+#[derive(clap::Subcommand, Debug)]
+enum Other {
+    /// How long a commit takes to be seen by a subscriber, at 100 commits a second.
+    Latency(latency::Arguments),
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     ensure!(
         arguments.scale > 0.0 && arguments.scale.is_finite(),
@@ -65,11 +78,18 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     );
     // The measuring is dropped on an interrupt, and with it the servers and their folders.
     tokio::select! {
-        done = measure_all(&arguments) => done,
+        done = measure(&arguments) => done,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
             bail!("interrupted")
         }
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Result<()> {
+    match &arguments.other {
+        Some(Other::Latency(arguments)) => latency::measure_all(arguments).await,
+        None => measure_all(arguments).await,
     }
 }
 
@@ -173,8 +193,8 @@ async fn measure_workload(
 }
 
 /// Every second round goes the other way, so that none is always first.
-fn order(readers: &[Reader], round: u32) -> Vec<Reader> {
-    let mut order = readers.to_vec();
+fn order<T: Clone>(all: &[T], round: u32) -> Vec<T> {
+    let mut order = all.to_vec();
     if round.is_multiple_of(2) {
         order.reverse();
     }

@@ -95,7 +95,8 @@ impl Bench<'_> {
     pub(super) async fn take_place(&self, readers: &[Reader]) -> Result<Vec<Standing>> {
         let mut standing = Vec::new();
         match self.server {
-            Server::Postgres(postgres) => slots::create(postgres, self.slot()).await?,
+            // It is never read itself.
+            Server::Postgres(postgres) => slots::create(postgres, self.slot(), "pgoutput").await?,
             // It is copied by a node that has nothing yet.
             Server::Mysql(_) if self.workload.shape == Shape::Snapshot => {}
             Server::Mysql(_) => {

@@ -7,9 +7,9 @@ use downriver_testkit::{Postgres, host};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One that stands before the backlog and is never read itself.
-pub(super) async fn create(postgres: &Postgres, slot: &str) -> Result<()> {
-    let sql = format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+/// One that stands here.
+pub(super) async fn create(postgres: &Postgres, slot: &str, plugin: &str) -> Result<()> {
+    let sql = format!("select pg_create_logical_replication_slot('{slot}', '{plugin}')");
     postgres.execute(&sql).await
 }
 
