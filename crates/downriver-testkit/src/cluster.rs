@@ -41,9 +41,18 @@ impl Peers {
     }
 }
 
+/// What nodes run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machines {
+    Ordinary,
+    /// Each with a disk and a clock of its own that can be hurt.
+    ToHurt,
+}
+
 /// Nodes n1, n2, ... with one authority's certificate for each other.
 pub struct Cluster {
     pub nodes: Vec<Daemon>,
+    machines: Machines,
     peers: Peers,
     certificate: ServerCertificate,
     authority: Authority,
@@ -55,16 +64,22 @@ impl Cluster {
     /// As many nodes, started and with a leader; segments go to the bucket's folder `log`.
     pub async fn start(folder: &Path, store: &Seaweed, count: usize) -> Result<Self> {
         let peers = Peers::reserve(count)?;
-        Self::start_with(folder, &store.s3_endpoint(), peers).await
+        Self::start_with(folder, &store.s3_endpoint(), peers, Machines::Ordinary).await
     }
 
-    /// The same nodes where their ports and the store's endpoint are given.
-    pub async fn start_with(folder: &Path, endpoint: &str, peers: Peers) -> Result<Self> {
+    /// The same nodes where their ports, their machines and the store's endpoint are given.
+    pub async fn start_with(
+        folder: &Path,
+        endpoint: &str,
+        peers: Peers,
+        machines: Machines,
+    ) -> Result<Self> {
         let authority = Authority::new(&folder.join("authority"), "nodes")?;
         let certificate = authority.issue("localhost")?;
         let count = peers.listen.len();
         let mut cluster = Self {
             nodes: Vec::new(),
+            machines,
             peers,
             certificate,
             authority,
@@ -92,9 +107,22 @@ impl Cluster {
         Ok(self.nodes.last_mut().expect("it was pushed"))
     }
 
+    /// Forgets the last node, which has left, and its folder: one that is added later is another, of the same name.
+    pub fn forget_last(&mut self) -> Result<()> {
+        drop(self.nodes.pop());
+        self.peers.listen.pop();
+        self.peers.reached.pop();
+        fs::remove_dir_all(self.folder_of(self.nodes.len()))?;
+        Ok(())
+    }
+
+    fn folder_of(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("n{}", index + 1))
+    }
+
     /// A node of this cluster, which is not running yet.
     fn node(&self, index: usize) -> Result<Daemon> {
-        let folder = self.folder.join(format!("n{}", index + 1));
+        let folder = self.folder_of(index);
         fs::create_dir_all(&folder)?;
         let address = |port: &u16| format!("\"localhost:{port}\"");
         let nodes: Vec<String> = self.peers.reached.iter().map(address).collect();
@@ -116,7 +144,11 @@ impl Cluster {
         );
         let file = folder.join("node.toml");
         fs::write(&file, config)?;
-        Daemon::of_cluster(&folder, file)
+        let node = Daemon::of_cluster(&folder, file)?;
+        match self.machines {
+            Machines::Ordinary => Ok(node),
+            Machines::ToHurt => node.with_disk_and_clock_to_hurt(),
+        }
     }
 
     /// The nodes as one of them lists them.

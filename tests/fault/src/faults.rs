@@ -3,13 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use downriver_testkit::link::{Link, Mode};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
-use crate::world::{NODES, SOURCE, World};
+use crate::calls::Twist;
+use crate::world::{NODES, SEATS, SOURCE, World};
 
 /// Whom a fault is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,6 +47,15 @@ pub enum Kind {
     StoreLosesAnswers,
     StoreCuts,
     TransferLeader,
+    DiskFull(Whom),
+    /// What is to be on the disk is there late.
+    DiskSlow(Whom),
+    /// What is to be on the disk is not, and the disk says so.
+    DiskFails(Whom),
+    ClockAhead(Whom),
+    ClockBehind(Whom),
+    /// One more node is let in, and taken out.
+    MembersChange,
 }
 
 impl fmt::Display for Kind {
@@ -86,10 +96,28 @@ const STORE: usize = NODES + 1;
 #[derive(Debug)]
 pub enum Going {
     Over(Evidence),
-    Frozen { index: usize, pid: u32 },
-    Stopping { index: usize },
+    Frozen {
+        index: usize,
+        pid: u32,
+    },
+    Stopping {
+        index: usize,
+    },
     DatabaseDown,
-    Links { hurt: Vec<Hurt>, before: u64 },
+    Links {
+        hurt: Vec<Hurt>,
+        before: u64,
+    },
+    DiskFull {
+        index: usize,
+        said_before: usize,
+    },
+    Twisted {
+        index: usize,
+        twist: Twist,
+        before: i64,
+    },
+    Guest,
 }
 
 /// One to three faults that overlap; of `only` these kinds, if any are named.
@@ -152,12 +180,18 @@ fn kind(random: &mut StdRng) -> Kind {
         Kind::StoreLosesAnswers,
         Kind::StoreCuts,
         Kind::TransferLeader,
+        Kind::DiskFull(whom),
+        Kind::DiskSlow(whom),
+        Kind::DiskFails(whom),
+        Kind::ClockAhead(whom),
+        Kind::ClockBehind(whom),
+        Kind::MembersChange,
     ];
     *kinds.choose(random).expect("there are some")
 }
 
 impl World {
-    async fn whom(&mut self, whom: Whom) -> Result<usize> {
+    pub(crate) async fn whom(&mut self, whom: Whom) -> Result<usize> {
         if let Whom::Any(index) = whom {
             return Ok(index);
         }
@@ -169,7 +203,9 @@ impl World {
             }
         };
         let told = tokio::time::timeout(TOLD_WITHIN, told).await;
-        told.context("nobody says who it is")?
+        let index = told.context("nobody says who it is")??;
+        ensure!(index < self.cluster.nodes.len(), "it has just left");
+        Ok(index)
     }
 
     /// Begins a fault. One that is over at once has its evidence.
@@ -217,7 +253,18 @@ impl World {
                 self.postgres.kill();
                 Going::DatabaseDown
             }
-            kind => self.hurt_links(kind).await?,
+            Kind::DiskFull(whom) => {
+                let index = self.whom(whom).await?;
+                self.fill_disk(index)?
+            }
+            Kind::MembersChange => self.invite()?,
+            kind => match Twist::of(kind) {
+                Some((twist, whom)) => {
+                    let index = self.whom(whom).await?;
+                    self.twist(index, twist)?
+                }
+                None => self.hurt_links(kind).await?,
+            },
         })
     }
 
@@ -263,6 +310,13 @@ impl World {
                     bitten => Evidence::Bit(format!("{bitten} times, of {}", names(&hurt))),
                 }
             }
+            Going::DiskFull { index, said_before } => self.make_room(index, said_before)?,
+            Going::Twisted {
+                index,
+                twist,
+                before,
+            } => self.untwist(index, twist, before)?,
+            Going::Guest => self.take_out().await?,
         })
     }
 
@@ -292,7 +346,7 @@ impl World {
     }
 
     async fn hurt_links(&mut self, kind: Kind) -> Result<Going> {
-        let everyone: Vec<usize> = (0..NODES).collect();
+        let everyone: Vec<usize> = (0..SEATS).collect();
         let mut hurt: Vec<Hurt> = Vec::new();
         match kind {
             Kind::Isolate(whom)
@@ -301,6 +355,7 @@ impl World {
             | Kind::Lag(whom)
             | Kind::CutPeers(whom) => {
                 let index = self.whom(whom).await?;
+                ensure!(index < NODES, "nobody can be kept from calling the guest");
                 let others: Vec<usize> = everyone.into_iter().filter(|i| *i != index).collect();
                 let late = Mode::Delay(Duration::from_millis(100));
                 let (to_others, from_others) = match kind {
@@ -310,12 +365,9 @@ impl World {
                     Kind::Lag(_) => (late, late),
                     _ => (Mode::Cut, Mode::Cut),
                 };
-                hurt.push((index, others.clone(), from_others));
-                hurt.extend(
-                    others
-                        .into_iter()
-                        .map(|other| (other, vec![index], to_others)),
-                );
+                let links = others.iter().filter(|other| **other < NODES);
+                hurt.extend(links.map(|other| (*other, vec![index], to_others)));
+                hurt.push((index, others, from_others));
             }
             Kind::CutDatabase(whom) => {
                 hurt.push((DATABASE, vec![self.whom(whom).await?], Mode::Cut))
@@ -341,7 +393,7 @@ impl World {
     }
 }
 
-fn skipped(index: usize, why: &str) -> Evidence {
+pub(crate) fn skipped(index: usize, why: &str) -> Evidence {
     Evidence::Skipped(format!("n{} {why}", index + 1))
 }
 

@@ -1,23 +1,32 @@
 //! What the rounds are played on: three nodes over real servers, with every connection through a proxy that can hurt it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use downriver_testkit::cluster::Peers;
+use downriver_testkit::cluster::{Machines, Peers};
 use downriver_testkit::link::{Link, Mode};
-use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+use downriver_testkit::{Cluster, Postgres, Seaweed, host, resources, shop};
 
 use crate::bank;
+use crate::members::Guest;
 
 pub const NODES: usize = 3;
+/// With one that comes and goes.
+pub const SEATS: usize = NODES + 1;
 pub const SOURCE: &str = "source/shop";
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Everything under one folder. Fields are dropped in this order: the nodes first.
 pub struct World {
     pub cluster: Cluster,
+    /// The last of the cluster's nodes, while there is one more than usual.
+    pub(crate) guest: Option<Guest>,
+    /// Nodes that may end by themselves: what was done to their disks may show a little later.
+    pub(crate) may_end: BTreeSet<usize>,
     pub links: Links,
     pub postgres: Postgres,
     pub store: Seaweed,
@@ -40,7 +49,7 @@ impl Links {
     /// Lets everything pass.
     pub fn heal(&self) {
         for link in self.all() {
-            for caller in 0..NODES {
+            for caller in 0..SEATS {
                 link.set(caller, Mode::Pass);
             }
         }
@@ -61,18 +70,22 @@ impl World {
         let peers = Peers::reserve(NODES)?;
         let mut nodes = Vec::new();
         for port in peers.ports() {
-            nodes.push(Link::start(port, NODES).await?);
+            nodes.push(Link::start(port, SEATS).await?);
         }
         let links = Links {
-            database: Link::start(postgres.port(), NODES).await?,
-            store: Link::start(port_of(&store.s3_endpoint())?, NODES).await?,
+            database: Link::start(postgres.port(), SEATS).await?,
+            store: Link::start(port_of(&store.s3_endpoint())?, SEATS).await?,
             nodes,
         };
         let reached = links.nodes.iter().map(Link::port).collect();
         let endpoint = format!("http://127.0.0.1:{}", links.store.port());
-        let cluster = Cluster::start_with(folder.path(), &endpoint, peers.behind(reached)).await?;
+        let peers = peers.behind(reached);
+        let cluster =
+            Cluster::start_with(folder.path(), &endpoint, peers, Machines::ToHurt).await?;
         let world = Self {
             cluster,
+            guest: None,
+            may_end: BTreeSet::new(),
             links,
             postgres,
             store,
@@ -117,25 +130,50 @@ impl World {
         anyhow::bail!("no node answers")
     }
 
-    /// Lets everything pass, and starts every node that is not running.
+    /// Lets everything pass, starts every node that is not running, and sees a guest out.
     pub async fn heal(&mut self) -> Result<()> {
         self.links.heal();
         if self.postgres.pid().is_none() {
             self.postgres.start_again().await?;
         }
-        for node in &mut self.cluster.nodes {
+        for (index, node) in self.cluster.nodes.iter_mut().enumerate() {
+            if let Some(disk) = node.disk() {
+                disk.make_room()?;
+            }
+            if let Some(board) = node.board() {
+                board.heal()?;
+            }
             if node.is_running() {
                 node.thaw()?;
-            } else {
+            } else if index < NODES {
                 node.kill();
                 node.launch()?;
             }
         }
         self.know_callers();
-        for node in &mut self.cluster.nodes {
-            node.until_ready(Duration::from_secs(60)).await?;
+        for index in 0..NODES {
+            self.until_ready(index).await?;
         }
+        self.see_out().await.context("the guest")?;
+        self.may_end.clear();
+        self.know_callers();
         Ok(())
+    }
+
+    async fn until_ready(&mut self, index: usize) -> Result<()> {
+        let node = &mut self.cluster.nodes[index];
+        if !self.may_end.contains(&index) {
+            return node.until_ready(UP_WITHIN).await;
+        }
+        host::until("the node to be ready", UP_WITHIN, async || {
+            if !node.is_running() {
+                node.kill();
+                node.launch()?;
+            }
+            node.is_ready().await
+        })
+        .await
+        .with_context(|| format!("n{}, whose disk was hurt", index + 1))
     }
 
     /// Keeps what a failed round left.
