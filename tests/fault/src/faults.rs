@@ -9,6 +9,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
+use crate::branch;
 use crate::calls::Twist;
 use crate::world::{NODES, SEATS, SOURCE, World};
 
@@ -17,6 +18,8 @@ use crate::world::{NODES, SEATS, SOURCE, World};
 pub enum Whom {
     Owner,
     Leader,
+    /// Of the second source.
+    BranchOwner,
     Any(usize),
 }
 
@@ -56,6 +59,9 @@ pub enum Kind {
     ClockBehind(Whom),
     /// One more node is let in, and taken out.
     MembersChange,
+    CutBranch,
+    HangBranch,
+    CrashBranch,
 }
 
 impl fmt::Display for Kind {
@@ -91,6 +97,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(4);
 /// Links in front of nodes have the nodes' numbers.
 const DATABASE: usize = NODES;
 const STORE: usize = NODES + 1;
+const BRANCH: usize = NODES + 2;
 
 /// A fault that was begun.
 #[derive(Debug)]
@@ -104,6 +111,7 @@ pub enum Going {
         index: usize,
     },
     DatabaseDown,
+    BranchDown,
     Links {
         hurt: Vec<Hurt>,
         before: u64,
@@ -121,7 +129,7 @@ pub enum Going {
 }
 
 /// One to three faults that overlap; of `only` these kinds, if any are named.
-pub fn plan(random: &mut StdRng, only: &[String]) -> Vec<Fault> {
+pub fn plan(random: &mut StdRng, only: &[String], has_branch: bool) -> Vec<Fault> {
     let count = match only.len() {
         0 => random.random_range(1..=3),
         kinds => kinds,
@@ -129,7 +137,7 @@ pub fn plan(random: &mut StdRng, only: &[String]) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
     let mut drawn = 0;
     while faults.len() < count {
-        let kind = kind(random);
+        let kind = kind(random, has_branch);
         drawn += 1;
         assert!(drawn < 100_000, "of {only:?} not each is a fault by itself");
         if !only.is_empty() && !only.contains(&kind.to_string()) {
@@ -152,7 +160,7 @@ pub fn plan(random: &mut StdRng, only: &[String]) -> Vec<Fault> {
     faults
 }
 
-fn kind(random: &mut StdRng) -> Kind {
+fn kind(random: &mut StdRng, has_branch: bool) -> Kind {
     let any = Whom::Any(random.random_range(0..NODES));
     let whom = *[Whom::Owner, Whom::Leader, any]
         .choose(random)
@@ -187,6 +195,9 @@ fn kind(random: &mut StdRng) -> Kind {
         Kind::ClockBehind(whom),
         Kind::MembersChange,
     ];
+    let of_branch = [Kind::CutBranch, Kind::HangBranch, Kind::CrashBranch];
+    let of_branch = &of_branch[..if has_branch { 3 } else { 0 }];
+    let kinds = [&kinds, of_branch].concat();
     *kinds.choose(random).expect("there are some")
 }
 
@@ -199,6 +210,10 @@ impl World {
         let told = async {
             match whom {
                 Whom::Owner => self.cluster.owner(asked, SOURCE).await,
+                Whom::BranchOwner => {
+                    let task = format!("source/{}", branch::NAME);
+                    self.cluster.owner(asked, &task).await
+                }
                 _ => self.cluster.leader(asked).await,
             }
         };
@@ -253,6 +268,11 @@ impl World {
                 self.postgres.kill();
                 Going::DatabaseDown
             }
+            Kind::CrashBranch => {
+                let branch = self.branch.as_mut().context("there is no branch")?;
+                branch.mysql.kill()?;
+                Going::BranchDown
+            }
             Kind::DiskFull(whom) => {
                 let index = self.whom(whom).await?;
                 self.fill_disk(index)?
@@ -299,6 +319,11 @@ impl World {
                 self.postgres.start_again().await?;
                 Evidence::Bit("the database was killed, and started".into())
             }
+            Going::BranchDown => {
+                let branch = self.branch.as_mut().context("it was killed")?;
+                branch.mysql.start_again().await?;
+                Evidence::Bit("the branch's database was killed, and started".into())
+            }
             Going::Links { hurt, before } => {
                 for (link, callers, _) in &hurt {
                     for caller in callers {
@@ -324,6 +349,7 @@ impl World {
         match number {
             number if number < NODES => &self.links.nodes[number],
             DATABASE => &self.links.database,
+            BRANCH => self.links.branch.as_ref().expect("it is in the plan"),
             _ => &self.links.store,
         }
     }
@@ -378,6 +404,14 @@ impl World {
             Kind::SlowDatabase(whom) => {
                 hurt.push((DATABASE, vec![self.whom(whom).await?], Mode::Slow(20_000)));
             }
+            Kind::CutBranch => {
+                hurt.push((BRANCH, vec![self.whom(Whom::BranchOwner).await?], Mode::Cut))
+            }
+            Kind::HangBranch => hurt.push((
+                BRANCH,
+                vec![self.whom(Whom::BranchOwner).await?],
+                Mode::Hang,
+            )),
             Kind::StoreUnavailable => hurt.push((STORE, everyone, Mode::Unavailable)),
             Kind::StoreHangs => hurt.push((STORE, everyone, Mode::Hang)),
             Kind::StoreLosesAnswers => hurt.push((STORE, everyone, Mode::LoseAnswers)),
@@ -402,6 +436,7 @@ fn names(hurt: &[Hurt]) -> String {
         let to = match *link {
             link if link < NODES => format!("n{}", link + 1),
             DATABASE => "database".to_owned(),
+            BRANCH => "branch".to_owned(),
             _ => "store".to_owned(),
         };
         let from: Vec<String> = callers

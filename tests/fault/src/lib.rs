@@ -1,6 +1,7 @@
 //! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
 
 pub mod bank;
+mod branch;
 mod calls;
 mod disks;
 pub mod failover;

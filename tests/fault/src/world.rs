@@ -10,6 +10,7 @@ use downriver_testkit::link::{Link, Mode};
 use downriver_testkit::{Cluster, Postgres, Seaweed, host, resources, shop};
 
 use crate::bank;
+use crate::branch::Branch;
 use crate::members::Guest;
 
 pub const NODES: usize = 3;
@@ -29,6 +30,8 @@ pub struct World {
     pub(crate) may_end: BTreeSet<usize>,
     pub links: Links,
     pub postgres: Postgres,
+    /// A second source, if the world has one.
+    pub branch: Option<Branch>,
     pub store: Seaweed,
     pub folder: tempfile::TempDir,
 }
@@ -39,11 +42,13 @@ pub struct Links {
     pub nodes: Vec<Link>,
     pub database: Link,
     pub store: Link,
+    pub branch: Option<Link>,
 }
 
 impl Links {
     fn all(&self) -> impl Iterator<Item = &Link> {
-        self.nodes.iter().chain([&self.database, &self.store])
+        let others = [&self.database, &self.store];
+        self.nodes.iter().chain(others).chain(&self.branch)
     }
 
     /// Lets everything pass.
@@ -59,6 +64,15 @@ impl Links {
 impl World {
     /// Three nodes that deliver a shop and a bank into a lake, caught up.
     pub async fn open() -> Result<Self> {
+        Self::open_beside(None).await
+    }
+
+    /// The same with a branch of the bank in MariaDB.
+    pub async fn open_with_branch() -> Result<Self> {
+        Self::open_beside(Some(Branch::open().await?)).await
+    }
+
+    async fn open_beside(branch: Option<Branch>) -> Result<Self> {
         let postgres = Postgres::start().await?;
         shop::create(&postgres).await?;
         shop::fill(&postgres, 50).await?;
@@ -72,7 +86,12 @@ impl World {
         for port in peers.ports() {
             nodes.push(Link::start(port, SEATS).await?);
         }
+        let branch_link = match &branch {
+            Some(branch) => Some(Link::start(branch.mysql.port(), SEATS).await?),
+            None => None,
+        };
         let links = Links {
+            branch: branch_link,
             database: Link::start(postgres.port(), SEATS).await?,
             store: Link::start(port_of(&store.s3_endpoint())?, SEATS).await?,
             nodes,
@@ -88,6 +107,7 @@ impl World {
             may_end: BTreeSet::new(),
             links,
             postgres,
+            branch,
             store,
             folder,
         };
@@ -101,6 +121,10 @@ impl World {
             resources::pipeline("1s"),
         ];
         world.cluster.nodes[0].apply(&yaml.concat()).await?;
+        if let (Some(branch), Some(link)) = (&world.branch, &world.links.branch) {
+            let yaml = branch.resources(link.port());
+            world.cluster.nodes[0].apply(&yaml).await?;
+        }
         world.cluster.nodes[0].wait(Duration::from_secs(60)).await?;
         Ok(world)
     }
@@ -135,6 +159,11 @@ impl World {
         self.links.heal();
         if self.postgres.pid().is_none() {
             self.postgres.start_again().await?;
+        }
+        if let Some(branch) = &mut self.branch
+            && branch.mysql.pid().is_none()
+        {
+            branch.mysql.start_again().await?;
         }
         for (index, node) in self.cluster.nodes.iter_mut().enumerate() {
             if let Some(disk) = node.disk() {
