@@ -143,6 +143,10 @@ pub fn plan(random: &mut StdRng, only: &[String], has_branch: bool) -> Vec<Fault
         if !only.is_empty() && !only.contains(&kind.to_string()) {
             continue;
         }
+        // For an hour DuckDB would not see what was written meanwhile: it reads a table as it was at its own time.
+        if only.is_empty() && matches!(kind, Kind::ClockAhead(_)) {
+            continue;
+        }
         // Two that kill leave nobody to hurt.
         if faults
             .iter()
@@ -309,6 +313,8 @@ impl World {
                     node.kill();
                     node.launch()?;
                     self.know_callers();
+                } else {
+                    self.may_end.insert(index);
                 }
                 match stopped {
                     true => Evidence::Bit(format!("n{} stopped, and was started", index + 1)),

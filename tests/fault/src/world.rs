@@ -26,7 +26,7 @@ pub struct World {
     pub cluster: Cluster,
     /// The last of the cluster's nodes, while there is one more than usual.
     pub(crate) guest: Option<Guest>,
-    /// Nodes that may end by themselves: what was done to their disks may show a little later.
+    /// Nodes that may end by themselves a little later: they were told to stop, or their disks were hurt.
     pub(crate) may_end: BTreeSet<usize>,
     pub links: Links,
     pub postgres: Postgres,
@@ -202,7 +202,7 @@ impl World {
             node.is_ready().await
         })
         .await
-        .with_context(|| format!("n{}, whose disk was hurt", index + 1))
+        .with_context(|| format!("n{}, which might end", index + 1))
     }
 
     /// Keeps what a failed round left.
