@@ -41,10 +41,19 @@ impl Peers {
     }
 }
 
+/// What nodes run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machines {
+    Ordinary,
+    /// Each with a disk and a clock of its own that can be hurt.
+    ToHurt,
+}
+
 /// Nodes n1, n2, ... with one authority's certificate for each other.
 pub struct Cluster {
     pub nodes: Vec<Daemon>,
     binary: PathBuf,
+    machines: Machines,
     peers: Peers,
     certificate: ServerCertificate,
     authority: Authority,
@@ -66,12 +75,18 @@ impl Cluster {
         count: usize,
     ) -> Result<Self> {
         let peers = Peers::reserve(count)?;
-        Self::start_all(binary, folder, &store.s3_endpoint(), peers).await
+        let endpoint = store.s3_endpoint();
+        Self::start_all(binary, folder, &endpoint, peers, Machines::Ordinary).await
     }
 
-    /// The same nodes where their ports and the store's endpoint are given.
-    pub async fn start_with(folder: &Path, endpoint: &str, peers: Peers) -> Result<Self> {
-        Self::start_all(host::downriver_binary()?, folder, endpoint, peers).await
+    /// The same nodes where their ports, their machines and the store's endpoint are given.
+    pub async fn start_with(
+        folder: &Path,
+        endpoint: &str,
+        peers: Peers,
+        machines: Machines,
+    ) -> Result<Self> {
+        Self::start_all(host::downriver_binary()?, folder, endpoint, peers, machines).await
     }
 
     async fn start_all(
@@ -79,6 +94,7 @@ impl Cluster {
         folder: &Path,
         endpoint: &str,
         peers: Peers,
+        machines: Machines,
     ) -> Result<Self> {
         let authority = Authority::new(&folder.join("authority"), "nodes")?;
         let certificate = authority.issue("localhost")?;
@@ -86,6 +102,7 @@ impl Cluster {
         let mut cluster = Self {
             nodes: Vec::new(),
             binary,
+            machines,
             peers,
             certificate,
             authority,
@@ -118,9 +135,22 @@ impl Cluster {
         format!("localhost:{}", self.peers.reached[index])
     }
 
+    /// Forgets the last node, which has left, and its folder: one that is added later is another, of the same name.
+    pub fn forget_last(&mut self) -> Result<()> {
+        drop(self.nodes.pop());
+        self.peers.listen.pop();
+        self.peers.reached.pop();
+        fs::remove_dir_all(self.folder_of(self.nodes.len()))?;
+        Ok(())
+    }
+
+    fn folder_of(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("n{}", index + 1))
+    }
+
     /// A node of this cluster, which is not running yet.
     fn node(&self, index: usize) -> Result<Daemon> {
-        let folder = self.folder.join(format!("n{}", index + 1));
+        let folder = self.folder_of(index);
         fs::create_dir_all(&folder)?;
         let address = |index| format!("{:?}", self.address(index));
         let nodes: Vec<String> = (0..self.peers.reached.len()).map(address).collect();
@@ -142,7 +172,11 @@ impl Cluster {
         );
         let file = folder.join("node.toml");
         fs::write(&file, config)?;
-        Ok(Daemon::of_cluster(self.binary.clone(), &folder, file))
+        let node = Daemon::of_cluster(self.binary.clone(), &folder, file);
+        match self.machines {
+            Machines::Ordinary => Ok(node),
+            Machines::ToHurt => node.with_disk_and_clock_to_hurt(),
+        }
     }
 
     /// The nodes as one of them lists them.

@@ -10,8 +10,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::board::Board;
+use crate::disk::SmallDisk;
 use crate::postgres::tail_of;
 use crate::{host, resources};
+
+/// Of what a small disk holds 64 MiB are kept free by who leads.
+const SMALL_DISK_MIB: u32 = 400;
 
 /// What `DIR/addresses.json` says.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +50,8 @@ pub struct Daemon {
     config: Option<PathBuf>,
     addresses: Option<Addresses>,
     child: Option<Child>,
+    disk: Option<SmallDisk>,
+    board: Option<Board>,
 }
 
 impl Daemon {
@@ -67,6 +74,8 @@ impl Daemon {
             config: None,
             addresses: None,
             child: None,
+            disk: None,
+            board: None,
         }
     }
 
@@ -88,6 +97,16 @@ impl Daemon {
         self
     }
 
+    /// Keeps its data on a small disk of its own, and has a board, as far as this machine allows for either.
+    pub fn with_disk_and_clock_to_hurt(mut self) -> Result<Self> {
+        fs::create_dir_all(self.data())?;
+        self.disk = SmallDisk::mount_at(&self.data(), SMALL_DISK_MIB)?;
+        self.board = Board::new(&self.folder)?;
+        let variables = self.board.iter().flat_map(Board::variables);
+        self.environment.extend(variables);
+        Ok(self)
+    }
+
     /// Further arguments of `dev`.
     pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned());
@@ -101,6 +120,14 @@ impl Daemon {
 
     pub fn log(&self) -> PathBuf {
         self.folder.join("daemon.log")
+    }
+
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    pub fn board(&self) -> Option<&Board> {
+        self.board.as_ref()
     }
 
     pub fn binary(&self) -> &Path {
@@ -157,17 +184,22 @@ impl Daemon {
 
     pub async fn until_ready(&mut self, patience: Duration) -> Result<()> {
         host::until("the daemon to be ready", patience, async || {
-            self.check_alive()?;
-            let text = fs::read_to_string(self.data().join("addresses.json"))?;
-            let addresses: Addresses = serde_json::from_str(&text)?;
-            let ready = http_status(&addresses.http, "/readyz").await? == 200;
-            if ready {
-                self.addresses = Some(addresses);
-            }
-            Ok(ready)
+            self.is_ready().await
         })
         .await
         .with_context(|| format!("end of its log:\n{}", tail_of(&self.log())))
+    }
+
+    /// Whether it says that it is ready; an error when it has ended, or says nothing.
+    pub async fn is_ready(&mut self) -> Result<bool> {
+        self.check_alive()?;
+        let text = fs::read_to_string(self.data().join("addresses.json"))?;
+        let addresses: Addresses = serde_json::from_str(&text)?;
+        let ready = http_status(&addresses.http, "/readyz").await? == 200;
+        if ready {
+            self.addresses = Some(addresses);
+        }
+        Ok(ready)
     }
 
     /// An error when the process has ended by itself.

@@ -41,17 +41,18 @@ pub fn downriver_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DOWNRIVER_BIN") {
         return Ok(path.into());
     }
+    beside_executable("downriver")?.context(
+        "no downriver binary beside this executable: build the workspace or set DOWNRIVER_BIN",
+    )
+}
+
+/// What the workspace's build left beside the running executable, if it is there.
+pub(crate) fn beside_executable(name: &str) -> Result<Option<PathBuf>> {
     let executable = std::env::current_exe().context("path of the running executable")?;
     // target/<profile>/xtask or target/<profile>/deps/<test>
-    executable
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("downriver"))
-        .find(|path| path.is_file())
-        .context(
-            "no downriver binary beside this executable: build the workspace or set DOWNRIVER_BIN",
-        )
+    let folders = executable.ancestors().skip(1).take(2);
+    let mut paths = folders.map(|folder| folder.join(name));
+    Ok(paths.find(|path| path.is_file()))
 }
 
 /// The newest installed PostgreSQL's folder of programs, or the one named by `DOWNRIVER_PG_BIN`.

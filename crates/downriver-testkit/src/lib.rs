@@ -6,6 +6,7 @@
 //!
 //! Every server is stopped when its value is dropped, by the id of the process that was started.
 
+pub mod board;
 pub mod certificates;
 pub mod cluster;
 pub mod daemon;

@@ -311,6 +311,11 @@ impl Mysql {
         .await
     }
 
+    /// The url that its administrator connects to `shop` with.
+    pub fn admin_url(&self) -> String {
+        format!("mysql://root@127.0.0.1:{}/shop", self.port.number())
+    }
+
     /// The url that a user would write for it.
     pub fn source_url(&self) -> String {
         format!("mysql://cdc@127.0.0.1:{}", self.port.number())

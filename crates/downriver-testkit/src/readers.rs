@@ -46,6 +46,8 @@ pub struct Lake {
     warehouse: String,
     credential: Option<String>,
     s3: Option<String>,
+    /// Of whose tables.
+    source: String,
 }
 
 impl Lake {
@@ -56,6 +58,7 @@ impl Lake {
             warehouse: resources::SINK.to_owned(),
             credential: None,
             s3: None,
+            source: resources::SOURCE.to_owned(),
         })
     }
 
@@ -74,7 +77,15 @@ impl Lake {
             warehouse: seaweed::WAREHOUSE.to_owned(),
             credential: Some(format!("{}:{}", seaweed::ACCESS_KEY, seaweed::SECRET_KEY)),
             s3: Some(server.s3_endpoint()),
+            source: resources::SOURCE.to_owned(),
         }
+    }
+
+    /// The tables of another source.
+    #[must_use]
+    pub fn of_source(mut self, name: &str) -> Self {
+        self.source = name.to_owned();
+        self
     }
 }
 
@@ -97,7 +108,7 @@ async fn compare_as(mut request: Value, lake: &Lake) -> Result<Vec<Comparison>> 
             "endpoint": endpoint, "access_key": seaweed::ACCESS_KEY, "secret_key": seaweed::SECRET_KEY
         });
     }
-    request["namespace"] = json!(resources::SOURCE);
+    request["namespace"] = json!(lake.source);
     request["catalog"] = catalog;
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), request.to_string())?;

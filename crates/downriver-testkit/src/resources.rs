@@ -18,13 +18,14 @@ pub fn source(postgres: &Postgres, tables: &[&str], more: &[&str]) -> String {
 }
 
 pub fn source_at(url: &str, tables: &[&str], more: &[&str]) -> String {
-    of_kind("postgres", url, tables, more)
+    named_source(SOURCE, "postgres", url, tables, more)
 }
 
-fn of_kind(kind: &str, url: &str, tables: &[&str], more: &[&str]) -> String {
+/// A source of this name, where the other functions' has the one that most tests need.
+pub fn named_source(name: &str, kind: &str, url: &str, tables: &[&str], more: &[&str]) -> String {
     let tables: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
     let mut yaml = format!(
-        "kind: Source\nname: {SOURCE}\n{kind}:\n  url: {url}\n  password: {{ env: {PASSWORD_VARIABLE} }}\n  tables: [{}]\n",
+        "kind: Source\nname: {name}\n{kind}:\n  url: {url}\n  password: {{ env: {PASSWORD_VARIABLE} }}\n  tables: [{}]\n",
         tables.join(", ")
     );
     for line in more {
@@ -36,7 +37,7 @@ fn of_kind(kind: &str, url: &str, tables: &[&str], more: &[&str]) -> String {
 
 /// A source with the tables of `shop` that match in MySQL or MariaDB, and its further lines (two spaces deep).
 pub fn mysql_source(mysql: &Mysql, tables: &[&str], more: &[&str]) -> String {
-    of_kind("mysql", &mysql.source_url(), tables, more)
+    named_source(SOURCE, "mysql", &mysql.source_url(), tables, more)
 }
 
 /// The built-in catalog over a folder.
@@ -76,8 +77,13 @@ fn s3_lines(endpoint: &str) -> String {
 }
 
 pub fn pipeline(freshness: &str) -> String {
+    named_pipeline(PIPELINE, SOURCE, freshness)
+}
+
+/// From this source into the one sink.
+pub fn named_pipeline(name: &str, source: &str, freshness: &str) -> String {
     format!(
-        "---\nkind: Pipeline\nname: {PIPELINE}\nsource: {SOURCE}\nsink: {SINK}\nmode: mirror\nfreshness: {freshness}\n"
+        "---\nkind: Pipeline\nname: {name}\nsource: {source}\nsink: {SINK}\nmode: mirror\nfreshness: {freshness}\n"
     )
 }
 

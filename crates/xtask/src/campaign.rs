@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// The first round's seed; each one after it has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// With a second source, in MariaDB.
+    #[arg(long)]
+    branch: bool,
     /// How often a node is killed in each role, to see how long nothing comes.
     #[arg(long, default_value_t = 0)]
     kills: usize,
@@ -180,6 +183,7 @@ async fn play_rounds(arguments: &Arguments, record: &mut Record) -> Result<()> {
     while record.counted() < arguments.rounds {
         let (mut here, played) = match world.take() {
             Some((world, played)) if played < ROUNDS_OF_A_WORLD => (world, played),
+            _ if arguments.branch => (World::open_with_branch().await?, 0),
             _ => (World::open().await.context("open a cluster")?, 0),
         };
         match round::play(&mut here, seed).await {

@@ -1,9 +1,13 @@
 //! What the tests of clusters share: nodes over one object store, and a shop in PostgreSQL that they capture.
 
 pub mod bank;
+mod branch;
+mod calls;
+mod disks;
 pub mod failover;
 pub mod faults;
 mod gap;
+mod members;
 pub mod round;
 mod subscriber;
 pub mod world;

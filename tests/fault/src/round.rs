@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 
 use crate::bank::{self, Transfers};
+use crate::branch;
 use crate::faults::{Evidence, Fault, Going, plan};
 use crate::subscriber::Subscriber;
 use crate::world::{NODES, World};
@@ -53,7 +54,7 @@ pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     let mut random = StdRng::seed_from_u64(seed);
     let only = std::env::var("DOWNRIVER_FAULT_ONLY").unwrap_or_default();
     let only: Vec<String> = only.split_terminator(',').map(str::to_owned).collect();
-    let faults = plan(&mut random, &only);
+    let faults = plan(&mut random, &only, world.branch.is_some());
     let style = Style {
         seed,
         scale: 50,
@@ -61,6 +62,8 @@ pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     };
     let workload = Workload::start(&world.postgres, style);
     let transfers = Transfers::start(&world.postgres, seed);
+    let branch = world.branch.as_ref();
+    let branch = branch.map(|branch| Transfers::start_at(branch.office(), seed));
     let subscribers: Vec<Subscriber> = (0..NODES)
         .map(|node| Subscriber::start(&world.cluster.nodes[node]))
         .collect();
@@ -71,9 +74,15 @@ pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     // What was written is part of it: something must also come after everything is well.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let written = workload.stop().await?;
-    let moved = transfers.stop().await?;
+    let mut moved = transfers.stop().await?;
+    if let Some(transfers) = branch {
+        moved += transfers.stop().await?;
+    }
     let converged = converge(world, healed).await?;
     let events = check(world).await?;
+    if let Some(branch) = &world.branch {
+        branch.check(world).await.context("the branch")?;
+    }
     for (index, subscriber) in subscribers.into_iter().enumerate() {
         let address = world.cluster.nodes[index].addresses()?.grpc.clone();
         let seen = subscriber.finish(&address, events.len() as u64).await;
@@ -137,7 +146,10 @@ async fn inflict(
 }
 
 async fn converge(world: &mut World, healed: Instant) -> Result<Duration> {
-    for node in &world.cluster.nodes {
+    let branch = world.branch.as_ref().map(|_| branch::PIPELINE);
+    let pipelines: Vec<&str> = [resources::PIPELINE].into_iter().chain(branch).collect();
+    let asked = world.cluster.nodes.iter();
+    for (node, pipeline) in asked.flat_map(|node| pipelines.iter().map(move |of| (node, of))) {
         let left = CONVERGE
             .saturating_sub(healed.elapsed())
             .max(Duration::from_secs(5));
@@ -146,7 +158,7 @@ async fn converge(world: &mut World, healed: Instant) -> Result<Duration> {
             let timeout = format!("{}s", left.as_secs().max(1));
             let arguments = [
                 "wait",
-                resources::PIPELINE,
+                pipeline,
                 "--for",
                 "caught-up",
                 "--timeout",
@@ -163,22 +175,15 @@ async fn converge(world: &mut World, healed: Instant) -> Result<Duration> {
 }
 
 /// The digest of an event, and the event.
-type Read = (u64, Value);
+pub(crate) type Read = (u64, Value);
 
-/// Every invariant; the log as every node tells it.
-async fn check(world: &World) -> Result<Vec<Read>> {
+/// A source's log, as every node tells it.
+pub(crate) async fn told_alike(world: &World, source: &str) -> Result<Vec<Read>> {
     let mut logs = Vec::new();
     for node in &world.cluster.nodes {
         let text = node
             .ok(&[
-                "tail",
-                resources::SOURCE,
-                "--from",
-                "earliest",
-                "--until",
-                "latest",
-                "-o",
-                "json",
+                "tail", source, "--from", "earliest", "--until", "latest", "-o", "json",
             ])
             .await?;
         let read = text
@@ -203,9 +208,15 @@ async fn check(world: &World) -> Result<Vec<Read>> {
             "offset {offset:?} stands in place {expected}"
         );
     }
+    Ok(log)
+}
+
+/// Every invariant; the log.
+async fn check(world: &World) -> Result<Vec<Read>> {
+    let log = told_alike(world, resources::SOURCE).await?;
     let events: Vec<Value> = log.iter().map(|(_, event)| event.clone()).collect();
     transactions_come_once(&events)?;
-    bank::check(&events)?;
+    bank::check(&events, bank::TABLES)?;
     for table in [
         "public.customers",
         "public.orders",
@@ -255,7 +266,7 @@ pub(crate) fn digest(line: &str) -> u64 {
     hasher.finish()
 }
 
-fn transactions_come_once(events: &[Value]) -> Result<()> {
+pub(crate) fn transactions_come_once(events: &[Value]) -> Result<()> {
     let mut over: HashSet<&str> = HashSet::new();
     let mut open = "";
     for event in events {
@@ -277,7 +288,7 @@ fn transactions_come_once(events: &[Value]) -> Result<()> {
 }
 
 /// What the log says that a table with the key `id` contains.
-fn fold(events: &[Value], table: &str) -> Result<BTreeMap<i64, Value>> {
+pub(crate) fn fold(events: &[Value], table: &str) -> Result<BTreeMap<i64, Value>> {
     let mut rows: BTreeMap<i64, Value> = BTreeMap::new();
     for event in events.iter().filter(|event| event["table"] == table) {
         let id = |row: &Value| row["id"].as_i64();

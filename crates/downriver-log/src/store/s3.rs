@@ -162,6 +162,8 @@ where
         _ => return StoreError::Unavailable(detail()),
     };
     match (status, error.code()) {
+        // The clock of this machine or the store is wrong, and may be right again.
+        (_, Some("RequestTimeTooSkewed")) => StoreError::Unavailable(detail()),
         (_, Some("NoSuchBucket")) => StoreError::Refused(detail()),
         (404, _) => StoreError::NotFound(key.to_owned()),
         (400..=407 | 409..=428, _) => StoreError::Refused(detail()),

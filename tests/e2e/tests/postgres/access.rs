@@ -82,7 +82,11 @@ fn files(folder: &Path) -> Result<Files> {
 async fn only_who_has_the_token_or_a_certificate_is_answered() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let files = files(folder.path())?;
-    let mut node = Daemon::of_cluster(folder.path(), files.config.clone())?;
+    let mut node = Daemon::of_cluster(
+        host::downriver_binary()?,
+        folder.path(),
+        files.config.clone(),
+    );
     node.launch()?;
     let mut addresses = None;
     host::until("the node to be up", Duration::from_secs(60), async || {
