@@ -190,10 +190,7 @@ async fn write(folder: &Path, fill: impl AsyncFn(&Node, &Path, &str)) {
     let node = start(folder).await.unwrap();
     fill(&node, folder, "snapshot").await;
     node.take_snapshot().await;
-    while crate::snapshot::newest(&folder.join("node"))
-        .unwrap()
-        .is_none()
-    {
+    while snapshot::newest(&folder.join("node")).unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     fill(&node, folder, "log").await;
@@ -546,7 +543,7 @@ fn change_entry(node: &Path, last: bool, change: impl FnOnce(&mut pb::Entry, &mu
 }
 
 fn snapshot_file(node: &Path) -> PathBuf {
-    crate::snapshot::newest(node).unwrap().unwrap()
+    snapshot::newest(node).unwrap().unwrap()
 }
 
 /// Changes the items of the snapshot; its checksum stays right.

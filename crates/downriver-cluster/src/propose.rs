@@ -38,9 +38,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The replies to a list of commands, and the index of an entry at or after which they are applied.
 pub(crate) type Replies = (Vec<Reply>, u64);
 
+/// `None`: this node does not lead, and nothing was done.
+type Answer = Result<Option<Replies>, ControlError>;
+
 struct Asked {
     commands: Vec<pb::Command>,
-    answer: oneshot::Sender<Result<Replies, ControlError>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 /// Where entries go.
@@ -72,20 +75,28 @@ impl Silence {
     }
 }
 
+/// Two queues. This node's own commands wait for whoever leads; what is decided here waits for nobody but Raft. If both
+/// waited in one, two nodes that each take the other for the leader would wait for each other.
 #[derive(Clone)]
 pub(crate) struct Proposer {
-    queue: mpsc::Sender<Asked>,
+    own: mpsc::Sender<Asked>,
+    here: mpsc::Sender<Asked>,
 }
 
 impl Proposer {
-    /// Starts the queue's task. `fatal` is told when Raft itself has failed.
+    /// Starts the queues' tasks. `fatal` is told when Raft itself has failed.
     pub(crate) fn start(
         journal: Journal,
         fatal: watch::Sender<Option<String>>,
-    ) -> (Self, tokio::task::JoinHandle<()>) {
-        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let task = tokio::spawn(run(journal, waiting, fatal));
-        (Self { queue }, task)
+    ) -> (Self, [tokio::task::JoinHandle<()>; 2]) {
+        let journal = Arc::new(journal);
+        let (own, waiting) = mpsc::channel(QUEUE_MAX);
+        let (here, waiting_here) = mpsc::channel(QUEUE_MAX);
+        let tasks = [
+            tokio::spawn(pass_on(Arc::clone(&journal), here.clone(), waiting)),
+            tokio::spawn(decide(journal, waiting_here, fatal)),
+        ];
+        (Self { own, here }, tasks)
     }
 
     /// Returns when the command is applied, here as well, with what it answered.
@@ -106,26 +117,77 @@ impl Proposer {
         if bytes > COMMAND_BYTES_MAX {
             return Err(ControlError::TooLarge { bytes });
         }
-        let (answer, answered) = oneshot::channel();
-        let gone = || ControlError::Unavailable("the node is stopping".into());
-        self.queue
-            .send(Asked { commands, answer })
-            .await
-            .map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        let decided = ask(&self.own, commands).await?;
+        decided.ok_or_else(|| ControlError::Unavailable("the node does not lead".into()))
     }
+
+    /// The same for another node's, if this one leads.
+    pub(crate) async fn propose_here(&self, commands: Vec<pb::Command>) -> Answer {
+        ask(&self.here, commands).await
+    }
+}
+
+async fn ask(queue: &mpsc::Sender<Asked>, commands: Vec<pb::Command>) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    let gone = || ControlError::Unavailable("the node is stopping".into());
+    queue
+        .send(Asked { commands, answer })
+        .await
+        .map_err(|_| gone())?;
+    answered.await.map_err(|_| gone())?
 }
 
 fn bytes_of(commands: &[pb::Command]) -> usize {
     commands.iter().map(prost::Message::encoded_len).sum()
 }
 
-async fn run(
-    journal: Journal,
+/// Takes this node's own commands to whoever leads.
+async fn pass_on(
+    journal: Arc<Journal>,
+    here: mpsc::Sender<Asked>,
+    mut waiting: mpsc::Receiver<Asked>,
+) {
+    while let Some(together) = Together::take(&mut waiting).await {
+        match journal.pass_on(&together.entry, &here).await {
+            Ok(replies) => together.answer(Some(replies)),
+            Err(undecided) => together.fail(&undecided.reason),
+        }
+    }
+}
+
+/// Decides as the leader.
+async fn decide(
+    journal: Arc<Journal>,
     mut waiting: mpsc::Receiver<Asked>,
     fatal: watch::Sender<Option<String>>,
 ) {
-    while let Some(Asked { commands, answer }) = waiting.recv().await {
+    while let Some(mut together) = Together::take(&mut waiting).await {
+        let entry = std::mem::take(&mut together.entry);
+        match journal.decide_here(entry).await {
+            Ok(decided) => together.answer(decided),
+            Err(Undecided { reason, is_fatal }) => {
+                together.fail(&reason);
+                if is_fatal {
+                    tracing::error!(error = reason, "the journal failed: the node must stop");
+                    fatal.send_replace(Some(format!("DR-1104: the journal failed: {reason}")));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What waited and travels in one entry.
+struct Together {
+    entry: pb::Entry,
+    /// In the order of their commands, and how many each has.
+    answers: Vec<(usize, oneshot::Sender<Answer>)>,
+}
+
+impl Together {
+    /// What waits in the queue, as soon as something does.
+    async fn take(waiting: &mut mpsc::Receiver<Asked>) -> Option<Self> {
+        let Asked { commands, answer } = waiting.recv().await?;
         let mut bytes = bytes_of(&commands);
         let mut answers = vec![(commands.len(), answer)];
         let mut entry = pb::Entry {
@@ -140,25 +202,22 @@ async fn run(
             answers.push((commands.len(), answer));
             entry.commands.extend(commands);
         }
-        match journal.decide(entry).await {
-            Ok((replies, index)) => {
-                let mut replies = replies.into_iter();
-                for (commands, answer) in answers {
-                    let replies = replies.by_ref().take(commands).collect();
-                    // Whoever asked may have given up; the commands are applied all the same.
-                    let _ = answer.send(Ok((replies, index)));
-                }
-            }
-            Err(Undecided { reason, is_fatal }) => {
-                for (_, answer) in answers {
-                    let _ = answer.send(Err(ControlError::Unavailable(reason.clone())));
-                }
-                if is_fatal {
-                    tracing::error!(error = reason, "the journal failed: the node must stop");
-                    fatal.send_replace(Some(format!("DR-1104: the journal failed: {reason}")));
-                    return;
-                }
-            }
+        Some(Self { entry, answers })
+    }
+
+    fn answer(self, decided: Option<Replies>) {
+        let (replies, index) = decided.map_or((None, 0), |(replies, index)| (Some(replies), index));
+        let mut replies = replies.map(Vec::into_iter);
+        for (commands, answer) in self.answers {
+            let of_asked = replies.as_mut().map(|all| all.take(commands).collect());
+            // Whoever asked may have given up; the commands are applied all the same.
+            let _ = answer.send(Ok(of_asked.map(|replies| (replies, index))));
+        }
+    }
+
+    fn fail(self, reason: &str) {
+        for (_, answer) in self.answers {
+            let _ = answer.send(Err(ControlError::Unavailable(reason.to_owned())));
         }
     }
 }
@@ -180,18 +239,25 @@ impl From<String> for Undecided {
 
 impl Journal {
     /// Returns when the entry is applied on this node.
-    async fn decide(&self, entry: pb::Entry) -> Result<Replies, Undecided> {
+    async fn pass_on(
+        &self,
+        entry: &pb::Entry,
+        here: &mpsc::Sender<Asked>,
+    ) -> Result<Replies, Undecided> {
         let give_up = Instant::now() + LEADER_WITHIN;
         loop {
             let metrics = self.raft.metrics().borrow().clone();
             // Whoever does not lead has done nothing, so that another may be asked.
             let decided = match metrics.current_leader {
-                Some(leader) if leader == metrics.id => self.decide_here(&entry).await?,
+                Some(leader) if leader == metrics.id => {
+                    let decided = ask(here, entry.commands.clone()).await;
+                    decided.map_err(|error| error.to_string())?
+                }
                 Some(leader) => {
                     let membership = metrics.membership_config.membership();
                     let node = membership.get_node(&leader);
                     let address = node.map(|node| node.addr.clone()).unwrap_or_default();
-                    self.decide_there(&entry, leader, &address).await?
+                    self.decide_there(entry, leader, &address).await?
                 }
                 None => None,
             };
@@ -209,13 +275,13 @@ impl Journal {
     }
 
     /// `None`: this node does not lead, and nothing was done.
-    async fn decide_here(&self, entry: &pb::Entry) -> Result<Option<Replies>, Undecided> {
+    async fn decide_here(&self, entry: pb::Entry) -> Result<Option<Replies>, Undecided> {
         let _writing = self.silence.writing.lock().await;
         if self.silence.is_kept.load(Ordering::SeqCst) {
             return Ok(None);
         }
         disk::takes(&self.data, entry.encoded_len() as u64)?;
-        let written = self.raft.client_write(Wire(entry.clone()));
+        let written = self.raft.client_write(Wire(entry));
         let Ok(written) = tokio::time::timeout(DECIDE_WITHIN, written).await else {
             return Err(not_decided("most of the voters do not answer").into());
         };
@@ -276,4 +342,49 @@ fn kinds(replies: Vec<pb::CommandReply>) -> Result<Vec<Reply>, Undecided> {
     kinds.collect::<Option<_>>().ok_or_else(|| {
         Undecided::from("a reply is of a kind that this build does not know".to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use downriver_log::store::LocalStore;
+
+    use super::*;
+    use crate::{Node, NodeConfig};
+
+    #[tokio::test]
+    async fn what_was_passed_on_to_a_node_that_leads_no_more_goes_back_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(&folder.path().join("objects")).unwrap());
+        let config = NodeConfig::new(folder.path().join("node"), store);
+        let node = Node::start(config).await.unwrap();
+        let record = |key: &str| {
+            vec![pb::Command {
+                kind: Some(pb::command::Kind::PutRecord(pb::PutRecord {
+                    key: key.into(),
+                    ..pb::PutRecord::default()
+                })),
+            }]
+        };
+        let (replies, _) = node
+            .proposer()
+            .propose_here(record("one"))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(replies.len(), 1);
+        // It lets another lead: its own commands wait for that one, and what others pass on does not wait behind them.
+        node.silence().begin().await;
+        let own = node.proposer().propose_all(record("own"));
+        let passed_on = node.proposer().propose_here(record("two"));
+        let mut own = std::pin::pin!(own);
+        tokio::select! {
+            biased;
+            _ = &mut own => panic!("nobody leads"),
+            answer = passed_on => assert!(answer.unwrap().is_none()),
+        }
+        node.silence().end();
+        assert_eq!(own.await.unwrap().0.len(), 1);
+        node.shutdown().await;
+    }
 }

@@ -54,7 +54,7 @@ fn said(node: &Daemon) -> String {
 
 /// Which of the codes for a full disk it named first.
 fn code(said: &str) -> String {
-    let codes = ["DR-1103", "DR-1104", "DR-1112"];
+    let codes = ["DR-1103", "DR-1104"];
     let named = codes
         .iter()
         .filter_map(|code| Some((said.find(code)?, code)));

@@ -378,7 +378,7 @@ impl Node {
             seal_soon: Mutex::default(),
             protected: OnceLock::new(),
             fatal,
-            tasks: Mutex::new(vec![proposing]),
+            tasks: Mutex::new(proposing.into()),
             peers,
             described,
             identity: Mutex::new(identity),

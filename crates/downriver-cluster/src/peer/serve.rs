@@ -242,8 +242,11 @@ impl PeerService for Answers {
         if !self.node.leads() {
             return Ok(Response::new(pb::ProposeResponse::default()));
         }
-        let answered = self.node.proposer().propose_all(entry.commands).await;
-        let (replies, index) = answered.map_err(|error| Status::unavailable(error.to_string()))?;
+        let answered = self.node.proposer().propose_here(entry.commands).await;
+        let answered = answered.map_err(|error| Status::unavailable(error.to_string()))?;
+        let Some((replies, index)) = answered else {
+            return Ok(Response::new(pb::ProposeResponse::default()));
+        };
         let reply = |kind| pb::CommandReply { kind: Some(kind) };
         Ok(Response::new(pb::ProposeResponse {
             leads: true,
