@@ -639,9 +639,9 @@ fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
         });
         let stream = replicated.journal.streams.get_mut("shop/1").unwrap();
         stream.next = Offset(70);
-        stream.begin_anew(Offset(0));
+        stream.begin_anew(Incarnation(2), Epoch(1).of_life(1), Offset(0));
         stream.next = Offset(90);
-        stream.begin_anew(Offset(0));
+        stream.begin_anew(Incarnation(3), Epoch(1).of_life(2), Offset(0));
         let meta = SnapshotMeta::default();
         let path = snapshot::write(folder.path(), &meta, &replicated).unwrap();
         std::fs::read(path).unwrap()
@@ -653,7 +653,7 @@ fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
     let ended = [(Incarnation(1), Offset(70)), (Incarnation(2), Offset(90))];
     assert_eq!(stream.incarnation, Incarnation(3));
     assert_eq!(stream.ended, ended.into_iter().collect());
-    assert_eq!(stream.epoch, Epoch(1).of_next_life().of_next_life());
+    assert_eq!(stream.epoch, Epoch(1).of_life(2));
 }
 
 #[tokio::test]

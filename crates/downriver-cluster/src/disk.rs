@@ -3,17 +3,25 @@
 
 use std::path::Path;
 
-/// Below it no more entries are taken.
+/// Below it no more entries are taken; the largest has room in it.
 const BYTES_KEPT: u64 = 64 << 20;
 /// Below it not even a vote is given: what Raft writes by itself has the difference for it.
 const BYTES_KEPT_BY_RAFT: u64 = 32 << 20;
 
-/// Whether entries or a snapshot of so many bytes may be written.
+/// Whether an entry may be written.
 ///
 /// # Errors
 /// Why not, for people.
-pub(crate) fn takes(data: &Path, bytes: u64) -> Result<(), String> {
-    leaves(data, BYTES_KEPT + 2 * bytes)
+pub(crate) fn takes_entries(data: &Path) -> Result<(), String> {
+    leaves(data, BYTES_KEPT)
+}
+
+/// Whether a snapshot of so many bytes may be written.
+///
+/// # Errors
+/// Why not, for people.
+pub(crate) fn takes_snapshot(data: &Path, bytes: u64) -> Result<(), String> {
+    leaves(data, BYTES_KEPT + bytes)
 }
 
 /// Whether a vote may be written, or what else is small and Raft's own.

@@ -10,7 +10,6 @@ use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::command_reply::Kind as Reply;
 use openraft::Raft;
 use openraft::error::{ClientWriteError, RaftError};
-use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -280,7 +279,7 @@ impl Journal {
         if self.silence.is_kept.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        disk::takes(&self.data, entry.encoded_len() as u64)?;
+        disk::takes_entries(&self.data)?;
         let written = self.raft.client_write(Wire(entry));
         let Ok(written) = tokio::time::timeout(DECIDE_WITHIN, written).await else {
             return Err(not_decided("most of the voters do not answer").into());

@@ -141,11 +141,15 @@ async fn seal_due(node: &Node, waiting: &Waiting) -> Result<(), SealError> {
     Ok(())
 }
 
-/// Seals everything of a stream that is committed.
+/// Seals everything of a stream that is committed now; what comes meanwhile is not waited for.
 pub(crate) async fn seal_all(node: &Node, stream: &str) -> Result<(), SealError> {
+    let until = node.with_state(|state| state.journal.streams.get(stream).map(|found| found.next));
     loop {
         let next = node.with_state(|state| {
             let found = state.journal.streams.get(stream)?;
+            if Some(found.sealed) >= until {
+                return None;
+            }
             Sealable::of(stream, found, node.config().seal_bytes)
         });
         match next {

@@ -581,7 +581,7 @@ impl Shared {
 
     fn disk_takes_snapshot(&self) -> std::result::Result<(), String> {
         let replicated = self.replicated.read().expect("no writer panics");
-        disk::takes(&self.folder, replicated.journal.unsealed_bytes())
+        disk::takes_snapshot(&self.folder, replicated.journal.unsealed_bytes())
     }
 
     /// The newest snapshot's last index: the Raft log is kept from there on.

@@ -44,10 +44,11 @@ impl fmt::Display for Epoch {
 }
 
 impl Epoch {
-    /// An epoch behind all that may have been given since the backup that this one is from: sinks know them.
+    /// An epoch behind all that may have been given since the backup that this one is from, which sinks know: in the life
+    /// after so many restores.
     #[must_use]
-    pub fn of_next_life(self) -> Self {
-        Self(self.0 + (1 << 32))
+    pub fn of_life(self, restores: u32) -> Self {
+        Self(self.0 + (u64::from(restores) << 32))
     }
 }
 

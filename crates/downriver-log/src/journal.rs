@@ -501,19 +501,21 @@ impl Stream {
         frames.map(|frame| frame.len() as u64).sum()
     }
 
-    /// What came after this is lost for good: the log goes on in another incarnation, of which nobody is the owner yet. The
-    /// objects of events before `from` are lost as well; it lies where one of them ends.
-    pub fn begin_anew(&mut self, from: Offset) {
+    /// What came after this is lost for good: the log goes on in another incarnation, which nobody had, and under epochs that
+    /// nobody had. The objects of events before `from` are lost as well; it lies where one of them ends.
+    pub fn begin_anew(&mut self, incarnation: Incarnation, epoch: Epoch, from: Offset) {
         self.ended.push(self.incarnation, self.next);
-        self.incarnation.0 += 1;
-        self.epoch = self.epoch.of_next_life();
+        self.incarnation = incarnation;
+        self.epoch = epoch;
         self.owner = 0;
         if from <= self.trimmed {
             return;
         }
         self.trimmed = from;
         self.manifests.retain(|manifest| manifest.end > from);
-        self.segments.retain(|segment| segment.place.end > from);
+        let gone = self.segments.partition_point(|s| s.place.end <= from);
+        let gone = self.segments.drain(..gone);
+        self.garbage.extend(gone.map(|s| s.place.object.key));
         self.unsealed.retain(|block| block.end() > from);
         self.sealed = self.sealed.max(from);
     }

@@ -57,6 +57,8 @@ async fn a_cluster_that_is_gone_is_made_again_of_its_backup_and_goes_on() -> Res
             ..Style::default()
         },
     );
+    // One is taken also while changes come and come.
+    shop.cluster.nodes[2].ok(&["cluster", "backup"]).await?;
     workload.finish().await?;
     shop.ensure_equal(0).await?;
     let lost = shop.tail(0).await?;
@@ -159,6 +161,19 @@ async fn a_cluster_that_is_gone_is_made_again_of_its_backup_and_goes_on() -> Res
     ensure!(
         offsets.iter().copied().eq(0..shop.tail(0).await?),
         "the log of before is there, and offsets are dense"
+    );
+
+    // The same backup once more: what the life in between gave does not come again.
+    for node in 0..3 {
+        shop.cluster.nodes[node].kill();
+        std::fs::remove_dir_all(shop.cluster.nodes[node].data())?;
+    }
+    let again = restore(&shop, 0, &["--backup", key, "-o", "json"]).await?;
+    ensure!(again.status.success(), "{again:?}");
+    let again: Value = serde_json::from_slice(&again.stdout)?;
+    ensure!(
+        again[0]["incarnation"].as_u64() > Some(2) && again[0]["next"] == reaches,
+        "{again}"
     );
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod restore;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +21,8 @@ pub use restore::{RestoreError, Restored, RestoredStream, restore};
 
 const PREFIX: &str = "backup/";
 const SUFFIX: &str = ".snapshot";
+/// In the data folder: backups on their way to the store.
+const FOLDER: &str = "backup";
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// A cluster that has no backup gets one when it has had a leader for so long.
 const FIRST_AFTER: Duration = Duration::from_secs(300);
@@ -109,36 +112,51 @@ impl Node {
             let sealed = self.seal_now(&stream).await;
             sealed.map_err(|error| unavailable(error.to_string()))?;
         }
+        // One that is cut off leads still as far as it knows, and others have gone on.
+        self.read_index().await?;
+        if !self.leads() {
+            return Err(unavailable("this node does not lead any more".into()));
+        }
         let (replicated, (last_log_id, last_membership)) = self.shared().copy();
         let waiting = replicated.journal.unsealed_bytes();
-        self.disk_takes(waiting).map_err(unavailable)?;
+        self.disk_takes_snapshot(waiting).map_err(unavailable)?;
         let meta = SnapshotMeta {
             last_log_id,
             last_membership,
             snapshot_id: uuid::Uuid::now_v7().to_string(),
         };
-        let folder = self.config().data.join("backup");
+        // Of this call alone: another may be at work.
+        let folder = self.config().data.join(FOLDER).join(&meta.snapshot_id);
+        let at = folder.clone();
         let written = tokio::task::spawn_blocking(move || {
-            // What a crash left.
-            let _ = std::fs::remove_dir_all(&folder);
-            std::fs::create_dir_all(&folder)?;
-            let path = snapshot::write(&folder, &meta, &replicated)?;
+            std::fs::create_dir_all(&at)?;
+            let path = snapshot::write(&at, &meta, &replicated)?;
             let bytes = std::fs::metadata(&path)?.len();
-            Ok::<_, std::io::Error>((folder, path, bytes))
+            Ok::<_, std::io::Error>((path, bytes))
         });
         let written = written
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let (folder, path, bytes) = written.map_err(|error| unavailable(error.to_string()))?;
+        let (path, bytes) = written.map_err(|error| unavailable(error.to_string()))?;
         let index = last_log_id.map_or(0, |id| id.index);
-        let backup = Backup::new(SystemTime::now(), index, bytes);
-        let put = self.store().put_file(&backup.key, &path).await;
+        let put = self.put_backup(&path, index, bytes).await;
         let _ = std::fs::remove_dir_all(&folder);
-        put.map_err(|error| unavailable(error.to_string()))?;
+        let backup = put.map_err(|error| unavailable(error.to_string()))?;
         tracing::info!(key = backup.key, bytes, "a backup was taken");
-        self.drop_old_backups()
-            .await
-            .map_err(|error| unavailable(error.to_string()))?;
+        if let Err(error) = self.drop_old_backups().await {
+            tracing::warn!(error = %error, "old backups are left");
+        }
+        Ok(backup)
+    }
+
+    async fn put_backup(&self, path: &Path, index: u64, bytes: u64) -> Result<Backup, StoreError> {
+        let store = self.store();
+        // The newest one is that which has most, whatever clocks say.
+        let newest = backups(&**store).await?.into_iter().next_back();
+        let after = newest.map(|newest| newest.taken + Duration::from_millis(1));
+        let taken = after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now()));
+        let backup = Backup::new(taken, index, bytes);
+        store.put_file(&backup.key, path).await?;
         Ok(backup)
     }
 
@@ -152,9 +170,18 @@ impl Node {
     }
 }
 
+/// Removes what a crash left of backups on their way.
+pub(crate) fn remove_leftovers(data: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(data.join(FOLDER)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The leader's: takes a backup when the newest one is old enough.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut leads_since: Option<Instant> = None;
+    let mut last: Option<Instant> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !node.leads() {
@@ -163,19 +190,23 @@ pub(crate) async fn run(node: Arc<Node>) {
         }
         let leads_since = *leads_since.get_or_insert_with(Instant::now);
         let every = node.config().backups.every;
+        // A clock that is wrong brings neither many nor none.
+        if last.is_some_and(|last| last.elapsed() < every) {
+            continue;
+        }
         let is_due = match backups(&**node.store()).await {
             Ok(found) => match found.last() {
-                // A clock that was set back does not put it off for long.
-                Some(newest) => newest
-                    .taken
-                    .elapsed()
-                    .map_or_else(|ahead| ahead.duration() > every, |age| age >= every),
+                Some(newest) => newest.taken.elapsed().is_ok_and(|age| age >= every),
                 None => leads_since.elapsed() >= every.min(FIRST_AFTER),
             },
             Err(_) => false,
-        };
-        if is_due && let Err(error) = node.back_up().await {
-            tracing::warn!(error = %error, "no backup can be taken now");
+        } || leads_since.elapsed() >= every;
+        if !is_due {
+            continue;
+        }
+        match node.back_up().await {
+            Ok(_) => last = Some(Instant::now()),
+            Err(error) => tracing::warn!(error = %error, "no backup can be taken now"),
         }
     }
 }

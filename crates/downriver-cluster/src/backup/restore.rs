@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use downriver_event::{Incarnation, Offset};
 use downriver_log::ReadError;
 use downriver_log::journal::{Stream, UnsealedPayload};
@@ -17,11 +18,14 @@ use openraft::{BasicNode, Membership, SnapshotMeta, StoredMembership, Vote};
 use super::{Backup, backups};
 use crate::form::{self, Seeds};
 use crate::identity::Identity;
+use crate::node::incarnation_of;
 use crate::peer::{Credentials, PeerTls, Peers};
 use crate::snapshot;
 use crate::state::Replicated;
 use crate::store::LogStore;
 
+/// An object for each restore.
+const PREFIX: &str = "restored/";
 const RESTORING: &str = "restoring";
 
 /// Whether a restore into the folder did not get to its end.
@@ -116,7 +120,8 @@ pub async fn restore(
         reason,
     };
     let (meta, mut replicated) = snapshot::read(&path).map_err(damaged)?;
-    let streams = begin_anew(store, &mut replicated).await?;
+    let restores = count(store).await?;
+    let streams = begin_anew(store, &mut replicated, restores).await?;
 
     let identity = Identity::of_cluster(&uuid::Uuid::new_v4().to_string());
     let last = meta
@@ -146,20 +151,23 @@ pub async fn restore(
 async fn begin_anew(
     store: &dyn ObjectStore,
     replicated: &mut Replicated,
+    restores: u32,
 ) -> Result<Vec<RestoredStream>, RestoreError> {
     replicated.control.members.clear();
     replicated.control.assignments.clear();
     for table in replicated.control.sink_tables.values_mut() {
-        table.epoch = table.epoch.of_next_life();
+        table.epoch = table.epoch.of_life(restores);
     }
     for group in replicated.groups.all_mut() {
-        group.epoch = group.epoch.of_next_life();
+        group.epoch = group.epoch.of_life(restores);
     }
     let mut restored = Vec::new();
     for (name, stream) in &mut replicated.journal.streams {
-        let from = first_whole(store, name, stream).await?;
+        let there = keys(store, &format!("log/{name}/")).await?;
+        let from = first_whole(store, &there, stream).await?;
         let is_cut = from > stream.trimmed;
-        stream.begin_anew(from);
+        let incarnation = Incarnation(newest(name, &there).max(stream.incarnation.0) + restores);
+        stream.begin_anew(incarnation, stream.epoch.of_life(restores), from);
         restored.push(RestoredStream {
             stream: name.clone(),
             incarnation: stream.incarnation,
@@ -174,10 +182,9 @@ async fn begin_anew(
 /// The first offset from which on nothing is missing in the store: retention and merges have gone on since the backup.
 async fn first_whole(
     store: &dyn ObjectStore,
-    name: &str,
+    there: &BTreeSet<String>,
     stream: &Stream,
 ) -> Result<Offset, RestoreError> {
-    let there = keys(store, &format!("log/{name}/")).await?;
     let mut from = stream.trimmed;
     let mut look = |key: &str, end: Offset| {
         if !there.contains(key) {
@@ -205,6 +212,29 @@ async fn first_whole(
         }
     }
     Ok(from)
+}
+
+/// The greatest incarnation of a stream that has objects: of the log that is lost, or of another restore's.
+fn newest(name: &str, there: &BTreeSet<String>) -> u32 {
+    let prefix = format!("log/{name}/");
+    let incarnations = there.iter().filter_map(|key| incarnation_of(key, &prefix));
+    incarnations.map(|one| one.0).max().unwrap_or_default()
+}
+
+/// Counts this restore, for good. The same backup may be restored twice, and nothing that the first one gave may come again.
+async fn count(store: &dyn ObjectStore) -> Result<u32, RestoreError> {
+    let before = keys(store, PREFIX).await?;
+    let numbers = before
+        .iter()
+        .filter_map(|key| key.strip_prefix(PREFIX)?.parse::<u32>().ok());
+    let number = numbers.max().unwrap_or_default() + 1;
+    store
+        .put(
+            &format!("{PREFIX}{number:06}"),
+            Bytes::from_static(b"restored"),
+        )
+        .await?;
+    Ok(number)
 }
 
 async fn keys(store: &dyn ObjectStore, prefix: &str) -> Result<BTreeSet<String>, StoreError> {

@@ -337,7 +337,7 @@ impl Node {
 }
 
 /// Of an object of a stream: its key goes on with it.
-fn incarnation_of(key: &str, prefix: &str) -> Option<Incarnation> {
+pub(crate) fn incarnation_of(key: &str, prefix: &str) -> Option<Incarnation> {
     let (incarnation, _) = key.strip_prefix(prefix)?.split_once('-')?;
     incarnation.parse().ok().map(Incarnation)
 }

@@ -35,6 +35,8 @@ use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
 use crate::{TypeConfig, sealer::seal_all, tidy};
 
+pub(crate) use control::incarnation_of;
+
 const INLINE_BLOCK_BYTES_MAX: usize = 512 << 10;
 const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
 /// How long a node that starts alone may take to lead.
@@ -313,6 +315,7 @@ impl Node {
         let folder = folder_error(&config.data);
         std::fs::create_dir_all(&config.data).map_err(&folder)?;
         remove_leftovers(&config.data).map_err(&folder)?;
+        backup::remove_leftovers(&config.data).map_err(&folder)?;
         if backup::is_half_restored(&config.data) {
             return Err(NodeError::HalfRestored(config.data.clone()));
         }
@@ -439,12 +442,15 @@ impl Node {
     /// Why nothing more is written to this node's disk, if it is nearly full.
     #[must_use]
     pub fn disk_problem(&self) -> Option<String> {
-        self.disk_takes(0).err()
+        self.disk_takes_entries().err()
     }
 
-    /// Whether entries or a snapshot of so many bytes may be written here; else why not.
-    pub(crate) fn disk_takes(&self, bytes: u64) -> Result<(), String> {
-        disk::takes(&self.config.data, bytes)
+    pub(crate) fn disk_takes_entries(&self) -> Result<(), String> {
+        disk::takes_entries(&self.config.data)
+    }
+
+    pub(crate) fn disk_takes_snapshot(&self, bytes: u64) -> Result<(), String> {
+        disk::takes_snapshot(&self.config.data, bytes)
     }
 
     pub(crate) fn disk_takes_votes(&self) -> Result<(), String> {

@@ -11,7 +11,6 @@ use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest,
 };
-use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
@@ -144,9 +143,7 @@ impl PeerService for Answers {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         if !request.entries.is_empty() {
-            self.node
-                .disk_takes(request.encoded_len() as u64)
-                .map_err(full)?;
+            self.node.disk_takes_entries().map_err(full)?;
         }
         let entries = request.entries.into_iter().map(raft_entry);
         let request = AppendEntriesRequest {
@@ -204,7 +201,7 @@ impl PeerService for Answers {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         self.node
-            .disk_takes(request.data.len() as u64)
+            .disk_takes_snapshot(request.data.len() as u64)
             .map_err(full)?;
         let request = InstallSnapshotRequest {
             vote: vote(request.vote.as_ref()).ok_or_else(|| missing("vote"))?,
@@ -272,7 +269,7 @@ impl PeerService for Answers {
         request: Request<pb::LeadRequest>,
     ) -> Result<Response<pb::LeadResponse>, Status> {
         self.check(request.into_inner().envelope.as_ref())?;
-        self.node.disk_takes_votes().map_err(full)?;
+        self.node.disk_takes_entries().map_err(full)?;
         let leads = transfer::take(&self.node).await;
         Ok(Response::new(pb::LeadResponse { leads }))
     }

@@ -115,7 +115,8 @@ impl Reach {
         endpoint.map_err(|error| Failure::Usage(format!("TLS cannot be used: {error}")))
     }
 
-    fn bearer(&self) -> Result<Bearer, Failure> {
+    /// The token, for a node that is reached over TLS or is on this machine: anybody between could read it.
+    fn bearer(&self, to: &Endpoint) -> Result<Bearer, Failure> {
         let token = match &self.token_file {
             Some(file) => String::from_utf8_lossy(&read(file)?).into_owned(),
             None => std::env::var("DOWNRIVER_TOKEN").unwrap_or_default(),
@@ -123,6 +124,13 @@ impl Reach {
         let token = token.trim();
         if token.is_empty() {
             return Ok(Bearer(None));
+        }
+        let is_open = to.uri().scheme_str() != Some("https") && !is_local(to);
+        if is_open {
+            return Err(Failure::Usage(format!(
+                "the token would be sent to {} where others can read it: write https://, or give --ca",
+                self.addr
+            )));
         }
         let mut value = AsciiMetadataValue::try_from(format!("Bearer {token}"))
             .map_err(|_| Failure::Usage("the token has characters that cannot be sent".into()))?;
@@ -136,6 +144,13 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     bytes.map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", path.display())))
 }
 
+fn is_local(to: &Endpoint) -> bool {
+    let host = to.uri().host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 /// The innermost reason.
 fn reason(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
@@ -147,8 +162,9 @@ fn reason(error: &dyn std::error::Error) -> String {
 
 impl Client {
     pub(super) async fn connect(reach: Reach) -> Result<Self, Failure> {
-        let bearer = reach.bearer()?;
-        let channel = reach.endpoint()?.connect().await.map_err(|error| {
+        let endpoint = reach.endpoint()?;
+        let bearer = reach.bearer(&endpoint)?;
+        let channel = endpoint.connect().await.map_err(|error| {
             Failure::Other(format!(
                 "no downriver answers at {} ({}): start one with downriver dev, or give --addr",
                 reach.addr,

@@ -20,7 +20,7 @@ use super::access::{Access, admit};
 
 /// Connections that have not shown yet who they are; further ones wait.
 const HANDSHAKES_MAX: usize = 256;
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Answers calls until `stop` is cancelled.
 pub(super) async fn serve(
