@@ -336,7 +336,9 @@ async fn one_history(seed: u64) -> Result<()> {
         if random.random_bool(0.4) {
             *lake.pointers.lose_answer.lock().unwrap() = random.random_bool(0.2);
             writer.commit(source.next).await?;
-            let (_, _, model) = source.blocks.last().unwrap();
+            // At first there may be nothing.
+            let nothing = Model::new();
+            let model = source.blocks.last().map_or(&nothing, |(_, _, model)| model);
             ensure_is(&lake, model, source.version).await?;
         }
         if random.random_bool(0.2) {
