@@ -1,7 +1,9 @@
 //! The generated gRPC types of `proto/`: the admin and log services, the event log's stored messages and
-//! what Raft replicates. Nothing is decided here.
+//! what Raft replicates; and how a server is reached. Nothing is decided here.
 
 #![allow(clippy::all, unused_qualifications, unreachable_pub)]
+
+pub mod connect;
 
 pub mod log {
     pub mod v1 {

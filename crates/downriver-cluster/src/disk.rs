@@ -32,15 +32,17 @@ pub(crate) fn takes_votes(data: &Path) -> Result<(), String> {
     leaves(data, BYTES_KEPT_BY_RAFT)
 }
 
+/// `None`: the disk does not say.
+pub(crate) fn free_bytes(data: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(data).ok()?;
+    Some(disk.f_bavail * disk.f_frsize)
+}
+
 fn leaves(data: &Path, bytes: u64) -> Result<(), String> {
     // A disk that does not say how full it is says so when it is.
-    let Ok(disk) = rustix::fs::statvfs(data) else {
+    let Some(free) = free_bytes(data).filter(|free| *free < bytes) else {
         return Ok(());
     };
-    let free = disk.f_bavail * disk.f_frsize;
-    if free >= bytes {
-        return Ok(());
-    }
     Err(format!(
         "DR-1103: the disk of {} is full: {} MiB are free, {} MiB are kept for the journal",
         data.display(),

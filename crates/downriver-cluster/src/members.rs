@@ -390,24 +390,29 @@ impl Node {
         transfer::give(self, to).await
     }
 
-    /// As the leader: who has nearly everything.
+    /// As the leader: who has nearly everything. However short the log is, one of which it is not known what it has is far.
     fn close(&self) -> BTreeSet<u64> {
-        let behind = self.behind().into_iter();
-        let close = behind.filter(|(_, behind)| *behind <= BEHIND_MAX);
+        let (last, others) = self.matched();
+        let close = others.filter(|(_, matched)| {
+            matched.is_some_and(|matched| last.saturating_sub(matched) <= BEHIND_MAX)
+        });
         close.map(|(id, _)| id).chain([self.id()]).collect()
     }
 
     /// As the leader: how many entries each other node lacks.
     fn behind(&self) -> BTreeMap<u64, u64> {
-        let metrics = self.raft().metrics().borrow().clone();
-        let last = metrics.last_log_index.unwrap_or_default();
-        let replication = metrics.replication.unwrap_or_default();
-        let others = replication.into_iter().filter(|(id, _)| *id != metrics.id);
-        let behind = others.map(|(id, matched)| {
-            let matched = matched.map_or(0, |matched| matched.index);
-            (id, last.saturating_sub(matched))
-        });
+        let (last, others) = self.matched();
+        let behind = others.map(|(id, matched)| (id, last.saturating_sub(matched.unwrap_or(0))));
         behind.collect()
+    }
+
+    /// As the leader: its last entry, and the last one that each other node is known to have.
+    fn matched(&self) -> (u64, impl Iterator<Item = (u64, Option<u64>)> + use<>) {
+        let metrics = self.raft().metrics().borrow().clone();
+        let others = metrics.replication.unwrap_or_default().into_iter();
+        let others = others.filter(move |(id, _)| *id != metrics.id);
+        let matched = others.map(|(id, matched)| (id, matched.map(|matched| matched.index)));
+        (metrics.last_log_index.unwrap_or_default(), matched)
     }
 
     fn look_for_life(&self) -> Nodes {

@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::condition;
 use crate::plan::{check_unused, parse, plan};
 use crate::problem::{of_status, status, to_pb};
-use crate::route::{Where, elsewhere, is_passed_on, passed_on, resource};
+use crate::route::{STATUS_WITHIN, Where, elsewhere, is_passed_on, passed_on, resource};
 use crate::spec::{Source, Spec};
 
 const PAGE_SIZE_MAX: u32 = 500;
@@ -591,11 +591,12 @@ impl AdminService for Admin {
         &self,
         request: Request<pb::NodesRequest>,
     ) -> Result<Response<pb::NodesResponse>, Status> {
-        // Only the leader knows who is alive; without one the others say what they know.
-        if let Ok(Some(mut leader)) = elsewhere(&request, |_| self.engine.leader())
-            && let Ok(nodes) = leader.nodes(passed_on(request.into_inner())).await
-        {
-            return Ok(nodes);
+        // Only the leader knows who is alive; where it does not answer the others say what they know.
+        if let Ok(Some(mut leader)) = elsewhere(&request, |_| self.engine.leader()) {
+            let asked = leader.nodes(passed_on(request.into_inner()));
+            if let Ok(Ok(nodes)) = tokio::time::timeout(STATUS_WITHIN, asked).await {
+                return Ok(nodes);
+            }
         }
         let nodes = self.engine.nodes();
         Ok(Response::new(pb::NodesResponse { nodes }))

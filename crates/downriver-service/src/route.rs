@@ -16,8 +16,8 @@ use crate::problem::{status, to_pb};
 
 /// Marks a call that another node has passed on: it is answered where it arrives.
 const PASSED_ON: &str = "downriver-passed-on";
-/// How long another node may take to tell the status of what it runs.
-const STATUS_WITHIN: Duration = Duration::from_secs(1);
+/// How long another node may take to tell what it knows.
+pub(crate) const STATUS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where something runs, or is decided.
 #[derive(Clone, Debug)]

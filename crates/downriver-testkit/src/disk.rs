@@ -66,6 +66,18 @@ impl SmallDisk {
         Ok(())
     }
 
+    /// Leaves about so much room.
+    pub fn leave(&self, mib: u64) -> Result<()> {
+        let free = rustix::fs::statvfs(self.path())?;
+        let free = (free.f_bavail * free.f_frsize) >> 20;
+        let block = vec![0x5a; 1 << 20];
+        let mut ballast = File::create(self.ballast())?;
+        for _ in mib..free {
+            ballast.write_all(&block)?;
+        }
+        Ok(())
+    }
+
     /// Whether it was full.
     pub fn make_room(&self) -> Result<bool> {
         match fs::remove_file(self.ballast()) {

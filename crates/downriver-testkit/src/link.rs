@@ -1,7 +1,7 @@
 //! A TCP proxy that knows who calls: what happens to bytes is said for each of several processes by itself.
 //!
 //! A caller is found by the socket that it called from, which the kernel lists with its process. Whoever is none of the
-//! callers passes always.
+//! callers passes always; a connection of one that becomes a caller is ended, so that the next one is a caller's.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,8 +53,14 @@ struct Caller {
 
 pub struct Link {
     address: SocketAddr,
-    callers: Arc<Vec<Caller>>,
+    callers: Arc<Callers>,
     task: JoinHandle<()>,
+}
+
+struct Callers {
+    all: Vec<Caller>,
+    /// Counts what was said of processes.
+    told: watch::Sender<u64>,
 }
 
 impl Link {
@@ -67,7 +73,10 @@ impl Link {
             mode: watch::Sender::new(Mode::Pass),
             bites: AtomicU64::new(0),
         };
-        let callers: Arc<Vec<Caller>> = Arc::new((0..callers).map(caller).collect());
+        let callers = Arc::new(Callers {
+            all: (0..callers).map(caller).collect(),
+            told: watch::Sender::new(0),
+        });
         let task = tokio::spawn(serve(listener, target, Arc::clone(&callers)));
         Ok(Self {
             address,
@@ -82,16 +91,20 @@ impl Link {
 
     /// Which process a caller is now.
     pub fn is(&self, caller: usize, pid: Option<u32>) {
-        *self.callers[caller].pid.lock().expect("no holder panics") = pid;
+        *self.callers.all[caller]
+            .pid
+            .lock()
+            .expect("no holder panics") = pid;
+        self.callers.told.send_modify(|told| *told += 1);
     }
 
     pub fn set(&self, caller: usize, mode: Mode) {
-        self.callers[caller].mode.send_replace(mode);
+        self.callers.all[caller].mode.send_replace(mode);
     }
 
     /// How often a mode other than passing has done something to a caller's bytes.
     pub fn bites(&self, caller: usize) -> u64 {
-        self.callers[caller].bites.load(Ordering::Relaxed)
+        self.callers.all[caller].bites.load(Ordering::Relaxed)
     }
 }
 
@@ -101,7 +114,7 @@ impl Drop for Link {
     }
 }
 
-async fn serve(listener: TcpListener, target: u16, callers: Arc<Vec<Caller>>) {
+async fn serve(listener: TcpListener, target: u16, callers: Arc<Callers>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, from)) = listener.accept().await else {
@@ -109,8 +122,20 @@ async fn serve(listener: TcpListener, target: u16, callers: Arc<Vec<Caller>>) {
         };
         let callers = Arc::clone(&callers);
         connections.spawn(async move {
-            let caller = caller_of(from.port(), &callers);
-            connect(stream, target, caller.map(|index| &callers[index])).await;
+            let mut told = callers.told.subscribe();
+            let caller = caller_of(from.port(), &callers.all);
+            let is_known_now = async {
+                while caller.is_none() && told.changed().await.is_ok() {
+                    if caller_of(from.port(), &callers.all).is_some() {
+                        return;
+                    }
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = connect(stream, target, caller.map(|index| &callers.all[index])) => {}
+                () = is_known_now => {}
+            }
         });
         while connections.try_join_next().is_some() {}
     }

@@ -151,9 +151,9 @@ impl Shop {
     }
 }
 
-/// Changes of all kinds in transactions of one to twenty, until it is told to stop. How many.
+/// Changes of all kinds in transactions of one to twenty, until it is told to stop; one at least. How many.
 pub async fn change(mysql: &Mysql, seed: u64, stop: CancellationToken) -> Result<u64> {
-    change_until(mysql, seed, |_| stop.is_cancelled()).await
+    change_until(mysql, seed, |written| written > 0 && stop.is_cancelled()).await
 }
 
 /// The same until so many transactions are enough. How many.

@@ -91,7 +91,7 @@ pub enum Evidence {
 /// A link by its number, the callers that are hurt there, and how.
 type Hurt = (usize, Vec<usize>, Mode);
 
-/// How long it may take to find out whom a fault is for.
+/// How long it may take to find out whom a fault is for, and to let another lead.
 const TOLD_WITHIN: Duration = Duration::from_secs(4);
 
 /// Links in front of nodes have the nodes' numbers.
@@ -262,10 +262,16 @@ impl World {
             Kind::TransferLeader => {
                 let asked = self.some_node().await?;
                 let node = &self.cluster.nodes[asked];
-                let answer = node.run(&["cluster", "transfer-leader"]).await?;
-                Going::Over(match answer.code {
-                    Some(0) => Evidence::Bit(answer.stdout.trim().to_owned()),
-                    _ => Evidence::Skipped(answer.text().trim().to_owned()),
+                let transfer = node.run(&["cluster", "transfer-leader"]);
+                Going::Over(match tokio::time::timeout(TOLD_WITHIN, transfer).await {
+                    Ok(answer) => {
+                        let answer = answer?;
+                        match answer.code {
+                            Some(0) => Evidence::Bit(answer.stdout.trim().to_owned()),
+                            _ => Evidence::Skipped(answer.text().trim().to_owned()),
+                        }
+                    }
+                    Err(_) => Evidence::Skipped("nobody says whether another leads".into()),
                 })
             }
             Kind::CrashDatabase => {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use downriver_api::log::v1::log_service_client::LogServiceClient;
+use downriver_testkit::cluster::{Machines, Peers};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
 use tonic::transport::Channel;
@@ -37,6 +38,11 @@ pub struct ClusteredShop {
 impl ClusteredShop {
     /// Three nodes that know nothing yet, beside the shop's tables.
     pub async fn open(scale: u32) -> Result<Self> {
+        Self::open_on(Machines::Ordinary, scale).await
+    }
+
+    /// The same on such machines.
+    pub async fn open_on(machines: Machines, scale: u32) -> Result<Self> {
         let postgres = Postgres::start().await?;
         shop::create(&postgres).await?;
         shop::fill(&postgres, scale).await?;
@@ -44,7 +50,8 @@ impl ClusteredShop {
         let folder = tempfile::Builder::new()
             .prefix("downriver-fault-")
             .tempdir()?;
-        let cluster = Cluster::start(folder.path(), &store, 3).await?;
+        let (peers, endpoint) = (Peers::reserve(3)?, store.s3_endpoint());
+        let cluster = Cluster::start_with(folder.path(), &endpoint, peers, machines).await?;
         Ok(Self {
             cluster,
             postgres,

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use downriver_testkit::readers::{self, Lake};
 use downriver_testkit::workload::{Style, Workload};
 use downriver_testkit::{host, resources, seaweed, shop};
@@ -20,6 +21,8 @@ use crate::world::{NODES, World};
 
 /// How long everything may take to be as if nothing had happened.
 const CONVERGE: Duration = Duration::from_secs(60);
+/// What takes longer hangs.
+const ROUND_WITHIN: Duration = Duration::from_secs(240);
 
 /// Tables of which both sides print every value alike; of the others keys are compared here, and values in the lake.
 const PLAIN: [&str; 3] = ["public.ledger", bank::TABLES[0], bank::TABLES[1]];
@@ -48,8 +51,18 @@ impl Round {
 /// Plays the round of a seed.
 ///
 /// # Errors
-/// An invariant does not hold, or something did not converge.
+/// An invariant does not hold, or something did not converge, or hangs.
 pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
+    let step = Mutex::new("begins");
+    let played = tokio::time::timeout(ROUND_WITHIN, play_by_steps(world, seed, &step)).await;
+    played.unwrap_or_else(|_| {
+        let step = step.lock().expect("no holder panics");
+        bail!("it hangs where it {step}")
+    })
+}
+
+async fn play_by_steps(world: &mut World, seed: u64, step: &Mutex<&'static str>) -> Result<Round> {
+    let now = |what| *step.lock().expect("no holder panics") = what;
     let began = Instant::now();
     let mut random = StdRng::seed_from_u64(seed);
     let only = std::env::var("DOWNRIVER_FAULT_ONLY").unwrap_or_default();
@@ -67,10 +80,13 @@ pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     let subscribers: Vec<Subscriber> = (0..NODES)
         .map(|node| Subscriber::start(&world.cluster.nodes[node]))
         .collect();
+    now("inflicts faults");
     let inflicted = inflict(world, faults, began).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let healed = Instant::now();
+    now("heals");
     world.heal().await.context("heal")?;
+    now("ends what writes");
     // What was written is part of it: something must also come after everything is well.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let written = workload.stop().await?;
@@ -78,11 +94,14 @@ pub async fn play(world: &mut World, seed: u64) -> Result<Round> {
     if let Some(transfers) = branch {
         moved += transfers.stop().await?;
     }
+    now("converges");
     let converged = converge(world, healed).await?;
+    now("checks");
     let events = check(world).await?;
     if let Some(branch) = &world.branch {
         branch.check(world).await.context("the branch")?;
     }
+    now("reads what subscribers have not seen yet");
     for (index, subscriber) in subscribers.into_iter().enumerate() {
         let address = world.cluster.nodes[index].addresses()?.grpc.clone();
         let seen = subscriber.finish(&address, events.len() as u64).await;

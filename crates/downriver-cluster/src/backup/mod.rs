@@ -15,6 +15,7 @@ use openraft::SnapshotMeta;
 
 use crate::node::{ControlError, Node};
 use crate::snapshot;
+use crate::tidy::Spared;
 
 pub(crate) use restore::is_half_restored;
 pub use restore::{RestoreError, Restored, RestoredStream, restore};
@@ -113,11 +114,13 @@ impl Node {
             sealed.map_err(|error| unavailable(error.to_string()))?;
         }
         // One that is cut off leads still as far as it knows, and others have gone on.
+        let term = self.term();
         self.read_index().await?;
         if !self.leads() {
             return Err(unavailable("this node does not lead any more".into()));
         }
         let (replicated, (last_log_id, last_membership)) = self.shared().copy();
+        let spared = Spared::by_backup_of(&replicated, term);
         let waiting = replicated.journal.unsealed_bytes();
         self.disk_takes_snapshot(waiting).map_err(unavailable)?;
         let meta = SnapshotMeta {
@@ -142,6 +145,8 @@ impl Node {
         let put = self.put_backup(&path, index, bytes).await;
         let _ = std::fs::remove_dir_all(&folder);
         let backup = put.map_err(|error| unavailable(error.to_string()))?;
+        *self.spared() = Some(spared);
+        self.note_newest_backup(Some(backup.taken));
         tracing::info!(key = backup.key, bytes, "a backup was taken");
         if let Err(error) = self.drop_old_backups().await {
             tracing::warn!(error = %error, "old backups are left");
@@ -186,6 +191,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         tokio::time::sleep(LOOK_EVERY).await;
         if !node.leads() {
             leads_since = None;
+            node.note_newest_backup(None);
             continue;
         }
         let leads_since = *leads_since.get_or_insert_with(Instant::now);
@@ -194,11 +200,18 @@ pub(crate) async fn run(node: Arc<Node>) {
         if last.is_some_and(|last| last.elapsed() < every) {
             continue;
         }
-        let is_due = match backups(&**node.store()).await {
-            Ok(found) => match found.last() {
-                Some(newest) => newest.taken.elapsed().is_ok_and(|age| age >= every),
-                None => leads_since.elapsed() >= every.min(FIRST_AFTER),
-            },
+        let newest = backups(&**node.store())
+            .await
+            .map(|found| found.into_iter().next_back());
+        let newest = newest.map(|newest| newest.map(|newest| newest.taken));
+        let is_due = match newest {
+            Ok(newest) => {
+                node.note_newest_backup(newest);
+                match newest {
+                    Some(taken) => taken.elapsed().is_ok_and(|age| age >= every),
+                    None => leads_since.elapsed() >= every.min(FIRST_AFTER),
+                }
+            }
             Err(_) => false,
         } || leads_since.elapsed() >= every;
         if !is_due {

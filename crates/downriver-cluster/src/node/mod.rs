@@ -9,8 +9,8 @@ mod member;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_api::cluster::v1::command_reply::Kind as R;
@@ -33,7 +33,8 @@ use crate::propose::{COMMAND_BYTES_MAX, Journal, Proposer, Silence};
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
-use crate::{TypeConfig, sealer::seal_all, tidy};
+use crate::tidy::{self, Spared};
+use crate::{TypeConfig, sealer::seal_all};
 
 pub(crate) use control::incarnation_of;
 
@@ -186,6 +187,10 @@ pub struct Node {
     /// Streams that are to be sealed though neither old nor large.
     seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
+    /// As the leader: what the newest backup may refer to; `None`: not known.
+    spared: Mutex<Option<Spared>>,
+    /// When the newest backup was taken, as far as this node has seen.
+    newest_backup: Mutex<Option<SystemTime>>,
     fatal: watch::Sender<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     peers: Peers,
@@ -380,6 +385,8 @@ impl Node {
             store_problem: Mutex::default(),
             seal_soon: Mutex::default(),
             protected: OnceLock::new(),
+            spared: Mutex::default(),
+            newest_backup: Mutex::default(),
             fatal,
             tasks: Mutex::new(proposing.into()),
             peers,
@@ -445,6 +452,12 @@ impl Node {
         self.disk_takes_entries().err()
     }
 
+    /// Room on the disk of the data folder; `None`: it does not say.
+    #[must_use]
+    pub fn disk_free_bytes(&self) -> Option<u64> {
+        disk::free_bytes(&self.config.data)
+    }
+
     pub(crate) fn disk_takes_entries(&self) -> Result<(), String> {
         disk::takes_entries(&self.config.data)
     }
@@ -506,6 +519,25 @@ impl Node {
 
     pub(crate) fn protected(&self) -> Option<&Protected> {
         self.protected.get()
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.raft.metrics().borrow().current_term
+    }
+
+    pub(crate) fn spared(&self) -> MutexGuard<'_, Option<Spared>> {
+        self.spared.lock().expect("no holder panics")
+    }
+
+    /// When the newest backup was taken, by the clock of the node that took it. `None`: there is none, or this node does not
+    /// look, because it does not lead.
+    #[must_use]
+    pub fn newest_backup(&self) -> Option<SystemTime> {
+        *self.newest_backup.lock().expect("no holder panics")
+    }
+
+    pub(crate) fn note_newest_backup(&self, taken: Option<SystemTime>) {
+        *self.newest_backup.lock().expect("no holder panics") = taken;
     }
 
     pub(crate) fn set_store_problem(&self, problem: Option<String>) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::peer_service_client::PeerServiceClient;
+use downriver_api::connect::tcp;
 use tonic::transport::{
     Certificate, Channel, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig,
 };
@@ -145,7 +146,6 @@ impl Peers {
         };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
             .connect_timeout(CONNECT_WITHIN)
-            .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .http2_keep_alive_interval(ALIVE_WITHIN / 2)
@@ -158,7 +158,7 @@ impl Peers {
             }
             endpoint = endpoint.tls_config(tls)?;
         }
-        let channel = endpoint.connect_lazy();
+        let channel = endpoint.connect_with_connector_lazy(tcp());
         channels.insert(key, channel.clone());
         Ok(channel)
     }
@@ -217,5 +217,46 @@ impl Peers {
     pub(crate) fn heard(&self, node: u64) -> Option<Instant> {
         let heard = self.shared.heard.lock().expect("no holder panics");
         heard.get(&node).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use downriver_testkit::certificates::Authority;
+
+    use super::*;
+
+    /// As a node does that is frozen, or of which nothing arrives any more.
+    #[tokio::test]
+    async fn a_node_that_accepts_and_says_nothing_does_not_hold_up_who_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "nodes").unwrap();
+        let node = authority.issue("localhost").unwrap();
+        let tls = PeerTls {
+            ca: authority.file(),
+            certificate: node.certificate,
+            key: node.key,
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                held.push(listener.accept().await);
+            }
+        });
+        for credentials in [Some(Credentials::read(&tls).unwrap()), None] {
+            let over = credentials.as_ref().map_or("TCP", |_| "TLS");
+            let peers = Peers::new(1, credentials);
+            let mut client = peers.client(&address.to_string()).unwrap();
+            let asked = client.read_index(pb::ReadIndexRequest::default());
+            let answer = tokio::time::timeout(10 * (CONNECT_WITHIN + ALIVE_WITHIN), asked).await;
+            assert!(
+                answer.is_ok_and(|answer| answer.is_err()),
+                "over {over} it is waited for without end"
+            );
+        }
     }
 }

@@ -3,10 +3,11 @@
 //!
 //! Every step writes first and proposes then; a command that no longer fits the state changes nothing, and what was
 //! written for it is deleted. What is to be deleted stands in the replicated state until it is, so a crash leaves
-//! nothing behind. A reader that comes too late for an object looks again where its offsets are now.
+//! nothing behind; there it waits for a backup that does not refer to it. A reader that comes too late for an object looks again where its offsets are now.
+
+mod spared;
 
 use std::collections::HashMap;
-
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +19,8 @@ use downriver_log::segment::{self, ManifestRef, MergeError, Segment, SegmentPlac
 use downriver_log::{Payload, ReadError, StoreError};
 
 use crate::node::{ControlError, Node};
+
+pub(crate) use spared::Spared;
 
 /// Objects of one stream that are deleted before they are forgotten.
 const DELETED_AT_ONCE: usize = 500;
@@ -50,7 +53,17 @@ pub(crate) async fn run(node: Arc<Node>) {
         tokio::time::sleep(node.config().tidy_interval).await;
         if !node.leads() {
             known.clear();
+            *node.spared() = None;
             continue;
+        }
+        let term = node.term();
+        if node
+            .spared()
+            .as_ref()
+            .is_none_or(|spared| spared.term != term)
+        {
+            let before = node.with_state(|state| Spared::by_backups_before(state, term));
+            *node.spared() = Some(before);
         }
         let streams: HashMap<String, Incarnation> = node.with_state(|state| {
             let streams = state.journal.streams.iter();
@@ -243,12 +256,17 @@ impl Tidied<'_> {
         Ok(())
     }
 
-    /// Deletes what nothing refers to.
+    /// Deletes what nothing refers to, nor the newest backup.
     async fn delete_garbage(&self) -> Result<(), TidyError> {
         loop {
             let keys = self.look(|stream| {
-                let keys = stream.garbage.iter().take(DELETED_AT_ONCE);
-                keys.cloned().collect::<Vec<_>>()
+                let spared = self.node.spared();
+                let is_spared = |key: &&String| {
+                    let spared = spared.as_ref();
+                    spared.is_none_or(|spared| spared.has(key, stream.trimmed))
+                };
+                let keys = stream.garbage.iter().filter(|key| !is_spared(key));
+                keys.take(DELETED_AT_ONCE).cloned().collect::<Vec<_>>()
             });
             match keys.filter(|keys| !keys.is_empty()) {
                 Some(keys) => self.delete(keys).await?,

@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::*;
-use crate::NodeConfig;
+use crate::{NodeConfig, backup};
 
 /// The events are of 1970, and stored a moment ago: they are young.
 const KEPT: crate::Retention = crate::Retention {
@@ -378,6 +378,7 @@ async fn run(seed: u64, restarts: bool) {
     let left_max = world.restarts + failed_deletes;
     // It comes to rest: few references, no garbage, and not an object too many or too few.
     loop {
+        world.node.back_up().await.unwrap();
         let tidy = world.stream(|s| {
             let passed = |m: &ManifestRef| m.end <= s.trimmed;
             s.segments.len() <= 8
@@ -539,5 +540,45 @@ async fn a_damaged_segment_is_left_as_it_is_and_the_others_are_merged() {
     }
     assert_eq!(epoch, Epoch(2));
     world.check_from(place.end.0).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_newest_backup_refers_to_is_there_until_the_next_one() {
+    let mut world = aged(KEPT).await;
+    world.node.back_up().await.unwrap();
+    let mut config = world.node.config().clone();
+    world.node.shutdown().await;
+    config.merge_segments_min = 4;
+    world.node = Node::start(config).await.unwrap();
+    while world.stream(|s| s.segments.len() > 4 || s.garbage.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Time enough to delete, and more of it while it is restored.
+    let (merged, next) = world.stream(|s| (s.garbage.clone(), s.next));
+    for round in 0..3 {
+        tokio::time::sleep(10 * world.node.config().tidy_interval).await;
+        let there = world.objects().await;
+        assert!(
+            merged.iter().all(|key| there.contains(key)),
+            "round {round}"
+        );
+    }
+    let seeds = crate::Seeds {
+        addresses: Vec::new(),
+        expect: 1,
+    };
+    let folder = world.folder.path().join("restored");
+    let restored = backup::restore(&folder, &*world.store, (&seeds, None), "here:1", None).await;
+    let stream = &restored.unwrap().streams[0];
+    assert!(!stream.is_cut, "{stream:?}");
+    assert_eq!((stream.from, stream.next), (Offset(0), next));
+
+    world.node.back_up().await.unwrap();
+    while world.stream(|s| !s.garbage.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let there = world.objects().await;
+    assert!(!merged.iter().any(|key| there.contains(key)));
     world.node.shutdown().await;
 }

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_api::admin::v1::admin_service_client::AdminServiceClient;
+use downriver_api::connect::tcp;
 use downriver_api::log::v1::log_service_client::LogServiceClient;
 use downriver_event::problem::Problem;
 use downriver_service::MESSAGE_BYTES_MAX;
@@ -53,6 +55,11 @@ pub(super) struct Reach {
     token_file: Option<PathBuf>,
 }
 
+/// TCP and TLS.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// A node from which nothing comes for so long, not even that it is there, is not there.
+const ALIVE_WITHIN: Duration = Duration::from_secs(20);
+
 type Service = InterceptedService<Channel, Bearer>;
 
 pub(super) struct Client {
@@ -100,7 +107,10 @@ impl Reach {
         }
         let is_tls = url.starts_with("https://");
         let endpoint = Endpoint::from_shared(url)
-            .map_err(|_| Failure::Usage(format!("{:?} is not an address", self.addr)))?;
+            .map_err(|_| Failure::Usage(format!("{:?} is not an address", self.addr)))?
+            .connect_timeout(CONNECT_WITHIN)
+            .http2_keep_alive_interval(ALIVE_WITHIN / 2)
+            .keep_alive_timeout(ALIVE_WITHIN / 2);
         if !is_tls {
             return Ok(endpoint);
         }
@@ -164,7 +174,8 @@ impl Client {
     pub(super) async fn connect(reach: Reach) -> Result<Self, Failure> {
         let endpoint = reach.endpoint()?;
         let bearer = reach.bearer(&endpoint)?;
-        let channel = endpoint.connect().await.map_err(|error| {
+        let channel = endpoint.connect_with_connector(tcp()).await;
+        let channel = channel.map_err(|error| {
             Failure::Other(format!(
                 "no downriver answers at {} ({}): start one with downriver dev, or give --addr",
                 reach.addr,

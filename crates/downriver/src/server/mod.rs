@@ -5,6 +5,7 @@ pub(crate) mod config;
 mod door;
 mod engine;
 mod http;
+mod metrics;
 mod progress;
 pub(crate) mod restore;
 mod status;

@@ -6,7 +6,7 @@ use downriver_testkit::daemon::Daemon;
 use downriver_testkit::mysql::{Mysql, Product};
 use downriver_testkit::{daemon, resources};
 use e2e::CATCH_UP;
-use e2e::mysql::{ORDERS, Shop, change, ensure_each_came_once};
+use e2e::mysql::{ORDERS, Shop, change, change_until, ensure_each_came_once};
 use tokio_util::sync::CancellationToken;
 
 const TYPES: &str = include_str!("binlog/load.sql");
@@ -104,7 +104,10 @@ async fn nothing_is_lost_or_doubled_by_kills_of_daemon_and_server() -> Result<()
     for round in 0..4 {
         let stop = CancellationToken::new();
         {
-            let writing = change(&shop.mysql, round, stop.clone());
+            // So many at least that some are in the log, also of those that began before the source was read.
+            let writing = change_until(&shop.mysql, round, |written| {
+                stop.is_cancelled() && written >= 10
+            });
             let killing = async {
                 let described = shop.daemon.describe("source", resources::SOURCE).await;
                 println!(

@@ -56,6 +56,7 @@ use pipelines::RunningDelivery;
 use rates::Rates;
 
 pub(super) use lakes::s3_options;
+pub(super) use nodes::NodeFigures;
 pub(super) use pipelines::PipelineView;
 pub(super) use stored::check as check_stored;
 

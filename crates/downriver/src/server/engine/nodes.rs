@@ -1,5 +1,8 @@
 //! The nodes of the cluster: who they are, and which of them runs what.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::{ControlError, MemberView, pipeline_task, source_task};
 use downriver_event::problem::Problem;
@@ -8,6 +11,19 @@ use downriver_service::problem::to_pb;
 use downriver_service::{Peer, Where};
 
 use super::NodeEngine;
+
+/// What is measured at a node itself.
+#[derive(Clone, Debug, Default)]
+pub(in crate::server) struct NodeFigures {
+    pub(crate) has_problem: bool,
+    pub(crate) leads: bool,
+    /// `None`: the disk does not say.
+    pub(crate) disk_free_bytes: Option<u64>,
+    /// `None`: there is none, or this node does not lead.
+    pub(crate) backup_age: Option<Duration>,
+    /// How many there are in each state; empty: this node does not lead, or is alone.
+    pub(crate) nodes: BTreeMap<&'static str, u64>,
+}
 
 impl NodeEngine {
     pub(super) fn leader_node(&self) -> Where {
@@ -100,6 +116,25 @@ impl NodeEngine {
             let fix = "make the object store reachable; everything goes on by itself";
             Some(Problem::new("DR-1100", reason, fix))
         })
+    }
+
+    pub(in crate::server) fn figures(&self) -> NodeFigures {
+        let leads = self.node.leads();
+        let mut nodes = BTreeMap::new();
+        if leads {
+            for member in self.node.members() {
+                *nodes.entry(state(&member)).or_default() += 1;
+            }
+        }
+        let newest = self.node.newest_backup();
+        NodeFigures {
+            has_problem: self.problem_here().is_some(),
+            leads,
+            disk_free_bytes: self.node.disk_free_bytes(),
+            // One of a clock that is ahead was taken now.
+            backup_age: newest.map(|taken| taken.elapsed().unwrap_or_default()),
+            nodes,
+        }
     }
 
     pub(super) fn known_nodes(&self) -> Vec<pb::Node> {

@@ -60,7 +60,7 @@ impl NodeEngine {
             // What is gone again will never be known, nor what has changed again. A database that does not answer
             // now is asked again.
             if !tables.is_empty()
-                && let Ok(now) = database.standings().await
+                && let Ok(Ok(now)) = tokio::time::timeout_at(deadline, database.standings()).await
             {
                 tables.retain(|table, _| {
                     let now = now.get(table);
