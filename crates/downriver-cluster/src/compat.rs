@@ -326,7 +326,7 @@ async fn fill_tidied(node: &Node, folder: &Path, name: &str) {
         object: Some(object.to_pb()),
     };
     node.propose(Command::FoldSegments(fold)).await.unwrap();
-    let first = node.with_state(|s| s.journal.streams[name].garbage[0].clone());
+    let first = node.with_state(|s| s.journal.streams[name].garbage[0].key.clone());
     let forget = pb::ForgetObjects {
         group: 0,
         stream: stream.clone(),

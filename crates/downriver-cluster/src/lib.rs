@@ -22,6 +22,7 @@ mod groups;
 mod identity;
 mod members;
 mod node;
+mod objects;
 mod peer;
 mod propose;
 mod sealer;

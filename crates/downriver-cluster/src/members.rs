@@ -166,6 +166,12 @@ impl Node {
         })
     }
 
+    /// Whether this node hears a leader, which it may be itself, that has lately heard most voters.
+    #[must_use]
+    pub fn hears_leader(&self) -> bool {
+        elect::hears_leader(self)
+    }
+
     /// The node that leads, as far as this one knows.
     #[must_use]
     pub fn leader(&self) -> Option<u64> {

@@ -16,7 +16,7 @@ use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::snapshot_item::Kind;
 use downriver_event::planted::Bug;
 use downriver_event::{Epoch, Incarnation, Offset, SourcePosition, TableId, TableSchema};
-use downriver_log::journal::{Stream, Unsealed, UnsealedPayload};
+use downriver_log::journal::{Garbage, Stream, Unsealed, UnsealedPayload};
 use downriver_log::segment::{ManifestRef, Segment};
 use downriver_log::{ChunkState, ObjectRef};
 use openraft::{BasicNode, SnapshotMeta};
@@ -236,7 +236,8 @@ fn stream_item(name: &str, stream: &Stream) -> pb::StreamState {
             .collect(),
         chunks: stream.chunks.iter().map(chunk).collect(),
         manifests: stream.manifests.iter().map(ManifestRef::to_pb).collect(),
-        garbage: stream.garbage.clone(),
+        garbage: stream.garbage.iter().map(|one| one.key.clone()).collect(),
+        garbage_since: stream.garbage.iter().map(|one| one.since).collect(),
         ended: stream
             .ended
             .iter()
@@ -426,7 +427,12 @@ fn read_stream(item: pb::StreamState) -> Result<Stream, String> {
         trimmed: Offset(item.trimmed_offset),
         manifests: manifests.map_err(wrong)?,
         segments: segments.map_err(wrong)?,
-        garbage: item.garbage,
+        garbage: item
+            .garbage
+            .into_iter()
+            .zip(item.garbage_since.into_iter().chain(std::iter::repeat(0)))
+            .map(|(key, since)| Garbage { key, since })
+            .collect(),
         unsealed: std::collections::VecDeque::new(),
         schemas: Arc::new(schemas),
         chunks: Arc::new(chunks.collect()),

@@ -133,7 +133,7 @@ impl Replicated {
                 self.streamed(&trim.stream, applied)
             }
             C::MergeSegments(merge) => {
-                let applied = self.journal.merge(&merge);
+                let applied = self.journal.merge(&merge, at.index);
                 self.streamed(&merge.stream, applied)
             }
             C::FoldSegments(fold) => {

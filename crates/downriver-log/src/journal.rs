@@ -36,8 +36,8 @@ pub struct Stream {
     pub manifests: Vec<ManifestRef>,
     /// Ascending, without a gap, to `sealed`; from `trimmed`, if there are no manifests.
     pub segments: Vec<Segment>,
-    /// Keys of objects that nothing refers to any more and that are still to be deleted.
-    pub garbage: Vec<String>,
+    /// What nothing refers to any more and is still to be deleted.
+    pub garbage: Vec<Garbage>,
     /// Ascending, without a gap, from `sealed` to `next`. Never begins with an object.
     pub unsealed: VecDeque<Unsealed>,
     pub schemas: Arc<BTreeMap<(TableId, u32), Arc<TableSchema>>>,
@@ -54,7 +54,25 @@ impl Stream {
         segments.any(|segment| segment.place.object.key == key)
             || manifests.any(|manifest| manifest.object.key == key)
             || unsealed.any(|block| matches!(&block.payload, UnsealedPayload::Object(object) if object.key == key))
-            || self.garbage.iter().any(|garbage| garbage == key)
+            || self.garbage.iter().any(|garbage| garbage.key == key)
+    }
+}
+
+/// An object that is to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Garbage {
+    pub key: String,
+    /// The Raft entry since which another object has its events: a backup of before refers to this one. 0: nobody is to have
+    /// them any more.
+    pub since: u64,
+}
+
+impl Garbage {
+    fn gone(segment: Segment) -> Self {
+        Self {
+            key: segment.place.object.key,
+            since: 0,
+        }
     }
 }
 
@@ -245,8 +263,8 @@ impl Journal {
         Applied::Done
     }
 
-    /// Puts one segment in the place of those between the command's offsets.
-    pub fn merge(&mut self, command: &pb::MergeSegments) -> Applied {
+    /// Puts one segment in the place of those between the command's offsets. `index` is the Raft entry's.
+    pub fn merge(&mut self, command: &pb::MergeSegments, index: u64) -> Applied {
         let Some(stream) = self.streams.get_mut(&command.stream) else {
             return Applied::NoStream;
         };
@@ -262,7 +280,10 @@ impl Journal {
             return Applied::Invalid("a merge of no segments");
         };
         let replaced = stream.segments.splice(range, [merged]);
-        stream.garbage.extend(replaced.map(|s| s.place.object.key));
+        stream.garbage.extend(replaced.map(|segment| Garbage {
+            key: segment.place.object.key,
+            since: index,
+        }));
         Applied::Done
     }
 
@@ -304,7 +325,7 @@ impl Journal {
         let gone = stream.segments.partition_point(|s| s.place.end <= offset);
         for segment in stream.segments.drain(..gone) {
             stream.trimmed = segment.place.end;
-            stream.garbage.push(segment.place.object.key);
+            stream.garbage.push(Garbage::gone(segment));
         }
         Applied::Done
     }
@@ -316,7 +337,7 @@ impl Journal {
         };
         let deleted = |key: &String| command.keys.contains(key);
         let trimmed = stream.trimmed;
-        stream.garbage.retain(|key| !deleted(key));
+        stream.garbage.retain(|garbage| !deleted(&garbage.key));
         stream
             .manifests
             .retain(|manifest| manifest.end > trimmed || !deleted(&manifest.object.key));
@@ -515,7 +536,7 @@ impl Stream {
         self.manifests.retain(|manifest| manifest.end > from);
         let gone = self.segments.partition_point(|s| s.place.end <= from);
         let gone = self.segments.drain(..gone);
-        self.garbage.extend(gone.map(|s| s.place.object.key));
+        self.garbage.extend(gone.map(Garbage::gone));
         self.unsealed.retain(|block| block.end() > from);
         self.sealed = self.sealed.max(from);
     }

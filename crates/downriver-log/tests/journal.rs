@@ -91,13 +91,18 @@ fn keys(stream: &Stream) -> Vec<&str> {
     keys.collect()
 }
 
+fn garbage(stream: &Stream) -> Vec<(&str, u64)> {
+    let garbage = stream.garbage.iter();
+    garbage.map(|one| (one.key.as_str(), one.since)).collect()
+}
+
 #[test]
 fn a_merge_puts_one_segment_in_the_place_of_those_it_was_made_from() {
     let mut journal = journal(6);
-    assert_eq!(journal.merge(&merge(1, 4, 3)), Applied::Done);
+    assert_eq!(journal.merge(&merge(1, 4, 3), 9), Applied::Done);
     let stream = &journal.streams["s"];
     assert_eq!(keys(stream), ["0", "1-4", "4", "5"]);
-    assert_eq!(stream.garbage, ["1", "2", "3"]);
+    assert_eq!(garbage(stream), [("1", 9), ("2", 9), ("3", 9)]);
     let merged = &stream.segments[1];
     let place = &merged.place;
     assert_eq!((place.base, place.end), (Offset(1), Offset(4)));
@@ -110,7 +115,7 @@ fn a_merge_puts_one_segment_in_the_place_of_those_it_was_made_from() {
 #[test]
 fn a_command_made_from_other_references_changes_nothing() {
     let mut journal = journal(6);
-    assert_eq!(journal.merge(&merge(1, 4, 3)), Applied::Done);
+    assert_eq!(journal.merge(&merge(1, 4, 3), 9), Applied::Done);
     // Made before that merge; twice; of another life; of no offsets.
     let mut other_life = merge(4, 6, 2);
     other_life.incarnation = 2;
@@ -122,7 +127,7 @@ fn a_command_made_from_other_references_changes_nothing() {
         merge(4, 7, 3),
         merge(1, 1, 0),
     ] {
-        assert_eq!(journal.merge(&stale), Applied::Stale, "{stale:?}");
+        assert_eq!(journal.merge(&stale, 9), Applied::Stale, "{stale:?}");
     }
     // A manifest lists the oldest.
     for stale in [fold(0, 4, 4), fold(1, 4, 1), fold(0, 3, 2)] {
@@ -130,7 +135,7 @@ fn a_command_made_from_other_references_changes_nothing() {
     }
     assert_eq!(keys(&journal.streams["s"]), ["0", "1-4", "4", "5"]);
     assert_eq!(journal.fold(&fold(0, 4, 2)), Applied::Done);
-    assert_eq!(journal.merge(&merge(0, 4, 2)), Applied::Stale);
+    assert_eq!(journal.merge(&merge(0, 4, 2), 9), Applied::Stale);
     assert_eq!(keys(&journal.streams["s"]), ["4", "5"]);
 }
 
@@ -156,7 +161,7 @@ fn a_manifest_is_forgotten_after_all_that_it_lists() {
     assert_eq!(journal.trim(&trim(5)), Applied::Done);
     let stream = &journal.streams["s"];
     assert_eq!((stream.trimmed, keys(stream)), (Offset(5), vec!["5"]));
-    assert_eq!(stream.garbage, ["4"]);
+    assert_eq!(garbage(stream), [("4", 0)]);
     journal.forget(&forget);
     let stream = &journal.streams["s"];
     assert!(stream.manifests.is_empty() && stream.garbage.is_empty());

@@ -91,11 +91,11 @@ impl Link {
 
     /// Which process a caller is now.
     pub fn is(&self, caller: usize, pid: Option<u32>) {
-        *self.callers.all[caller]
-            .pid
-            .lock()
-            .expect("no holder panics") = pid;
-        self.callers.told.send_modify(|told| *told += 1);
+        let pids = &self.callers.all[caller].pid;
+        let before = std::mem::replace(&mut *pids.lock().expect("no holder panics"), pid);
+        if before != pid {
+            self.callers.told.send_modify(|told| *told += 1);
+        }
     }
 
     pub fn set(&self, caller: usize, mode: Mode) {

@@ -22,7 +22,7 @@ use crate::world::{NODES, World};
 /// How long everything may take to be as if nothing had happened.
 const CONVERGE: Duration = Duration::from_secs(60);
 /// What takes longer hangs.
-const ROUND_WITHIN: Duration = Duration::from_secs(240);
+const ROUND_WITHIN: Duration = Duration::from_secs(300);
 
 /// Tables of which both sides print every value alike; of the others keys are compared here, and values in the lake.
 const PLAIN: [&str; 3] = ["public.ledger", bank::TABLES[0], bank::TABLES[1]];

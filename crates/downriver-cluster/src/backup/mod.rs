@@ -14,8 +14,8 @@ use downriver_log::store::{ObjectStore, StoreError};
 use openraft::SnapshotMeta;
 
 use crate::node::{ControlError, Node};
+use crate::objects::list_all;
 use crate::snapshot;
-use crate::tidy::Spared;
 
 pub(crate) use restore::is_half_restored;
 pub use restore::{RestoreError, Restored, RestoredStream, restore};
@@ -85,17 +85,26 @@ impl Backup {
 /// # Errors
 /// The store's.
 pub async fn backups(store: &dyn ObjectStore) -> Result<Vec<Backup>, StoreError> {
-    let mut found = Vec::new();
-    let mut after = None;
-    loop {
-        let keys = store.list(PREFIX, after.as_deref()).await?;
-        let Some((last, _)) = keys.last() else {
-            return Ok(found);
-        };
-        after = Some(last.clone());
-        let of_key = |(key, bytes): &(String, u64)| Backup::of_key(key, *bytes);
-        found.extend(keys.iter().filter_map(of_key));
-    }
+    let there = list_all(store, PREFIX).await?.into_iter();
+    Ok(there
+        .filter_map(|(key, bytes)| Backup::of_key(&key, bytes))
+        .collect())
+}
+
+/// Puts a file into the store as the newest backup.
+async fn put(
+    store: &dyn ObjectStore,
+    path: &Path,
+    index: u64,
+    bytes: u64,
+) -> Result<Backup, StoreError> {
+    // The newest one is that which has most, whatever clocks say.
+    let newest = backups(store).await?.into_iter().next_back();
+    let after = newest.map(|newest| newest.taken + Duration::from_millis(1));
+    let taken = after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now()));
+    let backup = Backup::new(taken, index, bytes);
+    store.put_file(&backup.key, path).await?;
+    Ok(backup)
 }
 
 impl Node {
@@ -114,13 +123,11 @@ impl Node {
             sealed.map_err(|error| unavailable(error.to_string()))?;
         }
         // One that is cut off leads still as far as it knows, and others have gone on.
-        let term = self.term();
         self.read_index().await?;
         if !self.leads() {
             return Err(unavailable("this node does not lead any more".into()));
         }
         let (replicated, (last_log_id, last_membership)) = self.shared().copy();
-        let spared = Spared::by_backup_of(&replicated, term);
         let waiting = replicated.journal.unsealed_bytes();
         self.disk_takes_snapshot(waiting).map_err(unavailable)?;
         let meta = SnapshotMeta {
@@ -142,26 +149,14 @@ impl Node {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (path, bytes) = written.map_err(|error| unavailable(error.to_string()))?;
         let index = last_log_id.map_or(0, |id| id.index);
-        let put = self.put_backup(&path, index, bytes).await;
+        let put = put(&**self.store(), &path, index, bytes).await;
         let _ = std::fs::remove_dir_all(&folder);
         let backup = put.map_err(|error| unavailable(error.to_string()))?;
-        *self.spared() = Some(spared);
         self.note_newest_backup(Some(backup.taken));
         tracing::info!(key = backup.key, bytes, "a backup was taken");
         if let Err(error) = self.drop_old_backups().await {
             tracing::warn!(error = %error, "old backups are left");
         }
-        Ok(backup)
-    }
-
-    async fn put_backup(&self, path: &Path, index: u64, bytes: u64) -> Result<Backup, StoreError> {
-        let store = self.store();
-        // The newest one is that which has most, whatever clocks say.
-        let newest = backups(&**store).await?.into_iter().next_back();
-        let after = newest.map(|newest| newest.taken + Duration::from_millis(1));
-        let taken = after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now()));
-        let backup = Backup::new(taken, index, bytes);
-        store.put_file(&backup.key, path).await?;
         Ok(backup)
     }
 
@@ -190,7 +185,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !node.leads() {
-            leads_since = None;
+            (leads_since, last) = (None, None);
             node.note_newest_backup(None);
             continue;
         }

@@ -18,7 +18,7 @@ use openraft::{BasicNode, Membership, SnapshotMeta, StoredMembership, Vote};
 use super::{Backup, backups};
 use crate::form::{self, Seeds};
 use crate::identity::Identity;
-use crate::node::incarnation_of;
+use crate::objects::{incarnation_of, list_all};
 use crate::peer::{Credentials, PeerTls, Peers};
 use crate::snapshot;
 use crate::state::Replicated;
@@ -134,7 +134,10 @@ pub async fn restore(
         last_membership: StoredMembership::new(Some(last), Membership::new(vec![voters], nodes)),
         snapshot_id: uuid::Uuid::now_v7().to_string(),
     };
-    snapshot::write(folder, &meta, &replicated)?;
+    let written = snapshot::write(folder, &meta, &replicated)?;
+    // The newest backup is one of this life: by its index it is known what may be deleted.
+    let bytes = std::fs::metadata(&written)?.len();
+    super::put(store, &written, last.index, bytes).await?;
     let journal = |error: &dyn std::error::Error| RestoreError::Journal(error.to_string());
     let mut log = LogStore::open(folder).map_err(|error| journal(&error))?;
     // It goes on behind the terms that were.
@@ -163,7 +166,7 @@ async fn begin_anew(
     }
     let mut restored = Vec::new();
     for (name, stream) in &mut replicated.journal.streams {
-        let there = keys(store, &format!("log/{name}/")).await?;
+        let there = list_all(store, &format!("log/{name}/")).await?;
         let from = first_whole(store, &there, stream).await?;
         let is_cut = from > stream.trimmed;
         let incarnation = Incarnation(newest(name, &there).max(stream.incarnation.0) + restores);
@@ -182,17 +185,17 @@ async fn begin_anew(
 /// The first offset from which on nothing is missing in the store: retention and merges have gone on since the backup.
 async fn first_whole(
     store: &dyn ObjectStore,
-    there: &BTreeSet<String>,
+    there: &BTreeMap<String, u64>,
     stream: &Stream,
 ) -> Result<Offset, RestoreError> {
     let mut from = stream.trimmed;
     let mut look = |key: &str, end: Offset| {
-        if !there.contains(key) {
+        if !there.contains_key(key) {
             from = from.max(end);
         }
     };
     for manifest in &stream.manifests {
-        if !there.contains(&manifest.object.key) {
+        if !there.contains_key(&manifest.object.key) {
             look(&manifest.object.key, manifest.end);
             continue;
         }
@@ -215,17 +218,17 @@ async fn first_whole(
 }
 
 /// The greatest incarnation of a stream that has objects: of the log that is lost, or of another restore's.
-fn newest(name: &str, there: &BTreeSet<String>) -> u32 {
+fn newest(name: &str, there: &BTreeMap<String, u64>) -> u32 {
     let prefix = format!("log/{name}/");
-    let incarnations = there.iter().filter_map(|key| incarnation_of(key, &prefix));
+    let incarnations = there.keys().filter_map(|key| incarnation_of(key, &prefix));
     incarnations.map(|one| one.0).max().unwrap_or_default()
 }
 
 /// Counts this restore, for good. The same backup may be restored twice, and nothing that the first one gave may come again.
 async fn count(store: &dyn ObjectStore) -> Result<u32, RestoreError> {
-    let before = keys(store, PREFIX).await?;
+    let before = list_all(store, PREFIX).await?;
     let numbers = before
-        .iter()
+        .keys()
         .filter_map(|key| key.strip_prefix(PREFIX)?.parse::<u32>().ok());
     let number = numbers.max().unwrap_or_default() + 1;
     store
@@ -235,17 +238,4 @@ async fn count(store: &dyn ObjectStore) -> Result<u32, RestoreError> {
         )
         .await?;
     Ok(number)
-}
-
-async fn keys(store: &dyn ObjectStore, prefix: &str) -> Result<BTreeSet<String>, StoreError> {
-    let mut found = BTreeSet::new();
-    let mut after = None;
-    loop {
-        let keys = store.list(prefix, after.as_deref()).await?;
-        let Some((last, _)) = keys.last() else {
-            return Ok(found);
-        };
-        after = Some(last.clone());
-        found.extend(keys.into_iter().map(|(key, _)| key));
-    }
 }

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_api::cluster::v1::command_reply::Kind as R;
 use downriver_api::cluster::v1::{self as pb, PointerSwap};
-use downriver_event::{Epoch, Incarnation, Offset, TableId};
+use downriver_event::{Epoch, Offset, TableId};
 use downriver_log::StoreError;
 
 use super::{ControlError, Node};
 use crate::control::{ResourcePut, SinkTableState, StoredResource};
 use crate::groups::{Cursor, Group};
+use crate::objects::{incarnation_of, list_all};
 
 impl Node {
     /// Stores all or none.
@@ -212,20 +213,13 @@ impl Node {
             return Ok(());
         };
         let prefix = format!("log/{stream}/");
-        let mut after = None;
-        loop {
-            let keys = self.store().list(&prefix, after.as_deref()).await;
-            let keys = keys.map_err(unavailable)?;
-            let Some((last_key, _)) = keys.last() else {
-                return Ok(());
-            };
-            after = Some(last_key.clone());
-            for (key, _) in keys {
-                if incarnation_of(&key, &prefix).is_some_and(|incarnation| incarnation <= last) {
-                    self.store().delete(&key).await.map_err(unavailable)?;
-                }
+        let there = list_all(&**self.store(), &prefix).await;
+        for key in there.map_err(unavailable)?.into_keys() {
+            if incarnation_of(&key, &prefix).is_some_and(|incarnation| incarnation <= last) {
+                self.store().delete(&key).await.map_err(unavailable)?;
             }
         }
+        Ok(())
     }
 
     /// Every group of consumers.
@@ -334,12 +328,6 @@ impl Node {
     pub fn record(&self, key: &str) -> Option<Bytes> {
         self.with_state(|state| state.control.records.get(key).cloned())
     }
-}
-
-/// Of an object of a stream: its key goes on with it.
-pub(crate) fn incarnation_of(key: &str, prefix: &str) -> Option<Incarnation> {
-    let (incarnation, _) = key.strip_prefix(prefix)?.split_once('-')?;
-    incarnation.parse().ok().map(Incarnation)
 }
 
 pub(super) fn unexpected(reply: &R) -> ControlError {

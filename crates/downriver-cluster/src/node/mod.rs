@@ -9,7 +9,7 @@ mod member;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use downriver_api::cluster::v1::command::Kind as C;
@@ -33,10 +33,7 @@ use crate::propose::{COMMAND_BYTES_MAX, Journal, Proposer, Silence};
 use crate::sealer::{self, SealError};
 use crate::state::Replicated;
 use crate::store::{LogStore, Shared, StateMachine};
-use crate::tidy::{self, Spared};
-use crate::{TypeConfig, sealer::seal_all};
-
-pub(crate) use control::incarnation_of;
+use crate::{TypeConfig, sealer::seal_all, tidy};
 
 const INLINE_BLOCK_BYTES_MAX: usize = 512 << 10;
 const INLINE_APPEND_BYTES_MAX: usize = 1 << 20;
@@ -187,8 +184,6 @@ pub struct Node {
     /// Streams that are to be sealed though neither old nor large.
     seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
-    /// As the leader: what the newest backup may refer to; `None`: not known.
-    spared: Mutex<Option<Spared>>,
     /// When the newest backup was taken, as far as this node has seen.
     newest_backup: Mutex<Option<SystemTime>>,
     fatal: watch::Sender<Option<String>>,
@@ -385,7 +380,6 @@ impl Node {
             store_problem: Mutex::default(),
             seal_soon: Mutex::default(),
             protected: OnceLock::new(),
-            spared: Mutex::default(),
             newest_backup: Mutex::default(),
             fatal,
             tasks: Mutex::new(proposing.into()),
@@ -519,14 +513,6 @@ impl Node {
 
     pub(crate) fn protected(&self) -> Option<&Protected> {
         self.protected.get()
-    }
-
-    pub(crate) fn term(&self) -> u64 {
-        self.raft.metrics().borrow().current_term
-    }
-
-    pub(crate) fn spared(&self) -> MutexGuard<'_, Option<Spared>> {
-        self.spared.lock().expect("no holder panics")
     }
 
     /// When the newest backup was taken, by the clock of the node that took it. `None`: there is none, or this node does not

@@ -158,7 +158,7 @@ impl Peers {
             }
             endpoint = endpoint.tls_config(tls)?;
         }
-        let channel = endpoint.connect_with_connector_lazy(tcp());
+        let channel = endpoint.connect_with_connector_lazy(tcp(CONNECT_WITHIN));
         channels.insert(key, channel.clone());
         Ok(channel)
     }

@@ -3,9 +3,7 @@
 //!
 //! Every step writes first and proposes then; a command that no longer fits the state changes nothing, and what was
 //! written for it is deleted. What is to be deleted stands in the replicated state until it is, so a crash leaves
-//! nothing behind; there it waits for a backup that does not refer to it. A reader that comes too late for an object looks again where its offsets are now.
-
-mod spared;
+//! nothing behind. A reader that comes too late for an object looks again where its offsets are now.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,16 +12,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_event::{Incarnation, Offset};
-use downriver_log::journal::Stream;
+use downriver_log::journal::{Garbage, Stream};
 use downriver_log::segment::{self, ManifestRef, MergeError, Segment, SegmentPlace};
 use downriver_log::{Payload, ReadError, StoreError};
 
+use crate::backup::backups;
 use crate::node::{ControlError, Node};
-
-pub(crate) use spared::Spared;
 
 /// Objects of one stream that are deleted before they are forgotten.
 const DELETED_AT_ONCE: usize = 500;
+/// Objects of one stream that wait for a backup; where backups are rare or fail, the oldest ones do not.
+const SPARED_MAX: usize = 10_000;
 
 #[derive(Debug, thiserror::Error)]
 enum TidyError {
@@ -53,17 +52,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         tokio::time::sleep(node.config().tidy_interval).await;
         if !node.leads() {
             known.clear();
-            *node.spared() = None;
             continue;
-        }
-        let term = node.term();
-        if node
-            .spared()
-            .as_ref()
-            .is_none_or(|spared| spared.term != term)
-        {
-            let before = node.with_state(|state| Spared::by_backups_before(state, term));
-            *node.spared() = Some(before);
         }
         let streams: HashMap<String, Incarnation> = node.with_state(|state| {
             let streams = state.journal.streams.iter();
@@ -256,17 +245,24 @@ impl Tidied<'_> {
         Ok(())
     }
 
-    /// Deletes what nothing refers to, nor the newest backup.
+    /// Deletes what nothing refers to. What was replaced by another object stays until the newest backup was taken after that:
+    /// a restored log would begin behind it.
     async fn delete_garbage(&self) -> Result<(), TidyError> {
+        let waits = |one: &Garbage| one.since > 0;
+        let is_needed = self.look(|stream| stream.garbage.iter().any(waits));
+        let backed_up = match is_needed {
+            Some(true) => backups(&**self.node.store()).await?.into_iter().next_back(),
+            _ => None,
+        };
+        let backed_up = backed_up.map_or(0, |newest| newest.index);
         loop {
             let keys = self.look(|stream| {
-                let spared = self.node.spared();
-                let is_spared = |key: &&String| {
-                    let spared = spared.as_ref();
-                    spared.is_none_or(|spared| spared.has(key, stream.trimmed))
-                };
-                let keys = stream.garbage.iter().filter(|key| !is_spared(key));
-                keys.take(DELETED_AT_ONCE).cloned().collect::<Vec<_>>()
+                // The oldest ones come first.
+                let too_many = stream.garbage.len().saturating_sub(SPARED_MAX);
+                let all = stream.garbage.iter().enumerate();
+                let may_go = all.filter(|(at, one)| one.since <= backed_up || *at < too_many);
+                let keys = may_go.map(|(_, one)| one.key.clone());
+                keys.take(DELETED_AT_ONCE).collect::<Vec<_>>()
             });
             match keys.filter(|keys| !keys.is_empty()) {
                 Some(keys) => self.delete(keys).await?,

@@ -295,7 +295,8 @@ impl World {
     /// The objects that are referred to; `None` if they change meanwhile.
     async fn wanted_objects(&self) -> Option<BTreeSet<String>> {
         let stream = self.stream(Clone::clone);
-        let mut keys: BTreeSet<String> = stream.garbage.into_iter().collect();
+        let garbage = stream.garbage.into_iter().map(|one| one.key);
+        let mut keys: BTreeSet<String> = garbage.collect();
         let mut segments = stream.segments;
         for manifest in &stream.manifests {
             let listed = self.node.segments().manifest(manifest).await.ok()?;
@@ -543,27 +544,40 @@ async fn a_damaged_segment_is_left_as_it_is_and_the_others_are_merged() {
     world.node.shutdown().await;
 }
 
+/// When nothing is left to merge: what was replaced, and is to be deleted.
+async fn replaced(world: &World) -> BTreeSet<String> {
+    let is_merged = |s: &Stream| segment::worth_merging(&s.segments, 4, 3_000).is_none();
+    while world.stream(|s| !is_merged(s) || s.garbage.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Time enough to delete it.
+    tokio::time::sleep(10 * world.node.config().tidy_interval).await;
+    let garbage = world.stream(|s| s.garbage.clone());
+    garbage.into_iter().map(|one| one.key).collect()
+}
+
 #[tokio::test]
 async fn what_the_newest_backup_refers_to_is_there_until_the_next_one() {
     let mut world = aged(KEPT).await;
-    world.node.back_up().await.unwrap();
     let mut config = world.node.config().clone();
     world.node.shutdown().await;
     config.merge_segments_min = 4;
     world.node = Node::start(config).await.unwrap();
-    while world.stream(|s| s.segments.len() > 4 || s.garbage.is_empty()) {
+    let before = replaced(&world).await;
+    assert!(!before.is_empty() && before.is_subset(&world.objects().await));
+
+    world.node.back_up().await.unwrap();
+    while world.stream(|s| !s.garbage.is_empty()) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Time enough to delete, and more of it while it is restored.
-    let (merged, next) = world.stream(|s| (s.garbage.clone(), s.next));
-    for round in 0..3 {
-        tokio::time::sleep(10 * world.node.config().tidy_interval).await;
-        let there = world.objects().await;
-        assert!(
-            merged.iter().all(|key| there.contains(key)),
-            "round {round}"
-        );
+    assert!(before.is_disjoint(&world.objects().await));
+
+    for _ in 0..8 {
+        world.append().await;
+        world.node.seal_now("s").await.unwrap();
     }
+    let since = replaced(&world).await;
+    assert!(!since.is_empty() && since.is_subset(&world.objects().await));
     let seeds = crate::Seeds {
         addresses: Vec::new(),
         expect: 1,
@@ -571,14 +585,8 @@ async fn what_the_newest_backup_refers_to_is_there_until_the_next_one() {
     let folder = world.folder.path().join("restored");
     let restored = backup::restore(&folder, &*world.store, (&seeds, None), "here:1", None).await;
     let stream = &restored.unwrap().streams[0];
-    assert!(!stream.is_cut, "{stream:?}");
-    assert_eq!((stream.from, stream.next), (Offset(0), next));
-
-    world.node.back_up().await.unwrap();
-    while world.stream(|s| !s.garbage.is_empty()) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let there = world.objects().await;
-    assert!(!merged.iter().any(|key| there.contains(key)));
+    assert!(!stream.is_cut && stream.from == Offset(0), "{stream:?}");
+    let found = backups(&*world.store).await.unwrap();
+    assert_eq!(found.len(), 2, "that of the restored life is the newest");
     world.node.shutdown().await;
 }

@@ -38,7 +38,7 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug + 'static {
     /// Length in bytes.
     async fn head(&self, key: &str) -> Result<u64, StoreError>;
 
-    /// Keys and lengths under a prefix, in key order, after `after`; at most 1,000.
+    /// Keys and lengths under a prefix, in the order of the keys' bytes, after `after`; at most 1,000.
     async fn list(
         &self,
         prefix: &str,

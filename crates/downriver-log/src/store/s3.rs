@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::interceptors::InterceptorContext;
+use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -21,6 +22,8 @@ use tokio::sync::OnceCell;
 use super::{ObjectStore, StoreError};
 
 const ATTEMPTS: u32 = 3;
+/// What a store says whose clock and the caller's are too far apart.
+const TOO_SKEWED: &str = "RequestTimeTooSkewed";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -131,6 +134,7 @@ async fn connect(options: &S3Options) -> Client {
         .http_client(http)
         .force_path_style(options.path_style)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .retry_classifier(ClockWasWrong)
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -145,6 +149,31 @@ async fn connect(options: &S3Options) -> Client {
         config = config.region(Region::new(region));
     }
     Client::from_conf(config.build())
+}
+
+/// The library signs with the time that the store last told, and asks again only if that differs from the clock. When a clock
+/// was set right it is the other way round: the first call is refused, and what it told lets the next one pass.
+#[derive(Debug)]
+struct ClockWasWrong;
+
+impl ClassifyRetry for ClockWasWrong {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let refused = context.response().filter(|r| r.status().as_u16() == 403);
+        // HEAD is refused without a word.
+        let body = refused.and_then(|refused| refused.body().bytes());
+        let says_so = |body: &[u8]| {
+            let code = TOO_SKEWED.as_bytes();
+            body.is_empty() || body.windows(code.len()).any(|part| part == code)
+        };
+        match body.is_some_and(says_so) {
+            true => RetryAction::transient_error(),
+            false => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "the clock was wrong"
+    }
 }
 
 fn classify<E: ProvideErrorMetadata, R>(key: &str, error: &SdkError<E, R>) -> StoreError
@@ -163,7 +192,7 @@ where
     };
     match (status, error.code()) {
         // The clock of this machine or the store is wrong, and may be right again.
-        (_, Some("RequestTimeTooSkewed")) => StoreError::Unavailable(detail()),
+        (_, Some(TOO_SKEWED)) => StoreError::Unavailable(detail()),
         (_, Some("NoSuchBucket")) => StoreError::Refused(detail()),
         (404, _) => StoreError::NotFound(key.to_owned()),
         (400..=407 | 409..=428, _) => StoreError::Refused(detail()),
@@ -299,5 +328,55 @@ impl ObjectStore for S3Store {
 
     fn is_local(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Refuses every second call, as a store does that is asked with another time than it has.
+    fn serve(listener: &TcpListener) -> std::io::Result<()> {
+        let xml = format!("<Error><Code>{TOO_SKEWED}</Code><Message>.</Message></Error>");
+        for asked in 0.. {
+            let mut stream = listener.accept()?.0;
+            let mut lines = BufReader::new(stream.try_clone()?).lines();
+            let is_head = lines
+                .next()
+                .is_some_and(|line| line.is_ok_and(|l| l.starts_with("HEAD")));
+            lines.find(|line| line.as_ref().is_ok_and(String::is_empty));
+            let (status, body) = match asked % 2 {
+                0 => ("403 Forbidden", xml.as_str()),
+                _ => ("200 OK", "text"),
+            };
+            let sent = if is_head { "" } else { body };
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{sent}",
+                body.len()
+            )?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_refused_for_its_time_is_made_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        std::thread::spawn(move || serve(&listener));
+        let options = S3Options {
+            endpoint: Some(format!("http://{address}")),
+            path_style: true,
+            access_key: Some("key".into()),
+            secret_key: Some("secret".into()),
+            ..S3Options::default()
+        };
+        let store = S3Store::open("bucket", "", &options);
+        assert_eq!(store.get("a").await.expect("get"), "text");
+        assert_eq!(store.head("a").await.expect("head"), 4);
+        assert_eq!(store.get("a").await.expect("get again"), "text");
     }
 }

@@ -174,7 +174,7 @@ impl Client {
     pub(super) async fn connect(reach: Reach) -> Result<Self, Failure> {
         let endpoint = reach.endpoint()?;
         let bearer = reach.bearer(&endpoint)?;
-        let channel = endpoint.connect_with_connector(tcp()).await;
+        let channel = endpoint.connect_with_connector(tcp(CONNECT_WITHIN)).await;
         let channel = channel.map_err(|error| {
             Failure::Other(format!(
                 "no downriver answers at {} ({}): start one with downriver dev, or give --addr",
@@ -194,9 +194,13 @@ impl Client {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        match of_status(&status) {
-            Some(problem) => Self::Problems(vec![problem]),
-            None => Self::Other(format!("{}: {}", status.code(), status.message())),
+        match (of_status(&status), std::error::Error::source(&status)) {
+            (Some(problem), _) => Self::Problems(vec![problem]),
+            (None, Some(ended)) => Self::Other(format!(
+                "the connection with the node ended ({}): see whether it runs, can be reached, and lets this caller in",
+                reason(ended)
+            )),
+            (None, None) => Self::Other(format!("{}: {}", status.code(), status.message())),
         }
     }
 }

@@ -71,7 +71,13 @@ impl Listener for Door {
                     };
                     self.handshakes.spawn(async move {
                         let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await;
-                        Some((Either::Right(shaken.ok()?.ok()?), from))
+                        let failed = match shaken {
+                            Ok(Ok(stream)) => return Some((Either::Right(stream), from)),
+                            Ok(Err(error)) => error.to_string(),
+                            Err(_) => "nothing more came".into(),
+                        };
+                        tracing::debug!(%from, reason = failed, "TLS with a caller failed");
+                        None
                     });
                 }
                 Some(shaken) = self.handshakes.join_next() => {

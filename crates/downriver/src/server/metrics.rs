@@ -28,6 +28,11 @@ fn write_node(text: &mut String, node: &NodeFigures) {
     write(("downriver_node_problem", problem), flag(node.has_problem));
     let leads = "1 if the node leads the cluster.";
     write(("downriver_node_leads", leads), flag(node.leads));
+    let hears = "1 if the node hears a leader that most voters hear.";
+    write(
+        ("downriver_node_hears_leader", hears),
+        flag(node.hears_leader),
+    );
     let free = "Bytes that are free on the disk of the data folder.";
     let free_bytes = node.disk_free_bytes.map(|bytes| bytes as f64);
     write(("downriver_node_disk_free_bytes", free), free_bytes);

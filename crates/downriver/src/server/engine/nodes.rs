@@ -17,11 +17,12 @@ use super::NodeEngine;
 pub(in crate::server) struct NodeFigures {
     pub(crate) has_problem: bool,
     pub(crate) leads: bool,
+    pub(crate) hears_leader: bool,
     /// `None`: the disk does not say.
     pub(crate) disk_free_bytes: Option<u64>,
     /// `None`: there is none, or this node does not lead.
     pub(crate) backup_age: Option<Duration>,
-    /// How many there are in each state; empty: this node does not lead, or is alone.
+    /// How many there are in each state; empty: this node does not lead, or is no member of anything.
     pub(crate) nodes: BTreeMap<&'static str, u64>,
 }
 
@@ -130,6 +131,7 @@ impl NodeEngine {
         NodeFigures {
             has_problem: self.problem_here().is_some(),
             leads,
+            hears_leader: self.node.hears_leader(),
             disk_free_bytes: self.node.disk_free_bytes(),
             // One of a clock that is ahead was taken now.
             backup_age: newest.map(|taken| taken.elapsed().unwrap_or_default()),
