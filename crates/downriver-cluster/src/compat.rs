@@ -16,6 +16,7 @@ use downriver_event::{
     BlockBuilder, Column, Cover, EncodedBlock, EndedIncarnations, Epoch, Incarnation, LogicalType,
     Lsn, Offset, ReplicaIdentity, SourcePosition, TableId, TableSchema, view,
 };
+use downriver_log::journal::Garbage;
 use downriver_log::segment::{self, SegmentWriter};
 use downriver_log::store::LocalStore;
 use downriver_log::{Append, ChunkDone, ChunkState, Log as _, Payload, StreamState};
@@ -631,6 +632,10 @@ async fn a_snapshot_of_a_newer_format_is_refused() {
 #[test]
 fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
     let folder = tempfile::tempdir().unwrap();
+    let garbage = Garbage {
+        key: "log/shop/1/1-00000001-of.seg".into(),
+        since: 7,
+    };
     let bytes = fixture::bytes("raft-v4.snapshot", || {
         let mut replicated = Replicated::default();
         replicated.journal.open(&pb::OpenStream {
@@ -639,6 +644,7 @@ fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
         });
         let stream = replicated.journal.streams.get_mut("shop/1").unwrap();
         stream.next = Offset(70);
+        stream.garbage.push(garbage.clone());
         stream.begin_anew(Incarnation(2), Epoch(1).of_life(1), Offset(0));
         stream.next = Offset(90);
         stream.begin_anew(Incarnation(3), Epoch(1).of_life(2), Offset(0));
@@ -654,6 +660,7 @@ fn a_snapshot_of_a_restored_log_is_read_as_it_was_written() {
     assert_eq!(stream.incarnation, Incarnation(3));
     assert_eq!(stream.ended, ended.into_iter().collect());
     assert_eq!(stream.epoch, Epoch(1).of_life(2));
+    assert_eq!(stream.garbage, [garbage]);
 }
 
 #[tokio::test]
