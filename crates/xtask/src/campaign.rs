@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use downriver_testkit::host;
+use downriver_testkit::mysql::Product;
 use fault::World;
 use fault::failover::{self, Role};
 use fault::faults::Evidence;
@@ -33,9 +34,9 @@ pub(crate) struct Arguments {
     /// The first round's seed; each one after it has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// With a second source, in MariaDB.
-    #[arg(long)]
-    branch: bool,
+    /// With a second source.
+    #[arg(long, value_enum, conflicts_with = "update_docs")]
+    branch: Option<Branch>,
     /// How often a node is killed in each role, to see how long nothing comes.
     #[arg(long, default_value_t = 0)]
     kills: usize,
@@ -45,6 +46,22 @@ pub(crate) struct Arguments {
     /// Put the result into docs/reliability.md.
     #[arg(long)]
     update_docs: bool,
+}
+
+/// What the second source is in.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Branch {
+    Mysql,
+    Mariadb,
+}
+
+impl Branch {
+    fn product(self) -> Product {
+        match self {
+            Self::Mysql => Product::Mysql9,
+            Self::Mariadb => Product::Mariadb11,
+        }
+    }
 }
 
 /// One line of what was played.
@@ -92,18 +109,20 @@ impl Played {
     }
 }
 
-/// What was played of one commit.
+/// What was played of one commit, in worlds of one kind.
 struct Record {
     path: PathBuf,
     lines: Vec<Line>,
 }
 
 impl Record {
-    fn open(commit: &str, anew: bool) -> Result<Self> {
+    fn open(commit: &str, arguments: &Arguments) -> Result<Self> {
         let folder = host::cache_dir().join("campaign");
         std::fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{commit}.jsonl"));
-        if anew {
+        let kind = arguments.branch.map(|branch| format!("-{branch:?}"));
+        let kind = kind.unwrap_or_default().to_lowercase();
+        let path = folder.join(format!("{commit}{kind}.jsonl"));
+        if arguments.anew {
             let _ = std::fs::remove_file(&path);
         }
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -151,7 +170,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         PAGE.check()?;
     }
     let basis = Basis::look()?;
-    let mut record = Record::open(basis.short(), arguments.anew)?;
+    let mut record = Record::open(basis.short(), &arguments)?;
     let played = async {
         play_rounds(&arguments, &mut record).await?;
         play_kills(&arguments, &mut record).await
@@ -183,8 +202,13 @@ async fn play_rounds(arguments: &Arguments, record: &mut Record) -> Result<()> {
     while record.counted() < arguments.rounds {
         let (mut here, played) = match world.take() {
             Some((world, played)) if played < ROUNDS_OF_A_WORLD => (world, played),
-            _ if arguments.branch => (World::open_with_branch().await?, 0),
-            _ => (World::open().await.context("open a cluster")?, 0),
+            _ => {
+                let opened = match arguments.branch {
+                    Some(branch) => World::open_with_branch(branch.product()).await,
+                    None => World::open().await,
+                };
+                (opened.context("open a cluster")?, 0)
+            }
         };
         match round::play(&mut here, seed).await {
             Ok(round) => {

@@ -1,4 +1,4 @@
-//! A branch of the bank, in MariaDB: a second source of the same cluster.
+//! A branch of the bank, in MySQL or MariaDB: a second source of the same cluster.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ pub struct Branch {
 }
 
 impl Branch {
-    pub(crate) async fn open() -> Result<Self> {
-        let mysql = Mysql::start_with(Product::Mariadb11, &[DURABLE]).await?;
+    pub(crate) async fn open(product: Product) -> Result<Self> {
+        let mysql = Mysql::start_with(product, &[DURABLE]).await?;
         mysql.create_capture_user().await?;
         for table in BRANCH_TABLES {
             let rows = (1..=ACCOUNTS).map(|id| format!("({id}, {EACH})"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use downriver_testkit::cluster::{Machines, Peers};
 use downriver_testkit::link::{Link, Mode};
+use downriver_testkit::mysql::Product;
 use downriver_testkit::{Cluster, Postgres, Seaweed, host, resources, shop};
 
 use crate::bank;
@@ -67,9 +68,9 @@ impl World {
         Self::open_beside(None).await
     }
 
-    /// The same with a branch of the bank in MariaDB.
-    pub async fn open_with_branch() -> Result<Self> {
-        Self::open_beside(Some(Branch::open().await?)).await
+    /// The same with a branch of the bank in MySQL or MariaDB.
+    pub async fn open_with_branch(product: Product) -> Result<Self> {
+        Self::open_beside(Some(Branch::open(product).await?)).await
     }
 
     async fn open_beside(branch: Option<Branch>) -> Result<Self> {

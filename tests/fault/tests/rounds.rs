@@ -1,6 +1,7 @@
 //! A short form of the campaign: rounds of faults over real servers.
 
 use anyhow::{Context, Result, ensure};
+use downriver_testkit::mysql::Product;
 use fault::World;
 use fault::round;
 
@@ -20,8 +21,17 @@ async fn ten_rounds_of_faults_lose_double_and_reorder_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rounds_over_a_second_source_in_mysql_lose_double_and_reorder_nothing() -> Result<()> {
+    play(World::open_with_branch(Product::Mysql9).await?, ROUNDS / 3).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rounds_over_a_second_source_in_mariadb_lose_double_and_reorder_nothing() -> Result<()> {
-    play(World::open_with_branch().await?, ROUNDS / 2).await
+    play(
+        World::open_with_branch(Product::Mariadb11).await?,
+        ROUNDS / 3,
+    )
+    .await
 }
 
 async fn play(mut world: World, usual: u64) -> Result<()> {
