@@ -62,12 +62,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// As many nodes, started and with a leader; segments go to the bucket's folder `log`.
-    pub async fn start(folder: &Path, store: &Seaweed, count: usize) -> Result<Self> {
-        Self::start_of(host::downriver_binary()?, folder, store, count).await
-    }
-
-    /// The same, of a binary that the caller names.
+    /// As many nodes of a binary that the caller names, started and with a leader; segments go to the bucket's folder `log`.
     pub async fn start_of(
         binary: PathBuf,
         folder: &Path,
@@ -79,7 +74,7 @@ impl Cluster {
         Self::start_all(binary, folder, &endpoint, peers, Machines::Ordinary).await
     }
 
-    /// The same nodes where their ports, their machines and the store's endpoint are given.
+    /// Nodes of the workspace's binary, where their ports, their machines and the store's endpoint are given.
     pub async fn start_with(
         folder: &Path,
         endpoint: &str,
