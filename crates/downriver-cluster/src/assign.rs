@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use downriver_api::cluster::v1 as pb;
 
 /// Something that one node at a time runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Task {
     pub key: String,
     /// The task on whose node it runs.
     pub near: Option<String>,
+    /// Those that name the same run on different nodes, as far as nodes have equally much to do.
+    pub apart: Option<String>,
 }
 
 /// Nodes that tasks may be given to.
@@ -29,40 +31,40 @@ pub(crate) fn plan(
     assigned: &BTreeMap<String, u64>,
 ) -> Vec<pb::Move> {
     let groups = grouped(tasks);
-    let owner_of = |key: &String| assigned.get(key).copied().unwrap_or_default();
-    let mut owners: BTreeMap<&String, u64> = BTreeMap::new();
-    for root in groups.keys() {
+    let owner_of = |key: &str| assigned.get(key).copied().unwrap_or_default();
+    let mut placed = Placed::default();
+    for (root, group) in &groups {
         let owner = owner_of(root);
         if nodes.alive.contains(&owner) {
-            owners.insert(root, owner);
+            placed.put(root, group, owner);
         }
     }
     let trusted = match nodes.settled.is_empty() {
         true => &nodes.alive,
         false => &nodes.settled,
     };
-    for root in groups.keys() {
-        if !owners.contains_key(root)
-            && let Some(node) = least_loaded(trusted, &owners)
+    for (root, group) in &groups {
+        if !placed.owners.contains_key(root)
+            && let Some(node) = placed.best_for(group, trusted)
         {
-            owners.insert(root, node);
+            placed.put(root, group, node);
         }
     }
-    balance(&nodes.settled, &mut owners);
+    placed.balance(&groups, &nodes.settled);
 
     let mut moves = Vec::new();
-    let mut step = |task: &String, to: u64| {
+    let mut step = |task: &str, to: u64| {
         let from = owner_of(task);
         if from != to {
-            let task = task.clone();
+            let task = task.to_owned();
             moves.push(pb::Move { task, from, to });
         }
     };
-    for (root, members) in &groups {
-        let Some(owner) = owners.get(root) else {
+    for (root, group) in &groups {
+        let Some(owner) = placed.owners.get(root) else {
             continue;
         };
-        for task in members {
+        for task in &group.members {
             step(task, *owner);
         }
     }
@@ -73,41 +75,94 @@ pub(crate) fn plan(
     moves
 }
 
-/// Tasks by the one on whose node they all run.
-fn grouped(tasks: &[Task]) -> BTreeMap<String, Vec<String>> {
+/// Tasks that run on one node.
+#[derive(Default)]
+struct Group<'a> {
+    members: Vec<&'a str>,
+    /// What they name that others are to be apart from.
+    apart: BTreeSet<&'a str>,
+}
+
+/// Groups by the task on whose node they run.
+fn grouped(tasks: &[Task]) -> BTreeMap<&str, Group<'_>> {
     let known: BTreeSet<&String> = tasks.iter().map(|task| &task.key).collect();
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
     for task in tasks {
         let near = task.near.as_ref().filter(|near| known.contains(near));
-        let root = near.unwrap_or(&task.key);
-        groups
-            .entry(root.clone())
-            .or_default()
-            .push(task.key.clone());
+        let group = groups.entry(near.unwrap_or(&task.key)).or_default();
+        group.members.push(&task.key);
+        group.apart.extend(task.apart.as_deref());
     }
     groups
 }
 
-fn load(node: u64, owners: &BTreeMap<&String, u64>) -> usize {
-    owners.values().filter(|owner| **owner == node).count()
+/// Groups, by their first task, and the nodes that have them.
+#[derive(Default)]
+struct Placed<'a> {
+    owners: BTreeMap<&'a str, u64>,
+    loads: BTreeMap<u64, usize>,
+    /// How many groups of a node name a thing that others are to be apart from.
+    near: BTreeMap<(u64, &'a str), usize>,
 }
 
-fn least_loaded(nodes: &BTreeSet<u64>, owners: &BTreeMap<&String, u64>) -> Option<u64> {
-    nodes.iter().copied().min_by_key(|node| load(*node, owners))
-}
+impl<'a> Placed<'a> {
+    fn put(&mut self, root: &'a str, group: &Group<'a>, node: u64) {
+        self.owners.insert(root, node);
+        *self.loads.entry(node).or_default() += 1;
+        for word in &group.apart {
+            *self.near.entry((node, word)).or_default() += 1;
+        }
+    }
 
-fn balance(settled: &BTreeSet<u64>, owners: &mut BTreeMap<&String, u64>) {
-    loop {
-        let Some(least) = least_loaded(settled, owners) else {
+    fn take(&mut self, root: &'a str, group: &Group<'a>) {
+        let Some(node) = self.owners.remove(root) else {
             return;
         };
-        let loads: BTreeSet<u64> = owners.values().copied().collect();
-        let most = loads.into_iter().max_by_key(|node| load(*node, owners));
-        let Some(most) = most.filter(|most| load(*most, owners) > load(least, owners) + 1) else {
-            return;
-        };
-        let moved = owners.iter_mut().find(|(_, owner)| **owner == most);
-        *moved.expect("it has some").1 = least;
+        *self.loads.entry(node).or_default() -= 1;
+        for word in &group.apart {
+            *self.near.entry((node, word)).or_default() -= 1;
+        }
+    }
+
+    fn load(&self, node: u64) -> usize {
+        self.loads.get(&node).copied().unwrap_or_default()
+    }
+
+    /// How many groups of the node this one is to be apart from.
+    fn crowd(&self, group: &Group<'a>, node: u64) -> usize {
+        let near = |word: &&'a str| self.near.get(&(node, *word)).copied();
+        group.apart.iter().filter_map(near).sum()
+    }
+
+    fn best_for(&self, group: &Group<'a>, nodes: &BTreeSet<u64>) -> Option<u64> {
+        let cost = |node: &u64| (self.load(*node), self.crowd(group, *node));
+        nodes.iter().copied().min_by_key(cost)
+    }
+
+    fn balance(&mut self, groups: &BTreeMap<&'a str, Group<'a>>, settled: &BTreeSet<u64>) {
+        let alone = Group::default();
+        while let Some(least) = self.best_for(&alone, settled) {
+            let fullest = self
+                .loads
+                .keys()
+                .copied()
+                .max_by_key(|node| self.load(*node));
+            let Some(most) = fullest.filter(|most| self.load(*most) > self.load(least) + 1) else {
+                return;
+            };
+            // One that is crowded where it is, and would not be there.
+            let gain = |group: &Group<'a>| {
+                let (here, there) = (self.crowd(group, most), self.crowd(group, least));
+                (there, std::cmp::Reverse(here))
+            };
+            let of_most = groups
+                .iter()
+                .filter(|(root, _)| self.owners.get(*root) == Some(&most));
+            let moved = of_most.min_by_key(|(_, group)| gain(group));
+            let (root, group) = moved.expect("it has some");
+            self.take(root, group);
+            self.put(root, group, least);
+        }
     }
 }
 
@@ -121,8 +176,13 @@ mod tests {
             let pipeline = Task {
                 key: format!("pipeline/{n}"),
                 near: Some(key.clone()),
+                apart: None,
             };
-            [Task { key, near: None }, pipeline]
+            let source = Task {
+                key,
+                ..Task::default()
+            };
+            [source, pipeline]
         };
         (0..count).flat_map(pair).collect()
     }
@@ -196,5 +256,56 @@ mod tests {
         assert_eq!(plan(&tasks(2), &nodes(&[]), &assigned), []);
         carry_out(plan(&tasks(1), &nodes(&[1]), &assigned), &mut assigned);
         assert_eq!(assigned.len(), 2);
+    }
+
+    /// Pipelines whose tables are shared out, each of a source of its own.
+    fn shared_out(pipelines: usize, shares: usize) -> Vec<Task> {
+        let mut tasks = tasks(pipelines);
+        for pipeline in 0..pipelines {
+            let word = format!("pipeline/{pipeline}");
+            for task in tasks.iter_mut().filter(|task| task.key == word) {
+                task.apart = Some(word.clone());
+            }
+            tasks.extend((1..shares).map(|share| Task {
+                key: format!("{word}/{share}"),
+                near: None,
+                apart: Some(word.clone()),
+            }));
+        }
+        tasks
+    }
+
+    fn ensure_apart(assigned: &BTreeMap<String, u64>, pipelines: usize, nodes: usize) {
+        for pipeline in 0..pipelines {
+            let prefix = format!("pipeline/{pipeline}");
+            let of = assigned
+                .iter()
+                .filter(|(task, _)| task.starts_with(&prefix));
+            let on: BTreeSet<u64> = of.map(|(_, node)| *node).collect();
+            assert_eq!(on.len(), nodes, "{assigned:?}");
+        }
+    }
+
+    fn carry_out_any(moves: Vec<pb::Move>, assigned: &mut BTreeMap<String, u64>) -> usize {
+        let count = moves.len();
+        assigned.extend(moves.into_iter().map(|step| (step.task, step.to)));
+        count
+    }
+
+    #[test]
+    fn shares_of_a_pipeline_run_apart_and_only_those_of_a_lost_node_move() {
+        let (tasks, mut assigned) = (shared_out(4, 3), BTreeMap::new());
+        let all = nodes(&[1, 2, 3]);
+        carry_out_any(plan(&tasks, &all, &assigned), &mut assigned);
+        ensure_apart(&assigned, 4, 3);
+        assert_eq!(plan(&tasks, &all, &assigned), []);
+        let lost = assigned.values().filter(|node| **node == 2).count();
+        let moved = carry_out_any(plan(&tasks, &nodes(&[1, 3]), &assigned), &mut assigned);
+        assert_eq!(moved, lost);
+        ensure_apart(&assigned, 4, 2);
+        // It is back: as many go to it as keep the nodes even, of each pipeline one.
+        carry_out_any(plan(&tasks, &all, &assigned), &mut assigned);
+        ensure_apart(&assigned, 4, 3);
+        assert_eq!(plan(&tasks, &all, &assigned), []);
     }
 }

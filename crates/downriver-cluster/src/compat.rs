@@ -170,8 +170,12 @@ async fn fill(node: &Node, folder: &Path, name: &str) {
     let gone = format!("{name}-gone");
     for pipeline in [name, &gone] {
         let table = TableId(7);
-        node.open_sink_table(pipeline, table).await.unwrap();
-        let epoch = node.open_sink_table(pipeline, table).await.unwrap().epoch;
+        node.open_sink_table(pipeline, 0, table).await.unwrap();
+        let epoch = node
+            .open_sink_table(pipeline, 0, table)
+            .await
+            .unwrap()
+            .epoch;
         let detail = Bytes::from_static(b"detail");
         node.commit_sink_table(pipeline, table, epoch, Offset(5), detail)
             .await

@@ -349,6 +349,7 @@ mod tests {
             pipeline: pipeline.into(),
             table_id: 7,
             node_id: 1,
+            share: 0,
         };
         let commit = |pipeline: &str, epoch| pb::CommitSinkTable {
             pipeline: pipeline.into(),

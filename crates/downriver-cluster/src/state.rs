@@ -156,7 +156,7 @@ impl Replicated {
             C::DeleteResource(delete) => done(self.control.delete_resource(&delete)),
             C::SwapPointer(swap) => done(self.control.swap_pointers(swap)),
             C::OpenSinkTable(open) => {
-                let task = pipeline_task(&open.pipeline);
+                let task = pipeline_task(&open.pipeline, open.share);
                 if let Err(refused) = self.control.check_assigned(&task, open.node_id) {
                     return refused_reply(refused);
                 }
@@ -247,10 +247,13 @@ pub fn source_task(source: &str) -> String {
     format!("source/{source}")
 }
 
-/// The task of delivering a pipeline, under which its sink's tables are opened.
+/// The task of delivering a share of a pipeline's tables, under which those are opened. Shares count from 0.
 #[must_use]
-pub fn pipeline_task(pipeline: &str) -> String {
-    format!("pipeline/{pipeline}")
+pub fn pipeline_task(pipeline: &str, share: u32) -> String {
+    match share {
+        0 => format!("pipeline/{pipeline}"),
+        share => format!("pipeline/{pipeline}/{share}"),
+    }
 }
 
 fn invalid(reason: &str) -> R {

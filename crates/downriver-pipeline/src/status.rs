@@ -33,6 +33,20 @@ impl TableState {
         Self::Refused,
     ];
 
+    /// Of the states of two parts of a pipeline the one that is to be shown.
+    fn worse(self, other: Self) -> Self {
+        let by_need = [
+            Self::Stopped,
+            Self::Refused,
+            Self::Paused,
+            Self::Pending,
+            Self::Snapshotting,
+        ];
+        let mut found = by_need.into_iter();
+        let found = found.find(|state| [self, other].contains(state));
+        found.unwrap_or(Self::Streaming)
+    }
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -134,14 +148,18 @@ impl SourceStatus {
     /// Whether everything committed at the source up to a position is in the log.
     #[must_use]
     pub fn has_passed(&self, position: &SourcePosition) -> bool {
-        self.passed.as_ref().is_some_and(|passed| {
-            // What is captured by places has no identifiers, also where the server has begun to give them.
-            let places = passed.place().filter(|_| passed.is_place_only());
-            let places = places.zip(position.place());
-            let is_behind = places.is_some_and(|(passed, place)| passed.covers(place));
-            passed.covers(position) || is_behind && passed.is_of_kind(position)
-        })
+        let passed = self.passed.as_ref();
+        passed.is_some_and(|passed| has_come_to(passed, position))
     }
+}
+
+/// Whether a capture that has received so much has everything up to where its server said that it is.
+pub(crate) fn has_come_to(received: &SourcePosition, position: &SourcePosition) -> bool {
+    // What is captured by places has no identifiers, also where the server has begun to give them.
+    let places = received.place().filter(|_| received.is_place_only());
+    let places = places.zip(position.place());
+    let is_behind = places.is_some_and(|(received, place)| received.covers(place));
+    received.covers(position) || is_behind && received.is_of_kind(position)
 }
 
 /// A table of a pipeline.
@@ -176,6 +194,22 @@ pub struct PipelineStatus {
     pub delivered_time_us: i64,
     /// Events of this run.
     pub events: u64,
+}
+
+impl PipelineStatus {
+    /// What is shown of shares of one pipeline together.
+    #[must_use]
+    pub fn join(mut self, other: Self) -> Self {
+        self.state = self.state.worse(other.state);
+        self.problem = self.problem.or(other.problem);
+        self.tables.extend(other.tables);
+        self.delivered = self.delivered.min(other.delivered);
+        self.needed = self.needed.min(other.needed);
+        self.delivered_time_us = self.delivered_time_us.min(other.delivered_time_us);
+        // Each reads all of the log.
+        self.events = self.events.max(other.events);
+        self
+    }
 }
 
 /// One writer, many readers of a status.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use downriver_event::block::{Block, OldImage, RowOp};
 use downriver_event::problem::Problem;
 use downriver_event::{BlockBuilder, Offset, SourcePosition, TableSchema};
@@ -29,9 +30,7 @@ use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::copy::BinaryRow;
 use tokio::sync::mpsc;
 
-use crate::capture::CaptureControl;
 use crate::delivery::Control;
-use crate::status::{Board, SourceStatus, TableState};
 
 /// Files that each side's digests are sorted out into.
 const PARTS: usize = 64;
@@ -39,7 +38,7 @@ const PARTS: usize = 64;
 const EXAMPLES_MAX: usize = 5;
 const REPORT_EVERY_ROWS: u64 = 50_000;
 /// A source that does not come to the position of its own cut by then has a problem of its own.
-const PASS_WITHIN: Duration = Duration::from_secs(120);
+pub const PASS_WITHIN: Duration = Duration::from_secs(120);
 /// The delivery stands still while the database waits for the transactions that run.
 const CUT_WITHIN: Duration = Duration::from_secs(60);
 const BLOCK_RAW_BYTES: usize = 1 << 20;
@@ -108,13 +107,21 @@ impl Cut {
     }
 }
 
+/// The source's capture, here or on another node.
+#[async_trait]
+pub trait Captured: Send + Sync {
+    /// Returns when it has everything up to a position, with the log's end then; gives up after [`PASS_WITHIN`].
+    async fn passed(&self, position: &SourcePosition) -> Result<Offset, Problem>;
+
+    /// Whether the table's snapshot is being taken.
+    fn is_copying(&self, table: &TableSchema) -> bool;
+}
+
 /// What runs of the pipeline.
 #[derive(Clone)]
 pub struct Running {
     pub log: Arc<dyn Log>,
-    pub source: Board<SourceStatus>,
-    /// Asks the source where it is.
-    pub capture: Arc<CaptureControl>,
+    pub captured: Arc<dyn Captured>,
     pub control: Arc<Control>,
 }
 
@@ -173,23 +180,19 @@ pub async fn verify(
         .map_err(|_| cut_takes_too_long())?
         .map_err(|error| error.problem())?;
     let position = database.position();
-    let end = passed(running, &position).await?;
+    let end = running.captured.passed(&position).await?;
     let cut_at = boundary(&*running.log, &config.source, held.at, end, &position)
         .await
         .map_err(|error| Problem::new("DR-2035", error.to_string(), "verify again"))?;
     let cut = held.cut_at(cut_at).await.ok_or_else(not_running)?;
     let state = running.log.state(&config.source).ok_or_else(not_running)?;
-    let statuses = running.source.get().tables;
     std::fs::create_dir_all(&config.folder).map_err(|error| folder_problem(&error))?;
     for table in &cut.tables {
         let Some(schema) = state.newest_schema(table.table).filter(|s| wanted(s)) else {
             continue;
         };
         let name = schema.qualified_name();
-        let copying = statuses
-            .get(&name)
-            .is_some_and(|status| status.state == TableState::Snapshotting);
-        let verdict = if copying {
+        let verdict = if running.captured.is_copying(schema) {
             Err(Problem::new(
                 "DR-2074",
                 format!("{name} is still being copied"),
@@ -240,37 +243,6 @@ fn folder_problem(error: &std::io::Error) -> Problem {
         format!("the folder of the comparison cannot be written: {error}"),
         "make room on the disk of the data folder and verify again",
     )
-}
-
-/// Waits until the capture has everything up to the position: the log's end then.
-async fn passed(running: &Running, position: &SourcePosition) -> Result<Offset, Problem> {
-    let mut status = running.source.watch();
-    let waiting = async {
-        loop {
-            {
-                let now = status.borrow_and_update();
-                if now.has_passed(position) {
-                    return Ok(now.passed_offset);
-                }
-                if now.state == TableState::Stopped
-                    && let Some(problem) = &now.problem
-                {
-                    return Err(problem.clone());
-                }
-            }
-            running.capture.nudge.notify_one();
-            let _ = tokio::time::timeout(Duration::from_millis(200), status.changed()).await;
-        }
-    };
-    tokio::time::timeout(PASS_WITHIN, waiting)
-        .await
-        .unwrap_or_else(|_| {
-            Err(Problem::new(
-                "DR-2072",
-                format!("the source did not come to {position} in time"),
-                "see downriver describe for the source",
-            ))
-        })
 }
 
 /// The first offset from `from` on whose transaction ends after the position; `end` if there is none.

@@ -1,5 +1,6 @@
 //! The admin service: plans, applies and shows resources, and passes on what is asked of pipelines.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use downriver_api::admin::v1::admin_service_server::AdminService;
 use downriver_api::admin::v1::{self as pb};
 use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
-use downriver_event::{Incarnation, Offset};
+use downriver_event::{Incarnation, Offset, SourcePosition};
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +20,9 @@ use tonic::{Code, Request, Response, Status};
 use crate::condition;
 use crate::plan::{check_unused, parse, plan};
 use crate::problem::{of_status, status, to_pb};
-use crate::route::{STATUS_WITHIN, Where, elsewhere, is_passed_on, passed_on, resource};
+use crate::route::{
+    STATUS_WITHIN, Where, elsewhere, is_passed_on, passed_on, resource, shares_of, to_sharer,
+};
 use crate::spec::{Source, Spec};
 
 const PAGE_SIZE_MAX: u32 = 500;
@@ -83,8 +86,10 @@ impl std::fmt::Display for TableName {
 /// What a pipeline has caught up with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// The source's position at the call, as text.
+    /// The source's position at the call, as text; empty where an offset was asked for.
     pub position: String,
+    /// The offset that had to be delivered.
+    pub until: Offset,
     pub delivered: Offset,
 }
 
@@ -127,8 +132,14 @@ pub trait Engine: Send + Sync + 'static {
     /// The node that decides what is stored.
     fn leader(&self) -> Where;
 
-    /// The node that runs it.
+    /// The node that runs it; of a pipeline, the one with its first share, which answers for it.
     fn owner(&self, kind: pb::Kind, name: &str) -> Where;
+
+    /// Where the other shares of a pipeline's tables run, and which.
+    fn sharers(&self, pipeline: &str) -> Vec<(Where, Vec<u32>)>;
+
+    /// Whether every node knows that a pipeline's tables can be shared out.
+    fn knows_shares(&self) -> bool;
 
     fn nodes(&self) -> Vec<pb::Node>;
 
@@ -171,6 +182,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Without tables: the whole pipeline, and every table of it that was paused alone.
     async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
 
+    /// Tries again what a problem has stopped here.
+    async fn retry(&self, pipeline: &str);
+
     /// Takes the snapshot of tables again, without tables of all, or of a part of each: the generation that each will
     /// have. Returns when that outlasts a crash.
     async fn resnapshot(
@@ -180,14 +194,31 @@ pub trait Engine: Send + Sync + 'static {
         part: Option<WrittenFilter>,
     ) -> Result<Vec<(TableName, u64)>, Problem>;
 
-    /// Returns when everything committed at the source before the call is delivered.
-    async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem>;
+    /// Returns when everything committed at the source before the call is delivered by the shares that run here, or
+    /// everything before an offset. These shares must.
+    async fn wait(
+        &self,
+        pipeline: &str,
+        shares: &[u32],
+        until: Option<Offset>,
+        timeout: Duration,
+    ) -> Result<Reached, Problem>;
 
-    /// Compares source and target; every table ends with a verdict.
+    /// Returns when everything committed at a source up to a position is in its log, whose end that is.
+    async fn passed(
+        &self,
+        source: &str,
+        position: &SourcePosition,
+        timeout: Duration,
+    ) -> Result<Offset, Problem>;
+
+    /// Compares source and target; every table of these shares, or where none is named of what runs here and what runs
+    /// nowhere, ends with a verdict.
     async fn verify(
         &self,
         pipeline: &str,
         tables: &[String],
+        shares: &[u32],
     ) -> Result<mpsc::Receiver<Verified>, Problem>;
 
     /// Changes whenever a status or a resource does.
@@ -239,6 +270,50 @@ impl Admin {
             (kind == pb::Kind::Unspecified || s.kind == kind) && (name.is_empty() || s.name == name)
         });
         stored
+    }
+
+    /// What is asked of a pipeline's shares: all that run here and, where none is named, all that run elsewhere.
+    async fn wait_here(
+        &self,
+        request: &pb::WaitRequest,
+        shares: &[u32],
+        deadline: tokio::time::Instant,
+    ) -> Result<pb::WaitResponse, Status> {
+        let pipeline = &request.pipeline;
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+        let until = request.offset.map(Offset);
+        let elsewhere = || -> Result<BTreeSet<u32>, Status> {
+            let sharers = self.sharers(pipeline)?.into_iter();
+            Ok(sharers.flat_map(|(_, shares)| shares).collect())
+        };
+        let before = match shares.is_empty() {
+            true => elsewhere()?,
+            false => BTreeSet::new(),
+        };
+        let reached = self.engine.wait(pipeline, shares, until, left()).await;
+        let reached = reached.map_err(|problem| refused(&problem))?;
+        if shares.is_empty() {
+            if !before.is_subset(&elsewhere()?) {
+                let reason = format!("tables of pipeline {pipeline:?} moved to another node");
+                let problem = Problem::new("DR-1109", reason, "ask again");
+                return Err(refused(&problem));
+            }
+            let asked = pb::WaitRequest {
+                offset: Some(reached.until.0),
+                timeout: prost_types::Duration::try_from(left()).ok(),
+                pipeline: pipeline.clone(),
+            };
+            let sharers = self.sharers(pipeline)?;
+            let waiting = sharers.into_iter().map(|(mut sharer, shares)| {
+                let asked = to_sharer(asked.clone(), &shares);
+                async move { sharer.wait(asked).await }
+            });
+            futures_util::future::try_join_all(waiting).await?;
+        }
+        Ok(pb::WaitResponse {
+            position: reached.position,
+            delivered_offset: reached.delivered.0,
+        })
     }
 
     /// `here`: only what this node knows of them.
@@ -471,10 +546,18 @@ impl AdminService for Admin {
         if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
             return owner.resume(passed_on(request.into_inner())).await;
         }
+        let is_sharer = !shares_of(&request).is_empty();
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
+        if is_sharer {
+            self.engine.retry(&request.pipeline).await;
+            return Ok(Response::new(pb::ResumeResponse {}));
+        }
         let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
         resumed.map_err(|problem| refused(&problem))?;
+        for (mut sharer, shares) in self.sharers(&request.pipeline)? {
+            sharer.resume(to_sharer(request.clone(), &shares)).await?;
+        }
         Ok(Response::new(pb::ResumeResponse {}))
     }
 
@@ -535,27 +618,24 @@ impl AdminService for Admin {
         request: Request<pb::WaitRequest>,
     ) -> Result<Response<pb::WaitResponse>, Status> {
         let is_passed_on = is_passed_on(&request);
+        let shares = shares_of(&request);
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
         let deadline = tokio::time::Instant::now() + timeout.unwrap_or(WAIT_DEFAULT);
         loop {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let asked = pb::WaitRequest {
-                timeout: prost_types::Duration::try_from(left).ok(),
-                ..request.clone()
-            };
             let answer = match self.runs(&request.pipeline) {
-                Where::There(owner) if !is_passed_on => owner.client().wait(passed_on(asked)).await,
+                Where::There(owner) if !is_passed_on => {
+                    let asked = pb::WaitRequest {
+                        timeout: prost_types::Duration::try_from(left).ok(),
+                        ..request.clone()
+                    };
+                    owner.client().wait(passed_on(asked)).await
+                }
                 _ => {
-                    let reached = self.engine.wait(&request.pipeline, left).await;
-                    let response = reached.map(|reached| pb::WaitResponse {
-                        position: reached.position,
-                        delivered_offset: reached.delivered.0,
-                    });
-                    response
-                        .map(Response::new)
-                        .map_err(|problem| refused(&problem))
+                    let answer = self.wait_here(&request, &shares, deadline).await;
+                    answer.map(Response::new)
                 }
             };
             // The pipeline moves, or its node is lost: the next one is asked.
@@ -568,6 +648,38 @@ impl AdminService for Admin {
         }
     }
 
+    async fn passed(
+        &self,
+        request: Request<pb::PassedRequest>,
+    ) -> Result<Response<pb::PassedResponse>, Status> {
+        let owner =
+            |request: &pb::PassedRequest| self.engine.owner(pb::Kind::Source, &request.source);
+        if let Some(mut owner) = elsewhere(&request, owner)? {
+            return owner.passed(passed_on(request.into_inner())).await;
+        }
+        let request = request.into_inner();
+        if self.selected(pb::Kind::Source, &request.source).is_empty() {
+            return Err(not_found(pb::Kind::Source, &request.source));
+        }
+        let position = request.position.as_ref();
+        let Some(position) = position.and_then(SourcePosition::from_pb) else {
+            let problem = Problem::new(
+                "DR-2048",
+                "the position is none that a source has",
+                "send one as events have it",
+            );
+            return Err(status(Code::InvalidArgument, &problem));
+        };
+        let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
+        let timeout = timeout.unwrap_or(WAIT_DEFAULT);
+        let passed = self
+            .engine
+            .passed(&request.source, &position, timeout)
+            .await;
+        let offset = passed.map_err(|problem| refused(&problem))?;
+        Ok(Response::new(pb::PassedResponse { offset: offset.0 }))
+    }
+
     type VerifyStream = Streaming<pb::VerifyResponse>;
 
     async fn verify(
@@ -578,13 +690,21 @@ impl AdminService for Admin {
             let verified = owner.verify(passed_on(request.into_inner())).await?;
             return Ok(Response::new(Box::pin(verified.into_inner())));
         }
+        let shares = shares_of(&request);
         let request = request.into_inner();
-        self.known_pipeline(&request.pipeline)?;
-        let verified = self.engine.verify(&request.pipeline, &request.tables).await;
-        let responses = verified.map_err(|problem| refused(&problem))?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses).map(
-            |response| response.map_err(|problem| refused(&problem)),
-        ))))
+        let pipeline = &request.pipeline;
+        self.known_pipeline(pipeline)?;
+        let verified = self.engine.verify(pipeline, &request.tables, &shares).await;
+        let responses = ReceiverStream::new(verified.map_err(|problem| refused(&problem))?);
+        let here = responses.map(|response| response.map_err(|problem| refused(&problem)));
+        let mut all: Self::VerifyStream = Box::pin(here);
+        if shares.is_empty() {
+            for (mut sharer, shares) in self.sharers(pipeline)? {
+                let verified = sharer.verify(to_sharer(request.clone(), &shares)).await?;
+                all = Box::pin(all.merge(verified.into_inner()));
+            }
+        }
+        Ok(Response::new(all))
     }
 
     async fn nodes(

@@ -293,6 +293,16 @@ async fn check_pipeline(
             return Err(at(field, problem));
         }
     }
+    if pipeline.shares() > 1 && !engine.knows_shares() {
+        let problem = Problem::new(
+            "DR-1114",
+            format!(
+                "pipeline {name:?} cannot be shared out over nodes yet: some of them run an older version"
+            ),
+            "upgrade all nodes, see downriver get nodes, and apply again",
+        );
+        return Err(at("nodes", problem));
+    }
     let widened = before.is_none_or(|before| before.tables != pipeline.tables);
     let start = engine.log_start(&pipeline.source);
     if widened && start.is_some_and(|start| start > Offset(0)) {
@@ -449,7 +459,10 @@ pub(crate) fn check_unused(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use async_trait::async_trait;
+    use downriver_event::SourcePosition;
     use downriver_event::filter::WrittenFilter;
     use tokio::sync::{mpsc, watch};
 
@@ -462,6 +475,7 @@ mod tests {
     struct Still {
         stored: Vec<StoredSpec>,
         start: Option<Offset>,
+        has_old_nodes: bool,
     }
 
     #[async_trait]
@@ -508,6 +522,14 @@ mod tests {
 
         fn owner(&self, _: pb::Kind, _: &str) -> Where {
             Where::Here
+        }
+
+        fn sharers(&self, _: &str) -> Vec<(Where, Vec<u32>)> {
+            Vec::new()
+        }
+
+        fn knows_shares(&self) -> bool {
+            !self.has_old_nodes
         }
 
         fn nodes(&self) -> Vec<pb::Node> {
@@ -571,11 +593,35 @@ mod tests {
             panic!("a plan reads nothing again")
         }
 
-        async fn wait(&self, _: &str, _: std::time::Duration) -> Result<Reached, Problem> {
+        async fn retry(&self, _: &str) {
+            panic!("a plan tries nothing again")
+        }
+
+        async fn wait(
+            &self,
+            _: &str,
+            _: &[u32],
+            _: Option<Offset>,
+            _: Duration,
+        ) -> Result<Reached, Problem> {
             panic!("a plan does not wait")
         }
 
-        async fn verify(&self, _: &str, _: &[String]) -> Result<mpsc::Receiver<Verified>, Problem> {
+        async fn passed(
+            &self,
+            _: &str,
+            _: &SourcePosition,
+            _: Duration,
+        ) -> Result<Offset, Problem> {
+            panic!("a plan does not wait")
+        }
+
+        async fn verify(
+            &self,
+            _: &str,
+            _: &[String],
+            _: &[u32],
+        ) -> Result<mpsc::Receiver<Verified>, Problem> {
             panic!("a plan verifies nothing")
         }
 
@@ -678,10 +724,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn tables_are_shared_out_when_every_node_knows_how() {
+        let mut engine = Still {
+            stored: store(&[source(), sink()]),
+            ..Still::default()
+        };
+        let over = |nodes: u32| [pipeline("p", &serde_json::json!({ "nodes": nodes }))];
+        assert!(codes(&engine, &over(3)).await.is_empty());
+        for wrong in [0, 33] {
+            assert_eq!(codes(&engine, &over(wrong)).await, ["DR-2013"]);
+        }
+        engine.has_old_nodes = true;
+        assert_eq!(codes(&engine, &over(3)).await, ["DR-1114"]);
+        assert!(codes(&engine, &over(1)).await.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_new_pipeline_needs_the_whole_log_and_patterns_that_match() {
         let engine = Still {
             stored: store(&[source(), sink()]),
             start: Some(Offset(7)),
+            ..Still::default()
         };
         assert_eq!(codes(&engine, &[pipeline("p", &none())]).await, ["DR-2017"]);
         let engine = Still {

@@ -14,11 +14,11 @@ pub mod world;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use downriver_api::log::v1::log_service_client::LogServiceClient;
 use downriver_testkit::cluster::{Machines, Peers};
 use downriver_testkit::readers::{self, Lake};
-use downriver_testkit::{Cluster, Postgres, Seaweed, resources, shop};
+use downriver_testkit::{Cluster, Daemon, Postgres, Seaweed, host, resources, shop};
 use tonic::transport::Channel;
 
 pub use gap::Gap;
@@ -33,6 +33,19 @@ pub struct ClusteredShop {
     pub postgres: Postgres,
     pub store: Seaweed,
     pub folder: tempfile::TempDir,
+}
+
+/// The shop's pipeline, with its tables shared out over this many nodes.
+pub async fn share_out(node: &Daemon, nodes: u32) -> Result<()> {
+    let yaml = format!("{}nodes: {nodes}\n", resources::pipeline("1s"));
+    // A cluster that has just begun does not know yet which forms all of its nodes read.
+    host::until("every node to know shares", CATCH_UP, async || {
+        let applied = node.try_apply(&yaml).await?;
+        let is_early = applied.text().contains("DR-1114");
+        ensure!(applied.code == Some(0) || is_early, "{}", applied.text());
+        Ok(!is_early)
+    })
+    .await
 }
 
 impl ClusteredShop {

@@ -13,11 +13,14 @@ use downriver_testkit::{Cluster, Postgres, Seaweed, host, resources, shop};
 use crate::bank;
 use crate::branch::Branch;
 use crate::members::Guest;
+use crate::share_out;
 
 pub const NODES: usize = 3;
 /// With one that comes and goes.
 pub const SEATS: usize = NODES + 1;
 pub const SOURCE: &str = "source/shop";
+/// Of the pipeline's tables; a branch's pipeline is one.
+const SHARES: u32 = 3;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -122,6 +125,7 @@ impl World {
             resources::pipeline("1s"),
         ];
         world.cluster.nodes[0].apply(&yaml.concat()).await?;
+        share_out(&world.cluster.nodes[0], SHARES).await?;
         if let (Some(branch), Some(link)) = (&world.branch, &world.links.branch) {
             let yaml = branch.resources(link.port());
             world.cluster.nodes[0].apply(&yaml).await?;

@@ -90,16 +90,27 @@ impl Node {
         })
     }
 
-    /// Gives the table a new owner's epoch.
+    /// Whether every node knows that a pipeline's tables can be shared out.
+    #[must_use]
+    pub fn knows_shares(&self) -> bool {
+        // One that is alone has no members.
+        self.with_state(|state| {
+            state.control.members.is_empty() || state.control.feature_level >= super::SHARES_LEVEL
+        })
+    }
+
+    /// Gives the table, which belongs to a share of the pipeline's, a new owner's epoch.
     ///
     /// # Errors
     /// Not decided.
     pub async fn open_sink_table(
         &self,
         pipeline: &str,
+        share: u32,
         table: TableId,
     ) -> Result<SinkTableState, ControlError> {
         let open = pb::OpenSinkTable {
+            share,
             pipeline: pipeline.to_owned(),
             table_id: table.0,
             node_id: self.config.node_id,

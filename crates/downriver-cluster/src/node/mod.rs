@@ -50,7 +50,9 @@ const HEARTBEAT_MS: u64 = 200;
 pub(crate) const ELECTION_MS: (u64, u64) = (600, 1_000);
 /// The highest level of stored forms that this build reads. A form that an older build does not read begins a new level,
 /// and is written when the cluster has it.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
+pub(crate) const FEATURE_LEVEL: u32 = 2;
+/// From this level on a pipeline's tables are opened by shares.
+const SHARES_LEVEL: u32 = 2;
 /// Entries between snapshots.
 const SNAPSHOT_EVERY: u64 = 20_000;
 

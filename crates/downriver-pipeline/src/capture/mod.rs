@@ -21,6 +21,7 @@ pub(crate) mod merge;
 mod mysql;
 mod outbox;
 mod outgrown;
+mod passed;
 mod postgres;
 mod progress;
 mod registry;
@@ -43,6 +44,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use mysql::MysqlSource;
+pub use passed::passed;
 pub use postgres::{PostgresSource, WalBehind};
 pub use request::{CaptureControl, NotRequested, Requested, Wanted, needs_whole};
 

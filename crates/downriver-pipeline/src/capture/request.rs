@@ -170,6 +170,10 @@ impl CaptureControl {
         self.refused().get(&table).cloned()
     }
 
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused().is_empty()
+    }
+
     pub(super) fn note_lacking(&self, table: TableId) {
         let mut tables = self.lacking.lock().expect("no holder panics");
         tables.insert(table);

@@ -8,11 +8,13 @@
 //!
 //! One reader feeds all tables; each table has an owner's epoch and a progress of its own, in the table itself.
 //! A cut lies between two transactions and is the same for all tables. A table that stops leaves the others going
-//! on; the log is kept for it. A failure that may pass starts everything again from what the tables say.
+//! on; the log is kept for it. A failure that may pass starts everything again from what the tables say. Tables may be
+//! shared out over nodes, each of which reads the log (`shares`).
 
 mod control;
 mod progress;
 mod run;
+mod shares;
 mod tables;
 
 use std::path::PathBuf;
@@ -28,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use control::{Control, Cut, Held, TableCut, Told};
 pub use progress::{Progress, TableProgress, held_version};
+pub use shares::{Share, Sharing};
 
 use crate::retry::Backoff;
 use crate::status::{Board, PipelineStatus, TableState};
@@ -45,10 +48,12 @@ pub struct DeliveryConfig {
     pub namespace: Option<String>,
     /// Patterns of the source's tables; empty: all.
     pub tables: Vec<String>,
+    /// Which of them this delivery has.
+    pub share: Share,
     pub freshness: Duration,
     /// What is done when a table of the source changes.
     pub schema_changes: ChangePolicies,
-    /// This node's own folder for the pipeline: key indexes, and rows larger than memory.
+    /// This node's own folder for the share: key indexes, and rows larger than memory.
     pub folder: PathBuf,
 }
 
@@ -63,6 +68,16 @@ enum DeliveryError {
     Progress(String),
     #[error("a block of the log cannot be read")]
     Block(#[from] downriver_event::block::BlockError),
+}
+
+impl DeliveryConfig {
+    fn sharing(&self) -> Sharing<'_> {
+        Sharing {
+            tables: &self.tables,
+            one_namespace: self.namespace.is_some(),
+            shares: self.share.of,
+        }
+    }
 }
 
 impl DeliveryError {

@@ -29,7 +29,7 @@ struct Run<'a> {
     board: &'a Board<PipelineStatus>,
     tables: Tables<'a>,
     told: Told,
-    /// A table has to be taken back to where its open transaction begins.
+    /// A table has to be taken back to where its open transaction begins, or others belong to this share than before.
     reopen: bool,
     /// Everything before it was applied to the running tables.
     next: Offset,
@@ -83,6 +83,7 @@ pub(super) async fn run(
         time_us: 0,
         excluded: BTreeSet::new(),
     };
+    run.tables.share_out(&state.schemas);
     let first = run.tables.first_of_new(&state)?;
     run.open(&state, first).await?;
     run.next = run.tables.next().unwrap_or(state.next);
@@ -194,13 +195,18 @@ impl Run<'_> {
     }
 
     async fn block(&mut self, stored: &StoredBlock, end: Offset) -> Result<(), DeliveryError> {
+        let state = self.log.state(&self.config.source);
+        let schemas = state.map(|state| Arc::clone(&state.schemas));
+        let schemas = schemas.unwrap_or_default();
+        // Before anything of the block: a name that moves is for the one that has both tables.
+        if self.tables.share_out(&schemas) {
+            self.reopen = true;
+            return Ok(());
+        }
         let block = Block::decode(&stored.frame)?;
         let mut changes = Changes::new(stored.base, block);
         changes.continues = self.boundary != self.next;
         self.meet(&changes).await?;
-        let state = self.log.state(&self.config.source);
-        let schemas = state.map(|state| Arc::clone(&state.schemas));
-        let schemas = schemas.unwrap_or_default();
         let mut met = false;
         loop {
             let claim = self.tables.next_claim(&changes, end, &schemas);

@@ -62,6 +62,9 @@ pub(super) struct Tables<'a> {
     progress: &'a Arc<dyn Progress>,
     control: &'a Control,
     approved: BTreeMap<TableId, u32>,
+    /// The share of each table, as it was found from these.
+    shares: BTreeMap<TableId, u32>,
+    shared_out: Arc<Schemas>,
     by_id: BTreeMap<TableId, Table>,
     /// Tables of the lake that were left behind under a name that the source does not have any more.
     left: Vec<names::Left>,
@@ -80,6 +83,8 @@ impl<'a> Tables<'a> {
             progress,
             control,
             approved,
+            shares: BTreeMap::new(),
+            shared_out: Arc::default(),
             by_id: BTreeMap::new(),
             left: Vec::new(),
         }
@@ -105,9 +110,28 @@ impl<'a> Tables<'a> {
         Ok(first)
     }
 
+    /// Finds the tables of this delivery's share. Whether one belongs to it now that belonged to another, or the other way
+    /// round.
+    pub(super) fn share_out(&mut self, schemas: &Arc<Schemas>) -> bool {
+        if Arc::ptr_eq(&self.shared_out, schemas) {
+            return false;
+        }
+        let sharing = self.config.sharing();
+        let before = std::mem::replace(&mut self.shares, sharing.deal(schemas));
+        self.shared_out = Arc::clone(schemas);
+        let ours = self.config.share.index;
+        let mut known = before.into_iter();
+        known.any(|(table, share)| (share == ours) != self.is_ours(table))
+    }
+
+    fn is_ours(&self, table: TableId) -> bool {
+        self.shares.get(&table) == Some(&self.config.share.index)
+    }
+
     /// Whether nothing of any table is stored: what there is in the log is no change for the pipeline.
     fn is_fresh(&self, state: &StreamState) -> Result<bool, DeliveryError> {
-        for (table, _) in state.schemas.keys() {
+        let tables = state.schemas.keys().map(|(table, _)| table);
+        for table in tables.filter(|table| self.is_ours(**table)) {
             let stored = self.progress.get(&self.config.pipeline, *table);
             let stored = stored.unwrap_or_default();
             let kept = committed(&stored.detail, &self.config.stream_id);
@@ -145,7 +169,9 @@ impl<'a> Tables<'a> {
             of_table.map(|(_, schema)| Arc::clone(schema)).collect()
         };
         newest.retain(|id, schema| {
-            !this.has(*id) && (this.wants(schema) || this.may_leave(&versions(*id)))
+            !this.has(*id)
+                && this.is_ours(*id)
+                && (this.wants(schema) || this.may_leave(&versions(*id)))
         });
         let opened: Vec<(TableId, Table, Vec<names::Left>)> = futures_util::stream::iter(newest)
             .map(|(id, schema)| {
@@ -437,8 +463,9 @@ impl<'a> Tables<'a> {
         let needed = self.by_id.values().map(Table::found_again).min();
         board.update(|status| {
             status.tables = tables;
-            status.needed = needed.unwrap_or_default();
             more(status);
+            // Without a table that of one which is to come.
+            status.needed = needed.unwrap_or(status.delivered);
         });
     }
 }

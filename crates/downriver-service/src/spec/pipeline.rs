@@ -13,6 +13,7 @@ use super::{at, changes, fields};
 const FRESHNESS_DEFAULT: Duration = Duration::from_secs(10);
 const FRESHNESS_MIN: Duration = Duration::from_secs(1);
 const NAMESPACE_BYTES_MAX: usize = 100;
+const NODES_MAX: u32 = 32;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +31,9 @@ pub struct Pipeline {
     /// The lake's namespace for all tables; `None`: `<source>_<schema>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Over how many nodes its tables are shared out; `None`: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nodes: Option<u32>,
     /// As it was written: a policy, or one for each kind of change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     schema_changes: Option<Value>,
@@ -90,6 +94,17 @@ impl Pipeline {
             );
             return Err(at("namespace", problem));
         }
+        if let Some(nodes) = pipeline
+            .nodes
+            .filter(|nodes| !(1..=NODES_MAX).contains(nodes))
+        {
+            let problem = Problem::new(
+                "DR-2013",
+                format!("a pipeline's tables cannot be shared out over {nodes} nodes"),
+                format!("write a number from 1 to {NODES_MAX}"),
+            );
+            return Err(at("nodes", problem));
+        }
         changes::parse(pipeline.schema_changes.as_ref())?;
         Ok(pipeline)
     }
@@ -105,6 +120,12 @@ impl Pipeline {
     #[must_use]
     pub fn schema_changes(&self) -> ChangePolicies {
         changes::parse(self.schema_changes.as_ref()).unwrap_or_default()
+    }
+
+    /// Into how many shares its tables are dealt, each of which runs on a node.
+    #[must_use]
+    pub fn shares(&self) -> u32 {
+        self.nodes.unwrap_or(1)
     }
 
     #[must_use]

@@ -125,6 +125,7 @@ pub(super) async fn wait(mut client: Client, wait: Wait) -> Result<(), Failure> 
             ))
         })?;
     let request = pb::WaitRequest {
+        offset: None,
         pipeline: wait.pipeline.clone(),
         timeout: Some(timeout),
     };

@@ -269,9 +269,20 @@ async fn a_table_made_again_under_its_name_replaces_the_rows_of_the_one_before()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_goes_on_under_its_new_name_and_leaves_the_old_one() -> Result<()> {
+    names_move(1).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_goes_on_under_its_new_name_also_where_tables_are_shared_out() -> Result<()> {
+    names_move(3).await
+}
+
+async fn names_move(nodes: u32) -> Result<()> {
     let mut shop = Shop::open(50).await?;
     shop.postgres.execute(NAMED).await?;
     shop.deliver("1s").await?;
+    let pipeline = format!("{}nodes: {nodes}\n", resources::pipeline("1s"));
+    shop.daemon.apply(&pipeline).await?;
     ensure_equal(&shop, &["public.one", "public.other"]).await?;
     // No row follows, and none leaves the value out of line out of what is read again.
     shop.postgres

@@ -25,6 +25,7 @@ mod refusals;
 mod resnapshot;
 mod servers;
 mod shapes;
+mod shares;
 mod slot_limits;
 mod slots;
 mod spoiled;

@@ -69,6 +69,8 @@ pub(super) struct Intake<'a> {
     /// Tables whose chunks are being read: of the others, changes that a chunk's snapshot saw are forgotten.
     pub(super) begun: Begun,
     pub(super) reread: Reread,
+    /// Before it the rows may come again for which tables were refused.
+    pub(super) spoiled_before: Option<SourcePosition>,
     /// Every commit up to here was received and decoded.
     pub(super) received: SourcePosition,
     /// The position of the newest whole transaction in the builder.
@@ -116,6 +118,7 @@ impl<'a> Intake<'a> {
             held: Vec::new(),
             begun: Begun::default(),
             reread: Reread::default(),
+            spoiled_before: None,
             received: from.clone(),
             committed: None,
             handed_over: from.clone(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use downriver_event::problem::Problem;
-use downriver_event::{RowFilter, TableId, TableSchema, pb};
+use downriver_event::{RowFilter, SourcePosition, TableId, TableSchema, pb};
 use downriver_log::StreamState;
 
 use super::super::CaptureError;
@@ -13,7 +13,7 @@ use super::super::request::{Request, needs_whole};
 use super::super::shelf::Shelf;
 use super::super::snapshot::TableTask;
 use super::{Intake, TableProgress};
-use crate::status::{TableState, TableStatus};
+use crate::status::{TableState, TableStatus, has_come_to};
 
 impl Intake<'_> {
     /// Begins the reading of a table's generation, or goes on with it: the worker's task.
@@ -108,6 +108,14 @@ impl Intake<'_> {
             previous_version: *previous_version,
         });
         self.event("schema", change);
+    }
+
+    /// Whether tables may be asked for: one that was refused for a row would be refused once more where that row is yet
+    /// to come again.
+    pub(in super::super) fn takes_requests(&mut self) -> bool {
+        let has_passed = |before: &mut SourcePosition| has_come_to(&self.received, before);
+        self.spoiled_before.take_if(has_passed);
+        self.spoiled_before.is_none()
     }
 
     /// Asks for a new snapshot of tables. Of those that are unsettled it is not decided yet what becomes of them.

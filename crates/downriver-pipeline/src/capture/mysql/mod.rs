@@ -208,6 +208,9 @@ pub(super) async fn run(
         unsettled: HashMap::new(),
     };
     let mut binlog = Binlog::new(BinlogStream::start(connection, &from).await?);
+    if control.has_refused() {
+        run.intake.spoiled_before = Some(run.catalog.position().await?);
+    }
     let tables = run
         .settle_at_start(prepared.tables, &state, &mut binlog)
         .await?;
@@ -242,6 +245,7 @@ impl Run<'_> {
             }
             let full = self.intake.outbox.is_full();
             let room = self.intake.has_room();
+            let takes_requests = self.intake.takes_requests() && !self.decoder.in_transaction();
             let is_busy = self.intake.is_joining() || self.replay.is_some();
             tokio::select! {
                 biased;
@@ -277,7 +281,7 @@ impl Run<'_> {
                     }
                 }
                 // What is asked for is stored with a position, and there is none inside a transaction.
-                Some(request) = requests.recv(), if !self.decoder.in_transaction() => {
+                Some(request) = requests.recv(), if takes_requests => {
                     self.flush()?;
                     let (debts, passed_over) = (&self.debts, &self.passed_over);
                     let lacks = |table| debts.is_due(table) || passed_over.contains(&table);

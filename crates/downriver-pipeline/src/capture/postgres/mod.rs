@@ -171,6 +171,10 @@ pub(super) async fn run(
         asked: Instant::now(),
         came_since_asked: true,
     };
+    if control.has_refused() {
+        let now = run.catalog.current_position().await?;
+        run.intake.spoiled_before = Some(SourcePosition::Postgres(now));
+    }
     let tasks = run.take_tables(prepared.tables, &state)?;
     let stream = ReplicationStream::start(session, postgres, from, streaming).await?;
     let known = state.position.is_some().then_some(from);
@@ -237,6 +241,7 @@ impl Run<'_> {
             }
             let full = self.intake.outbox.is_full();
             let room = self.intake.has_room();
+            let takes_requests = self.intake.takes_requests();
             let is_replaying = self.replay.is_some() || self.intake.is_joining();
             tokio::select! {
                 biased;
@@ -276,7 +281,7 @@ impl Run<'_> {
                         std::panic::resume_unwind(panic.into_panic());
                     }
                 }
-                Some(request) = requests.recv() => {
+                Some(request) = requests.recv(), if takes_requests => {
                     let drift = &self.drift;
                     self.intake.requested(request, |table| drift.has(table))?;
                 }
@@ -338,8 +343,8 @@ impl Run<'_> {
     }
 
     async fn tick(&mut self, acknowledger: &Acknowledger) -> Result<(), CaptureError> {
-        let waiting = self.intake.holds_chunks() || !self.lost_shapes.is_empty();
-        if waiting || self.drift.waits_for_stream() {
+        let holds = self.intake.holds_chunks() || !self.lost_shapes.is_empty();
+        if holds || self.drift.waits_for_stream() || !self.intake.takes_requests() {
             acknowledger.request_reply();
         }
         if !self.intake.is_idle() || self.decoder.in_transaction() {

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::source_task;
-use downriver_event::TableSchema;
 use downriver_event::problem::Problem;
+use downriver_event::{Offset, SourcePosition, TableSchema};
 use downriver_log::Log;
 use downriver_pipeline::capture::{
     self, CaptureConfig, CaptureControl, Database, MysqlSource, PostgresSource, SnapshotConfig,
@@ -64,6 +65,30 @@ impl NodeEngine {
         let running = locked(&self.captures).get(name).map(|c| c.status.get());
         let problem = self.why_not_started(pb::Kind::Source, name);
         source_status(running, problem, self.node.state(name).as_deref())
+    }
+
+    pub(super) async fn source_has_passed(
+        &self,
+        name: &str,
+        position: &SourcePosition,
+        within: Duration,
+    ) -> Result<Offset, Problem> {
+        let running = {
+            let captures = locked(&self.captures);
+            let capture = captures.get(name);
+            capture.map(|capture| (capture.status.clone(), Arc::clone(&capture.control)))
+        };
+        let (status, control) = running.ok_or_else(|| {
+            let why = self.why_not_started(pb::Kind::Source, name);
+            why.unwrap_or_else(|| {
+                Problem::new(
+                    "DR-1109",
+                    format!("source {name:?} does not run here now"),
+                    "ask again",
+                )
+            })
+        })?;
+        capture::passed(&status, &control, position, within).await
     }
 
     pub(super) async fn reconcile_captures(&self) {

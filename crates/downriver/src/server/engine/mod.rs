@@ -4,6 +4,7 @@
 //! - `captures`: one for each source.
 //! - `lakes`: one for each sink: its store and its catalog.
 //! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
+//! - `shares`: which of a pipeline's tables are delivered here, where they are shared out over nodes.
 //! - `groups`: how far consumers have come.
 //! - `nodes`: who they are, and which of them runs what.
 //! - `stored`: the form of what the replicated state holds for it.
@@ -23,6 +24,7 @@ mod pipelines;
 mod rates;
 mod replicated;
 mod resnapshot;
+mod shares;
 mod source_config;
 mod stored;
 mod verify;
@@ -36,9 +38,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use downriver_api::admin::v1 as pb;
 use downriver_cluster::{ControlError, Node, ResourcePut, Task, pipeline_task, source_task};
-use downriver_event::Offset;
 use downriver_event::filter::WrittenFilter;
 use downriver_event::problem::Problem;
+use downriver_event::{Offset, SourcePosition};
 use downriver_log::Log as _;
 use downriver_service::spec::{Source, Spec};
 use downriver_service::{
@@ -76,7 +78,8 @@ pub(super) struct NodeEngine {
     acting: tokio::sync::Mutex<()>,
     captures: Mutex<BTreeMap<String, RunningCapture>>,
     lakes: Mutex<BTreeMap<String, Lake>>,
-    deliveries: Mutex<BTreeMap<String, RunningDelivery>>,
+    /// By pipeline and share.
+    deliveries: Mutex<BTreeMap<(String, u32), RunningDelivery>>,
     /// What cannot be started, and why.
     unstartable: Mutex<BTreeMap<(pb::Kind, String), Problem>>,
     /// Where each source's log must begin for its pipelines; `None`: not known yet, so nothing is forgotten.
@@ -177,20 +180,30 @@ impl NodeEngine {
 
     /// Everything that some node has to run.
     fn tasks(&self) -> Vec<Task> {
-        let stored = self.stored().into_iter();
-        let task = |stored: StoredSpec| match stored.kind {
-            pb::Kind::Source => Some(Task {
-                key: source_task(&stored.name),
-                near: None,
-            }),
-            // What is read from the log where it is written needs no network.
-            pb::Kind::Pipeline => Some(Task {
-                key: pipeline_task(&stored.name),
-                near: stored.spec["source"].as_str().map(source_task),
-            }),
-            pb::Kind::Sink | pb::Kind::Unspecified => None,
-        };
-        stored.filter_map(task).collect()
+        let mut tasks = Vec::new();
+        for stored in self.stored() {
+            match stored.kind {
+                pb::Kind::Source => tasks.push(Task {
+                    key: source_task(&stored.name),
+                    ..Task::default()
+                }),
+                pb::Kind::Pipeline => {
+                    let shares = match Spec::parse("Pipeline", &stored.spec) {
+                        Ok(Spec::Pipeline(pipeline)) => pipeline.shares(),
+                        _ => 1,
+                    };
+                    // What is read from the log where it is written needs no network.
+                    let source = stored.spec["source"].as_str().map(source_task);
+                    tasks.extend((0..shares).map(|share| Task {
+                        key: pipeline_task(&stored.name, share),
+                        near: source.clone().filter(|_| share == 0),
+                        apart: (shares > 1).then(|| stored.name.clone()),
+                    }));
+                }
+                pb::Kind::Sink | pb::Kind::Unspecified => {}
+            }
+        }
+        tasks
     }
 
     /// When this node was given a task, if it is to run it. What was given away and came back is another turn.
@@ -387,6 +400,14 @@ impl Engine for NodeEngine {
         self.owner_of(kind, name)
     }
 
+    fn sharers(&self, pipeline: &str) -> Vec<(Where, Vec<u32>)> {
+        self.sharers_of(pipeline)
+    }
+
+    fn knows_shares(&self) -> bool {
+        self.node.knows_shares()
+    }
+
     fn nodes(&self) -> Vec<pb::Node> {
         self.known_nodes()
     }
@@ -456,16 +477,36 @@ impl Engine for NodeEngine {
         self.resnapshot_tables(pipeline, tables, part).await
     }
 
-    async fn wait(&self, pipeline: &str, timeout: Duration) -> Result<Reached, Problem> {
-        self.wait_caught_up(pipeline, timeout).await
+    async fn retry(&self, pipeline: &str) {
+        self.retry_stopped(pipeline).await;
+    }
+
+    async fn wait(
+        &self,
+        pipeline: &str,
+        shares: &[u32],
+        until: Option<Offset>,
+        timeout: Duration,
+    ) -> Result<Reached, Problem> {
+        self.wait_caught_up(pipeline, shares, until, timeout).await
+    }
+
+    async fn passed(
+        &self,
+        source: &str,
+        position: &SourcePosition,
+        timeout: Duration,
+    ) -> Result<Offset, Problem> {
+        self.source_has_passed(source, position, timeout).await
     }
 
     async fn verify(
         &self,
         pipeline: &str,
         tables: &[String],
+        shares: &[u32],
     ) -> Result<mpsc::Receiver<Verified>, Problem> {
-        self.verify_tables(pipeline, tables).await
+        self.verify_tables(pipeline, tables, shares).await
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

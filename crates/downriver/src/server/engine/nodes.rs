@@ -45,7 +45,7 @@ impl NodeEngine {
     pub(super) fn owner_of(&self, kind: pb::Kind, name: &str) -> Where {
         let owner = match kind {
             pb::Kind::Source => self.node.assigned(&source_task(name)),
-            pb::Kind::Pipeline => self.node.assigned(&pipeline_task(name)),
+            pb::Kind::Pipeline => self.node.assigned(&pipeline_task(name, 0)),
             pb::Kind::Sink | pb::Kind::Unspecified => None,
         };
         match owner {
@@ -54,7 +54,7 @@ impl NodeEngine {
         }
     }
 
-    fn place_of(&self, id: u64) -> Where {
+    pub(super) fn place_of(&self, id: u64) -> Where {
         match self.node.channel_to(id) {
             Ok(channel) => Where::There(Peer {
                 id,

@@ -112,6 +112,13 @@ impl NodeEngine {
         self.set_paused(name, &paused).await
     }
 
+    /// Tries again what was stopped here by a problem.
+    pub(super) async fn retry_stopped(&self, name: &str) {
+        self.end_stopped(name).await;
+        self.reconcile_once().await;
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
     /// Returns when it has taken effect.
     async fn set_paused(&self, pipeline: &str, paused: &Paused) -> Result<(), Problem> {
         let stored = self
@@ -135,8 +142,8 @@ impl NodeEngine {
             let (schema, table) = table.split_once('.').unwrap_or_default();
             pipeline.delivers(schema, table)
         });
-        if let Some(delivery) = locked(&self.deliveries).get(name) {
-            tables.extend(delivery.status.get().tables.into_keys());
+        if let Some(running) = self.running_status(name) {
+            tables.extend(running.tables.into_keys());
         }
         tables
     }
@@ -148,10 +155,6 @@ impl NodeEngine {
         patterns: &[String],
     ) -> Result<BTreeSet<String>, Problem> {
         let tables = self.pipeline_tables(name, &self.pipeline_spec(name)?);
-        let selects = |patterns: &[String], table: &str| {
-            let (schema, table) = table.split_once('.').unwrap_or_default();
-            pattern::selects(patterns, schema, table)
-        };
         for wanted in patterns.iter().filter(|p| !p.starts_with('!')) {
             let alone = std::slice::from_ref(wanted);
             if !tables.iter().any(|table| selects(alone, table)) {
@@ -167,6 +170,23 @@ impl NodeEngine {
         let selected = tables.into_iter().filter(|table| selects(patterns, table));
         Ok(selected.collect())
     }
+
+    /// The same, whether patterns select something or not.
+    pub(super) fn selected(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+        patterns: &[String],
+    ) -> BTreeSet<String> {
+        let mut tables = self.pipeline_tables(name, pipeline);
+        tables.retain(|table| selects(patterns, table));
+        tables
+    }
+}
+
+fn selects(patterns: &[String], table: &str) -> bool {
+    let (schema, table) = table.split_once('.').unwrap_or_default();
+    pattern::selects(patterns, schema, table)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Deliveries: one for each pipeline that is not paused as a whole; and where the log must begin for them.
+//! Deliveries: one for each share of a pipeline that is not paused as a whole; and where the log must begin for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use downriver_api::admin::v1 as pb;
-use downriver_cluster::pipeline_task;
 use downriver_event::Offset;
 use downriver_event::problem::Problem;
 use downriver_log::Log;
@@ -23,6 +22,7 @@ use super::approved::approved_key;
 use super::lakes::open_warehouse;
 use super::paused::{Paused, paused_key};
 use super::replicated::{ReplicatedProgress, pipeline_id_key};
+use super::shares::share_of;
 use super::{NodeEngine, Turn, locked, unavailable};
 
 pub(super) struct RunningDelivery {
@@ -54,80 +54,107 @@ pub(in crate::server) struct PipelineView {
 
 impl NodeEngine {
     pub(super) async fn reconcile_deliveries(&self) {
-        let wanted: BTreeMap<String, StoredSpec> = self
-            .stored_of(pb::Kind::Pipeline)
-            .into_iter()
-            .filter(|(name, _)| {
-                self.turn(&pipeline_task(name)).is_some() && self.paused(name) != Paused::All
-            })
-            .collect();
-        let current = |name: &str, running: &RunningDelivery| {
-            let Some(stored) = wanted.get(name) else {
+        let mut wanted: BTreeMap<(String, u32), (Turn, StoredSpec)> = BTreeMap::new();
+        for (name, stored) in self.stored_of(pb::Kind::Pipeline) {
+            if self.paused(&name) == Paused::All {
+                continue;
+            }
+            match Spec::parse("Pipeline", &stored.spec) {
+                Ok(Spec::Pipeline(pipeline)) => {
+                    for (share, turn) in self.shares_here(&name, &pipeline) {
+                        wanted.insert((name.clone(), share), (turn, stored.clone()));
+                    }
+                }
+                Ok(_) => unreachable!("a pipeline is parsed as one"),
+                Err(problem) => self.cannot_start(pb::Kind::Pipeline, &name, problem),
+            }
+        }
+        let current = |key: &(String, u32), running: &RunningDelivery| {
+            let Some((turn, stored)) = wanted.get(key) else {
                 return false;
             };
             let lake = stored.spec["sink"]
                 .as_str()
                 .and_then(|sink| self.lake(sink));
             lake.is_some_and(|lake| running.revisions == (stored.revision, lake.revision))
-                && self.turn(&pipeline_task(name)) == Some(running.turn)
+                && *turn == running.turn
                 && !running.task.is_finished()
         };
         let ending: Vec<RunningDelivery> = {
             let mut deliveries = locked(&self.deliveries);
-            let stale: Vec<String> = deliveries
-                .iter()
-                .filter(|(name, running)| !current(name, running))
-                .map(|(name, _)| name.clone())
-                .collect();
-            stale
-                .iter()
-                .filter_map(|name| deliveries.remove(name))
-                .collect()
+            let stale = deliveries.extract_if(.., |key, running| !current(key, running));
+            stale.map(|(_, running)| running).collect()
         };
         for delivery in ending {
             delivery.end().await;
         }
-        for (name, stored) in wanted {
-            if !locked(&self.deliveries).contains_key(&name)
-                && let Err(problem) = self.start_delivery(&name, &stored).await
+        for (key, (turn, stored)) in wanted {
+            let (name, share) = (&key.0, key.1);
+            if !locked(&self.deliveries).contains_key(&key)
+                && let Err(problem) = self.start_delivery(name, share, turn, &stored).await
             {
-                self.cannot_start(pb::Kind::Pipeline, &name, problem);
+                self.cannot_start(pb::Kind::Pipeline, name, problem);
             }
-            self.tell(&name);
+            self.tell(name);
         }
     }
 
-    /// Ends a delivery of which something was stopped by a problem; the reconciler starts it again.
+    /// The deliveries of a pipeline that run here, by share.
+    fn running_shares(&self, name: &str) -> BTreeMap<u32, (Board<PipelineStatus>, Arc<Control>)> {
+        let deliveries = locked(&self.deliveries);
+        let of_it = deliveries.range((name.to_owned(), 0)..=(name.to_owned(), u32::MAX));
+        let handles = of_it.map(|((_, share), running)| {
+            (
+                *share,
+                (running.status.clone(), Arc::clone(&running.control)),
+            )
+        });
+        handles.collect()
+    }
+
+    /// Handles of the deliveries of a pipeline that run here, by share.
+    pub(super) fn controls(&self, name: &str) -> BTreeMap<u32, Arc<Control>> {
+        let running = self.running_shares(name).into_iter();
+        running
+            .map(|(share, (_, control))| (share, control))
+            .collect()
+    }
+
+    /// What runs of a pipeline here; `None`: nothing does.
+    pub(super) fn running_status(&self, name: &str) -> Option<PipelineStatus> {
+        let running = self.running_shares(name).into_values();
+        let statuses = running.map(|(status, _)| status.get());
+        statuses.reduce(PipelineStatus::join)
+    }
+
+    /// Ends deliveries of which something was stopped by a problem; the reconciler starts them again.
     pub(super) async fn end_stopped(&self, name: &str) {
         let _acting = self.acting.lock().await;
-        let stopped = {
+        let stopped: Vec<RunningDelivery> = {
             let mut deliveries = locked(&self.deliveries);
-            let is_stopped = deliveries.get(name).is_some_and(|delivery| {
+            let of_it = (name.to_owned(), 0)..=(name.to_owned(), u32::MAX);
+            let stopped = deliveries.extract_if(of_it, |_, delivery| {
                 let status = delivery.status.get();
                 let mut tables = status.tables.values();
                 status.state == TableState::Stopped
                     || tables.any(|table| table.state == TableState::Stopped)
             });
-            if is_stopped {
-                deliveries.remove(name)
-            } else {
-                None
-            }
+            stopped.map(|(_, delivery)| delivery).collect()
         };
-        if let Some(stopped) = stopped {
+        for stopped in stopped {
             stopped.end().await;
         }
     }
 
-    /// Tells a running delivery which of its tables are paused, and which of their changes are let through.
+    /// Tells deliveries that run which of their tables are paused, and which of their changes are let through.
     fn tell(&self, name: &str) {
         let Some(now) = self.told(name) else {
             return;
         };
-        if let Some(running) = locked(&self.deliveries).get(name) {
-            running.control.told.send_if_modified(|told| {
+        for control in self.controls(name).into_values() {
+            control.told.send_if_modified(|told| {
                 let differs = *told != now;
-                *told = now;
+                told.clone_from(&now);
                 differs
             });
         }
@@ -144,12 +171,15 @@ impl NodeEngine {
         }
     }
 
-    async fn start_delivery(&self, name: &str, stored: &StoredSpec) -> Result<(), Problem> {
+    async fn start_delivery(
+        &self,
+        name: &str,
+        share: u32,
+        turn: Turn,
+        stored: &StoredSpec,
+    ) -> Result<(), Problem> {
         let Spec::Pipeline(pipeline) = Spec::parse("Pipeline", &stored.spec)? else {
             unreachable!("a pipeline is parsed as one");
-        };
-        let Some(turn) = self.turn(&pipeline_task(name)) else {
-            return Ok(());
         };
         let Some(lake) = self.lake(&pipeline.sink) else {
             let sink = self.why_not_started(pb::Kind::Sink, &pipeline.sink);
@@ -161,7 +191,7 @@ impl NodeEngine {
                 )
             }));
         };
-        let folder = self.delivery_folder(name);
+        let folder = self.share_folder(name, share);
         let warehouse = open_warehouse(Arc::clone(&lake.store), &folder.join("spool"))?;
         let stream_id = self.stream_id(&pipeline.source, name).await;
         let config = DeliveryConfig {
@@ -172,6 +202,7 @@ impl NodeEngine {
             warehouse,
             namespace: pipeline.namespace.clone(),
             tables: pipeline.tables.clone(),
+            share: share_of(&pipeline, share),
             freshness: pipeline.freshness(),
             schema_changes: pipeline.schema_changes(),
             folder,
@@ -187,7 +218,10 @@ impl NodeEngine {
         let task = tokio::spawn(delivery::run(
             config,
             log,
-            Arc::new(ReplicatedProgress(Arc::clone(&self.node))),
+            Arc::new(ReplicatedProgress {
+                node: Arc::clone(&self.node),
+                share,
+            }),
             status.clone(),
             Arc::clone(&control),
             stop.clone(),
@@ -200,7 +234,7 @@ impl NodeEngine {
             stop,
             task,
         };
-        locked(&self.deliveries).insert(name.to_owned(), running);
+        locked(&self.deliveries).insert((name.to_owned(), share), running);
         Ok(())
     }
 
@@ -208,10 +242,17 @@ impl NodeEngine {
         self.data.join("lake").join(pipeline)
     }
 
+    fn share_folder(&self, pipeline: &str, share: u32) -> PathBuf {
+        let folder = self.delivery_folder(pipeline);
+        match share {
+            0 => folder,
+            share => folder.join("shares").join(share.to_string()),
+        }
+    }
+
     /// Every pipeline that this node is to run, by name.
     pub(in crate::server) fn pipelines(&self) -> Vec<(String, PipelineView)> {
         let stored = self.stored_of(pb::Kind::Pipeline).into_iter();
-        let stored = stored.filter(|(name, _)| self.turn(&pipeline_task(name)).is_some());
         let parsed =
             stored.filter_map(
                 |(name, stored)| match Spec::parse("Pipeline", &stored.spec) {
@@ -220,6 +261,7 @@ impl NodeEngine {
                 },
             );
         parsed
+            .filter(|(name, pipeline)| !self.shares_here(name, pipeline).is_empty())
             .map(|(name, pipeline)| {
                 let view = self.view(&name, &pipeline);
                 (name, view)
@@ -244,10 +286,19 @@ impl NodeEngine {
         }
     }
 
+    /// A pipeline, as far as its shares are to run here; one of which none is, as a whole.
     pub(super) fn view(&self, name: &str, pipeline: &Pipeline) -> PipelineView {
-        let running = locked(&self.deliveries).get(name).map(|d| d.status.get());
         let paused = self.paused(name);
-        let mut status = running.unwrap_or_else(|| self.still(name, pipeline, &paused));
+        let running = self.running_shares(name);
+        let mut shares: BTreeSet<u32> = self.shares_here(name, pipeline).into_keys().collect();
+        if shares.is_empty() {
+            shares.extend(0..pipeline.shares());
+        }
+        shares.retain(|share| !running.contains_key(share));
+        let still = self.still(name, pipeline, &paused, &shares);
+        let statuses = running.into_values().map(|(status, _)| status.get());
+        let status = statuses.chain(still).reduce(PipelineStatus::join);
+        let mut status = status.unwrap_or_default();
         for (table, delivery) in &mut status.tables {
             let runs = !matches!(delivery.state, TableState::Stopped | TableState::Refused);
             if runs && paused.has(table) {
@@ -259,8 +310,17 @@ impl NodeEngine {
         PipelineView { status, lag }
     }
 
-    /// The status of a pipeline that does not run, from what is stored.
-    fn still(&self, name: &str, pipeline: &Pipeline, paused: &Paused) -> PipelineStatus {
+    /// The status of shares of a pipeline that do not run, from what is stored; `None`: there are none.
+    fn still(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+        paused: &Paused,
+        shares: &BTreeSet<u32>,
+    ) -> Option<PipelineStatus> {
+        if shares.is_empty() {
+            return None;
+        }
         let problem = self.why_not_started(pb::Kind::Pipeline, name);
         let state = match (paused, &problem) {
             (Paused::All, _) => TableState::Paused,
@@ -268,9 +328,11 @@ impl NodeEngine {
             _ => TableState::Pending,
         };
         let stored: BTreeMap<_, _> = self.node.sink_tables(name).into_iter().collect();
+        let dealt = self.dealt(pipeline);
         let mut tables = BTreeMap::new();
         for (id, table) in self.logged_tables(&pipeline.source) {
-            if !pipeline.delivers(&table.schema, &table.table) {
+            let is_of_them = dealt.get(&id).is_none_or(|share| shares.contains(share));
+            if !is_of_them || !pipeline.delivers(&table.schema, &table.table) {
                 continue;
             }
             let delivery = DeliveryStatus {
@@ -282,14 +344,14 @@ impl NodeEngine {
             tables.insert(table.to_string(), delivery);
         }
         let delivered = tables.values().map(|table| table.delivered).min();
-        PipelineStatus {
+        Some(PipelineStatus {
             state,
             problem: problem.filter(|_| *paused != Paused::All),
             tables,
             delivered: delivered.unwrap_or_default(),
             needed: delivered.unwrap_or_default(),
             ..PipelineStatus::default()
-        }
+        })
     }
 
     /// Tables that are refused at the source never reach the log, and are shown here as well.
@@ -332,24 +394,27 @@ impl NodeEngine {
             let Some(source) = stored.spec["source"].as_str() else {
                 continue;
             };
-            let running = locked(&self.deliveries).get(&name).map(|d| d.status.get());
-            let needed = match running {
-                Some(running) => running.needed,
-                None => self.needed_when_still(&name, &stored),
-            };
+            let needed = self.needed(&name, &stored);
             let kept = kept.entry(source.to_owned()).or_insert(needed);
             *kept = needed.min(*kept);
         }
         *locked(&self.kept) = Some(kept);
     }
 
-    /// A table of which nothing is stored needs everything.
-    fn needed_when_still(&self, name: &str, stored: &StoredSpec) -> Offset {
+    /// Where the log must begin for a pipeline. A table of which nothing is stored needs everything.
+    fn needed(&self, name: &str, stored: &StoredSpec) -> Offset {
         let Ok(Spec::Pipeline(pipeline)) = Spec::parse("Pipeline", &stored.spec) else {
             return Offset(0);
         };
-        let still = self.still(name, &pipeline, &Paused::All);
-        still.needed
+        let running = self.running_shares(name);
+        let mut shares: BTreeSet<u32> = (0..pipeline.shares()).collect();
+        shares.retain(|share| !running.contains_key(share));
+        let still = self.still(name, &pipeline, &Paused::All, &shares);
+        // A share that has no table yet takes none that is there already.
+        let still = still.filter(|still| running.is_empty() || !still.tables.is_empty());
+        let running = running.into_values().map(|(status, _)| status.get().needed);
+        let all = running.chain(still.map(|still| still.needed));
+        all.min().unwrap_or_default()
     }
 
     pub(super) fn keep_all_of(&self, source: &str) {
@@ -364,8 +429,11 @@ impl NodeEngine {
         dry_run: bool,
     ) -> Result<Vec<String>, Problem> {
         let pipeline = self.pipeline_spec(name)?;
-        let status = self.view(name, &pipeline).status;
-        let targets = status.tables.into_values().map(|table| table.target);
+        let shares = (0..pipeline.shares()).collect();
+        let still = self.still(name, &pipeline, &Paused::All, &shares);
+        let shown = still.into_iter().chain([self.view(name, &pipeline).status]);
+        let tables = shown.flat_map(|status| status.tables.into_values());
+        let targets = tables.map(|table| table.target);
         let targets: BTreeSet<String> = targets.filter(|target| !target.is_empty()).collect();
         let mut dropped = vec![format!("progress of pipeline {name}")];
         let left = targets
@@ -380,8 +448,13 @@ impl NodeEngine {
             .delete_resource("Pipeline", name, None)
             .await
             .map_err(|error| unavailable(&error))?;
-        let running = locked(&self.deliveries).remove(name);
-        if let Some(running) = running {
+        let of_it = (name.to_owned(), 0)..=(name.to_owned(), u32::MAX);
+        let running: Vec<RunningDelivery> = {
+            let mut deliveries = locked(&self.deliveries);
+            let running = deliveries.extract_if(of_it, |_, _| true);
+            running.map(|(_, running)| running).collect()
+        };
+        for running in running {
             running.end().await;
         }
         self.forget_pipeline(name)

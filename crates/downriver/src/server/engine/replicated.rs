@@ -14,13 +14,16 @@ use serde_json::Value;
 
 use super::{NodeEngine, stored};
 
-/// Progress of pipelines.
-pub(super) struct ReplicatedProgress(pub(super) Arc<Node>);
+/// Progress of a pipeline, as one of its shares makes it.
+pub(super) struct ReplicatedProgress {
+    pub(super) node: Arc<Node>,
+    pub(super) share: u32,
+}
 
 #[async_trait]
 impl Progress for ReplicatedProgress {
     async fn open(&self, pipeline: &str, table: TableId) -> Result<TableProgress, String> {
-        let opened = self.0.open_sink_table(pipeline, table).await;
+        let opened = self.node.open_sink_table(pipeline, self.share, table).await;
         let state = opened.map_err(|error| error.to_string())?;
         Ok(TableProgress {
             epoch: state.epoch,
@@ -41,14 +44,14 @@ impl Progress for ReplicatedProgress {
             detail,
         } = progress;
         let committed = self
-            .0
+            .node
             .commit_sink_table(pipeline, table, epoch, delivered, detail)
             .await;
         committed.map_err(|error| error.to_string())
     }
 
     fn get(&self, pipeline: &str, table: TableId) -> Option<TableProgress> {
-        let tables = self.0.sink_tables(pipeline).into_iter();
+        let tables = self.node.sink_tables(pipeline).into_iter();
         let (_, state) = tables.into_iter().find(|(id, _)| *id == table)?;
         Some(TableProgress {
             epoch: state.epoch,

@@ -142,7 +142,7 @@ impl NodeEngine {
         understood.map_err(|error| error.problem())
     }
 
-    /// Waits a while for tables that retention took something from, or that lack columns: the delivery says that they
+    /// Waits a while for tables of what is delivered here that retention took something from, or that lack columns: the delivery says that they
     /// stand still until it has read where the snapshot begins.
     async fn until_met(
         &self,
@@ -151,8 +151,7 @@ impl NodeEngine {
         names: &BTreeMap<TableId, TableName>,
     ) {
         let waits = || {
-            let deliveries = locked(&self.deliveries);
-            let status = deliveries.get(name).map(|d| d.status.get());
+            let status = self.running_status(name);
             let tables = status.map(|status| status.tables).unwrap_or_default();
             requested.iter().any(|(table, _)| {
                 let table = names.get(table).and_then(|n| tables.get(&n.to_string()));

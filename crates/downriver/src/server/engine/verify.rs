@@ -1,19 +1,23 @@
 //! verify: source and lake compared row by row, as a stream of progress and verdicts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use downriver_api::admin::v1 as pb;
 use downriver_event::problem::Problem;
+use downriver_event::{Offset, SourcePosition, TableSchema};
 use downriver_log::Log;
-use downriver_pipeline::TableState;
+use downriver_pipeline::capture::{self, CaptureControl};
+use downriver_pipeline::status::Board;
 use downriver_pipeline::verify::{
-    Connection as Database, Report, Running, Verdict, VerifyConfig, verify,
+    Captured, Connection as Database, PASS_WITHIN, Report, Running, Verdict, VerifyConfig, verify,
 };
-use downriver_service::Verified;
+use downriver_pipeline::{SourceStatus, TableState};
 use downriver_service::problem::to_pb;
 use downriver_service::spec::Pipeline;
+use downriver_service::{Peer, Verified, Where};
 use tokio::sync::mpsc;
 
 use super::lakes::open_warehouse;
@@ -24,14 +28,21 @@ use super::{NodeEngine, locked};
 const REPORTS_MAX: usize = 64;
 
 impl NodeEngine {
-    /// Every selected table ends with a verdict; one that is not delivered now has the reason as its verdict.
+    /// Every selected table ends with a verdict; one that is not delivered now has the reason as its verdict. `shares`: as
+    /// in [`downriver_service::Engine::verify`].
     pub(super) async fn verify_tables(
         &self,
         name: &str,
         patterns: &[String],
+        shares: &[u32],
     ) -> Result<mpsc::Receiver<Verified>, Problem> {
         let pipeline = self.pipeline_spec(name)?;
-        let mut tables = self.select(name, patterns)?;
+        let mut tables = match shares {
+            [] => self.select(name, patterns)?,
+            // Whether every pattern selects something was looked at where it was asked.
+            _ => self.selected(name, &pipeline, patterns),
+        };
+        self.leave_to_others(name, &pipeline, shares, &mut tables);
         let (_, status) = self.seen_running(name, &pipeline)?;
         let mut apart = Vec::new();
         for (table, status) in &status.tables {
@@ -46,11 +57,26 @@ impl NodeEngine {
                 apart.extend(problem.map(|problem| unequal(table, problem)));
             }
         }
-        let running = self.running(name, &pipeline)?;
-        let captured = running.source.get().tables;
-        if patterns.is_empty() && !captured.is_empty() {
+        let captured = self.captured(&pipeline.source)?;
+        if patterns.is_empty()
+            && let Some(there) = captured.tables().await?
+        {
             // Nor one that the source has no more.
-            tables.retain(|table| captured.contains_key(table));
+            tables.retain(|table| there.contains(table));
+        }
+        let captured: Arc<dyn Captured> = Arc::new(captured);
+        let running = self.controls(name).into_values().map(|control| {
+            let log: Arc<dyn Log> = self.node.clone();
+            let captured = Arc::clone(&captured);
+            Running {
+                log,
+                captured,
+                control,
+            }
+        });
+        let running: Vec<Running> = running.collect();
+        if running.is_empty() {
+            return Err(not_running(name));
         }
         let folder = self
             .data
@@ -75,25 +101,49 @@ impl NodeEngine {
         Ok(receiver)
     }
 
-    fn running(&self, name: &str, pipeline: &Pipeline) -> Result<Running, Problem> {
-        let not_running = || {
-            Problem::new(
-                "DR-2073",
-                format!("pipeline {name:?} or its source does not run"),
-                "see downriver status; verify when both do",
-            )
+    /// Keeps the tables of these shares; without any of what is not another node's.
+    fn leave_to_others(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+        shares: &[u32],
+        tables: &mut BTreeSet<String>,
+    ) {
+        let others = self.sharers_of(name).into_iter();
+        let others = others.filter(|(place, _)| !matches!(place, Where::Here));
+        let others: BTreeSet<u32> = others.flat_map(|(_, shares)| shares).collect();
+        let is_ours = |share: &u32| match shares {
+            [] => !others.contains(share),
+            some => some.contains(share),
         };
+        let names = self.logged_tables(&pipeline.source);
+        let dealt: BTreeMap<String, u32> = self
+            .dealt(pipeline)
+            .into_iter()
+            .filter_map(|(id, share)| Some((names.get(&id)?.to_string(), share)))
+            .collect();
+        // What the log does not know is for the one that answers for the pipeline.
+        let alone = shares.is_empty();
+        tables.retain(|table| dealt.get(table).map_or(alone, is_ours));
+    }
+
+    fn captured(&self, source: &str) -> Result<CapturedSource, Problem> {
         let captures = locked(&self.captures);
-        let capture = captures.get(&pipeline.source).ok_or_else(not_running)?;
-        let deliveries = locked(&self.deliveries);
-        let delivery = deliveries.get(name).ok_or_else(not_running)?;
-        let log: Arc<dyn Log> = self.node.clone();
-        Ok(Running {
-            log,
-            source: capture.status.clone(),
-            capture: Arc::clone(&capture.control),
-            control: Arc::clone(&delivery.control),
-        })
+        if let Some(capture) = captures.get(source) {
+            return Ok(CapturedSource::Here {
+                status: capture.status.clone(),
+                control: Arc::clone(&capture.control),
+            });
+        }
+        match self.owner_of(pb::Kind::Source, source) {
+            Where::There(peer) => Ok(CapturedSource::There {
+                peer,
+                source: source.to_owned(),
+                log: self.node.clone(),
+            }),
+            Where::Nowhere(problem) => Err(problem),
+            Where::Here => Err(not_running(source)),
+        }
     }
 
     fn verify_config(&self, pipeline: &Pipeline, folder: PathBuf) -> Result<VerifyConfig, Problem> {
@@ -116,9 +166,68 @@ impl NodeEngine {
     }
 }
 
+/// The capture of a source, wherever it is.
+enum CapturedSource {
+    Here {
+        status: Board<SourceStatus>,
+        control: Arc<CaptureControl>,
+    },
+    There {
+        peer: Peer,
+        source: String,
+        log: Arc<dyn Log>,
+    },
+}
+
+impl CapturedSource {
+    /// The tables that the source has; `None`: that is not known yet.
+    async fn tables(&self) -> Result<Option<BTreeSet<String>>, Problem> {
+        let tables: BTreeSet<String> = match self {
+            Self::Here { status, .. } => status.get().tables.into_keys().collect(),
+            Self::There { peer, source, .. } => peer.tables_of(source).await?,
+        };
+        Ok((!tables.is_empty()).then_some(tables))
+    }
+}
+
+#[async_trait]
+impl Captured for CapturedSource {
+    async fn passed(&self, position: &SourcePosition) -> Result<Offset, Problem> {
+        match self {
+            Self::Here { status, control } => {
+                capture::passed(status, control, position, PASS_WITHIN).await
+            }
+            Self::There { peer, source, .. } => peer.passed(source, position, PASS_WITHIN).await,
+        }
+    }
+
+    fn is_copying(&self, table: &TableSchema) -> bool {
+        match self {
+            Self::Here { status, .. } => {
+                let tables = status.get().tables;
+                let table = tables.get(&table.qualified_name());
+                table.is_some_and(|table| table.state == TableState::Snapshotting)
+            }
+            Self::There { log, source, .. } => {
+                let state = log.state(source);
+                let chunks = state.as_ref().and_then(|state| state.chunks.get(&table.id));
+                chunks.is_some_and(|chunks| !chunks.done)
+            }
+        }
+    }
+}
+
+fn not_running(name: &str) -> Problem {
+    Problem::new(
+        "DR-2073",
+        format!("pipeline {name:?} or its source does not run"),
+        "see downriver status; verify when both do",
+    )
+}
+
 async fn compare(
     config: &VerifyConfig,
-    running: &Running,
+    running: &[Running],
     tables: &BTreeSet<String>,
     apart: Vec<pb::VerifyResponse>,
     responses: &mpsc::Sender<Verified>,
@@ -133,11 +242,15 @@ async fn compare(
     let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
     let mut left = tables.clone();
     let comparing = async {
-        let wanted =
-            |schema: &downriver_event::TableSchema| tables.contains(&schema.qualified_name());
-        let compared = verify(config, running, wanted, &reports).await;
+        let wanted = |schema: &TableSchema| tables.contains(&schema.qualified_name());
+        for running in running {
+            if let Err(problem) = verify(config, running, wanted, &reports).await {
+                drop(reports);
+                return Err(problem);
+            }
+        }
         drop(reports);
-        compared
+        Ok(())
     };
     let forwarding = async {
         while let Some(report) = reported.recv().await {

@@ -26,53 +26,47 @@ use super::{NodeEngine, locked};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl NodeEngine {
+    /// `shares`: those that have to be here; empty: this node answers for the pipeline. `until`: what the source's
+    /// position is to be taken for; then its capture may be elsewhere.
     pub(super) async fn wait_caught_up(
         &self,
         name: &str,
+        shares: &[u32],
+        mut until: Option<Offset>,
         timeout: Duration,
     ) -> Result<Reached, Problem> {
         let deadline = Instant::now() + timeout;
         let pipeline = self.pipeline_spec(name)?;
-        let source = self.source_spec(&pipeline.source)?;
         // What stands still is said before the database is asked.
-        self.seen(name, &pipeline, None)?;
-        let asked = tokio::time::timeout_at(deadline, asked(&pipeline.source, &source));
-        let Asked {
-            database,
-            position,
-            mut tables,
-        } = asked.await.unwrap_or_else(|_| {
-            Err(timed_out(
-                timeout,
-                format!("source {:?} has not told its position", pipeline.source),
-                "see that the database answers",
-            ))
-        })?;
-        let mut until = None;
+        self.seen(name, &pipeline, until)?;
+        let asked = match until {
+            Some(_) => None,
+            None => {
+                let source = self.source_spec(&pipeline.source)?;
+                let asked = asked(&pipeline.source, &source);
+                let asked = tokio::time::timeout_at(deadline, asked).await;
+                Some(asked.unwrap_or_else(|_| {
+                    Err(timed_out(
+                        timeout,
+                        format!("source {:?} has not told its position", pipeline.source),
+                        "see that the database answers",
+                    ))
+                })?)
+            }
+        };
+        let position = asked.as_ref().map(|asked| asked.position.clone());
+        let mut asked = asked;
         loop {
             // It moved to another node meanwhile, which is to be asked.
-            if !matches!(self.owner_of(pb::Kind::Pipeline, name), Where::Here) {
+            if !self.is_answered_here(name, &pipeline, shares) {
                 return Err(moved(name));
             }
             let (capture, status) = self.seen(name, &pipeline, until)?;
-            let known = capture.as_ref().map(|capture| &capture.known);
-            tables.retain(|table, seen| !is_known(known, *table, seen));
-            // What is gone again will never be known, nor what has changed again. A database that does not answer
-            // now is asked again.
-            if !tables.is_empty()
-                && let Ok(Ok(now)) = tokio::time::timeout_at(deadline, database.standings()).await
-            {
-                tables.retain(|table, _| {
-                    let now = now.get(table);
-                    now.is_some_and(|now| !is_known(known, *table, now))
-                });
-            }
-            if until.is_none()
-                && tables.is_empty()
-                && capture.as_ref().is_some_and(|c| c.has_passed(&position))
-                && capture
-                    .as_ref()
-                    .is_some_and(|c| snapshots_are_logged(c, &pipeline))
+            if let Some(asked) = &mut asked
+                && until.is_none()
+                && self
+                    .is_logged(asked, capture.as_ref(), &pipeline, deadline)
+                    .await
             {
                 let next = self.node.state(&pipeline.source).map(|state| state.next);
                 let passed = capture.as_ref().map(|c| c.passed_offset);
@@ -83,7 +77,8 @@ impl NodeEngine {
                 && !self.is_resuming(name, &status)
             {
                 return Ok(Reached {
-                    position: position.to_string(),
+                    position: position.map(|at| at.to_string()).unwrap_or_default(),
+                    until,
                     delivered: status.delivered,
                 });
             }
@@ -91,7 +86,7 @@ impl NodeEngine {
                 return Err(behind(
                     name,
                     timeout,
-                    &position,
+                    position.as_ref(),
                     until,
                     capture.as_ref(),
                     &status,
@@ -100,6 +95,43 @@ impl NodeEngine {
             self.hurry(name, &pipeline.source);
             tokio::time::sleep_until((Instant::now() + LOOK_EVERY).min(deadline)).await;
         }
+    }
+
+    fn is_answered_here(&self, name: &str, pipeline: &Pipeline, shares: &[u32]) -> bool {
+        if shares.is_empty() {
+            return matches!(self.owner_of(pb::Kind::Pipeline, name), Where::Here);
+        }
+        let here = self.shares_here(name, pipeline);
+        shares.iter().all(|share| here.contains_key(share))
+    }
+
+    /// Whether everything that was committed when the database was asked is in the log.
+    async fn is_logged(
+        &self,
+        asked: &mut Asked,
+        capture: Option<&SourceStatus>,
+        pipeline: &Pipeline,
+        deadline: Instant,
+    ) -> bool {
+        let Asked {
+            database,
+            position,
+            tables,
+        } = asked;
+        let known = capture.map(|capture| &capture.known);
+        tables.retain(|table, seen| !is_known(known, *table, seen));
+        // What is gone again will never be known, nor what has changed again. A database that does not answer
+        // now is asked again.
+        if !tables.is_empty()
+            && let Ok(Ok(now)) = tokio::time::timeout_at(deadline, database.standings()).await
+        {
+            tables.retain(|table, _| {
+                let now = now.get(table);
+                now.is_some_and(|now| !is_known(known, *table, now))
+            });
+        }
+        tables.is_empty()
+            && capture.is_some_and(|c| c.has_passed(position) && snapshots_are_logged(c, pipeline))
     }
 
     /// Whether a table was resumed that the delivery still leaves out, and does not count.
@@ -118,8 +150,8 @@ impl NodeEngine {
         if let Some(capture) = locked(&self.captures).get(source) {
             capture.control.nudge.notify_one();
         }
-        if let Some(delivery) = locked(&self.deliveries).get(name) {
-            delivery.control.flush.notify_one();
+        for control in self.controls(name).into_values() {
+            control.flush.notify_one();
         }
     }
 
@@ -151,8 +183,10 @@ impl NodeEngine {
         let mut running = tables.by_ref().filter(|t| t.state != TableState::Refused);
         let first = running.next();
         let paused = |table: &DeliveryStatus| table.state == TableState::Paused;
+        // Where tables are shared out, those of the other shares may go on.
         if let Some(first) = first.filter(|first| paused(first))
             && running.all(paused)
+            && pipeline.shares() == 1
         {
             return Err(first.problem.clone().unwrap_or_else(|| is_paused(name)));
         }
@@ -293,17 +327,18 @@ fn timed_out(timeout: Duration, reason: String, fix: &str) -> Problem {
 fn behind(
     name: &str,
     timeout: Duration,
-    position: &SourcePosition,
+    position: Option<&SourcePosition>,
     until: Option<Offset>,
     capture: Option<&SourceStatus>,
     status: &PipelineStatus,
 ) -> Problem {
-    let reason = match (until, capture) {
+    let reason = match (until, capture.zip(position)) {
         (Some(until), _) => format!(
             "pipeline {name:?} has delivered up to offset {} of {until}",
             status.delivered
         ),
-        (None, Some(capture)) if !capture.has_passed(position) => match &capture.passed {
+        (None, Some((capture, position))) if !capture.has_passed(position) => match &capture.passed
+        {
             Some(passed) => format!("the source's log is at {passed} of {position}"),
             None => format!("the source's log has not begun to come to {position}"),
         },
