@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use protox::prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "downriver/log/v1/event.proto",
     "downriver/log/v1/log.proto",
     "downriver/admin/v1/admin.proto",
     "downriver/cluster/v1/cluster.proto",
     "downriver/cluster/v1/peer.proto",
+    "downriver/cluster/v1/chunks.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

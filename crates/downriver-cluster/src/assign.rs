@@ -168,6 +168,9 @@ impl<'a> Placed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
+
     use super::*;
 
     fn tasks(count: usize) -> Vec<Task> {
@@ -307,5 +310,46 @@ mod tests {
         carry_out_any(plan(&tasks, &all, &assigned), &mut assigned);
         ensure_apart(&assigned, 4, 3);
         assert_eq!(plan(&tasks, &all, &assigned), []);
+    }
+
+    #[test]
+    fn whatever_comes_and_goes_everything_runs_on_living_nodes_evenly_and_a_plan_is_final() {
+        for seed in 0..300 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut assigned = BTreeMap::new();
+            for _ in 0..12 {
+                let tasks = shared_out(random.random_range(0..6), random.random_range(1..5));
+                let alive: Vec<u64> = (1..=5).filter(|_| random.random_bool(0.6)).collect();
+                let mut there = nodes(&alive);
+                there.settled.retain(|_| random.random_bool(0.8));
+                for step in plan(&tasks, &there, &assigned) {
+                    match step.to {
+                        0 => assigned.remove(&step.task),
+                        to => assigned.insert(step.task, to),
+                    };
+                }
+                assert_eq!(plan(&tasks, &there, &assigned), [], "seed {seed}");
+                if alive.is_empty() {
+                    continue;
+                }
+                let keys: BTreeSet<&String> = tasks.iter().map(|task| &task.key).collect();
+                assert!(assigned.keys().eq(keys), "seed {seed}");
+                assert!(assigned.values().all(|node| alive.contains(node)));
+                for task in &tasks {
+                    let near = task.near.as_ref().map(|near| assigned[near]);
+                    assert!(near.is_none_or(|near| near == assigned[&task.key]));
+                }
+                // Groups, by their first tasks.
+                let roots = tasks.iter().filter(|task| task.near.is_none());
+                let roots: Vec<u64> = roots.map(|task| assigned[&task.key]).collect();
+                let load = |node: &u64| roots.iter().filter(|owner| *owner == node).count();
+                let settled = there.settled.iter().map(load);
+                let (least, most) = (settled.clone().min(), settled.max());
+                let is_even = least
+                    .zip(most)
+                    .is_none_or(|(least, most)| most <= least + 1);
+                assert!(is_even, "seed {seed}: {assigned:?}");
+            }
+        }
     }
 }

@@ -262,8 +262,13 @@ async fn boundary(
     let mut next = from;
     // Where the transaction began that goes on in the next block.
     let mut open = None;
+    let mut changes = log.changes();
     while next < end {
         let blocks = log.read(stream, next, 4 << 20).await?;
+        if blocks.is_empty() {
+            // The capture is on a node that is ahead of this one. The log outlives whoever reads it.
+            let _ = changes.changed().await;
+        }
         for stored in blocks {
             let block = Block::decode(&stored.frame).map_err(|error| ReadError::Damaged {
                 object: "a block".into(),

@@ -93,6 +93,15 @@ pub struct Reached {
     pub delivered: Offset,
 }
 
+/// Which tables of a pipeline are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Whose<'a> {
+    /// Those of these shares.
+    Shares(&'a [u32]),
+    /// All but those of these shares.
+    AllBut(&'a [u32]),
+}
+
 /// Progress or a verdict; a problem ends the comparison.
 pub type Verified = Result<pb::VerifyResponse, Problem>;
 
@@ -182,8 +191,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Without tables: the whole pipeline, and every table of it that was paused alone.
     async fn resume(&self, pipeline: &str, tables: &[String]) -> Result<(), Problem>;
 
-    /// Tries again what a problem has stopped here.
-    async fn retry(&self, pipeline: &str);
+    /// Returns when what was stored of a pipeline before the call has taken effect here. `retries`: what a problem has stopped
+    /// is tried again.
+    async fn take_effect(&self, pipeline: &str, retries: bool) -> Result<(), Problem>;
 
     /// Takes the snapshot of tables again, without tables of all, or of a part of each: the generation that each will
     /// have. Returns when that outlasts a crash.
@@ -212,13 +222,12 @@ pub trait Engine: Send + Sync + 'static {
         timeout: Duration,
     ) -> Result<Offset, Problem>;
 
-    /// Compares source and target; every table of these shares, or where none is named of what runs here and what runs
-    /// nowhere, ends with a verdict.
+    /// Compares source and target; every selected table of these ends with a verdict.
     async fn verify(
         &self,
         pipeline: &str,
         tables: &[String],
-        shares: &[u32],
+        whose: Whose<'_>,
     ) -> Result<mpsc::Receiver<Verified>, Problem>;
 
     /// Changes whenever a status or a resource does.
@@ -264,6 +273,11 @@ impl Admin {
         }
     }
 
+    async fn take_effect(&self, pipeline: &str, retries: bool) -> Result<(), Status> {
+        let taken = self.engine.take_effect(pipeline, retries).await;
+        taken.map_err(|problem| refused(&problem))
+    }
+
     fn selected(&self, kind: pb::Kind, name: &str) -> Vec<StoredSpec> {
         let mut stored = self.engine.resources();
         stored.retain(|s| {
@@ -282,18 +296,18 @@ impl Admin {
         let pipeline = &request.pipeline;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         let until = request.offset.map(Offset);
-        let elsewhere = || -> Result<BTreeSet<u32>, Status> {
+        let others = || -> Result<BTreeSet<u32>, Status> {
             let sharers = self.sharers(pipeline)?.into_iter();
             Ok(sharers.flat_map(|(_, shares)| shares).collect())
         };
         let before = match shares.is_empty() {
-            true => elsewhere()?,
+            true => others()?,
             false => BTreeSet::new(),
         };
         let reached = self.engine.wait(pipeline, shares, until, left()).await;
         let reached = reached.map_err(|problem| refused(&problem))?;
         if shares.is_empty() {
-            if !before.is_subset(&elsewhere()?) {
+            if !before.is_subset(&others()?) {
                 let reason = format!("tables of pipeline {pipeline:?} moved to another node");
                 let problem = Problem::new("DR-1109", reason, "ask again");
                 return Err(refused(&problem));
@@ -532,10 +546,18 @@ impl AdminService for Admin {
         if let Some(mut owner) = elsewhere(&request, |r| self.runs(&r.pipeline))? {
             return owner.pause(passed_on(request.into_inner())).await;
         }
+        let is_sharer = !shares_of(&request).is_empty();
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
+        if is_sharer {
+            self.take_effect(&request.pipeline, false).await?;
+            return Ok(Response::new(pb::PauseResponse {}));
+        }
         let paused = self.engine.pause(&request.pipeline, &request.tables).await;
         paused.map_err(|problem| refused(&problem))?;
+        for (mut sharer, shares) in self.sharers(&request.pipeline)? {
+            sharer.pause(to_sharer(request.clone(), &shares)).await?;
+        }
         Ok(Response::new(pb::PauseResponse {}))
     }
 
@@ -550,7 +572,7 @@ impl AdminService for Admin {
         let request = request.into_inner();
         self.known_pipeline(&request.pipeline)?;
         if is_sharer {
-            self.engine.retry(&request.pipeline).await;
+            self.take_effect(&request.pipeline, true).await?;
             return Ok(Response::new(pb::ResumeResponse {}));
         }
         let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
@@ -694,15 +716,25 @@ impl AdminService for Admin {
         let request = request.into_inner();
         let pipeline = &request.pipeline;
         self.known_pipeline(pipeline)?;
-        let verified = self.engine.verify(pipeline, &request.tables, &shares).await;
+        let sharers = match shares.is_empty() {
+            true => self.sharers(pipeline)?,
+            false => Vec::new(),
+        };
+        let others: Vec<u32> = sharers
+            .iter()
+            .flat_map(|(_, shares)| shares.clone())
+            .collect();
+        let whose = match shares.is_empty() {
+            true => Whose::AllBut(&others),
+            false => Whose::Shares(&shares),
+        };
+        let verified = self.engine.verify(pipeline, &request.tables, whose).await;
         let responses = ReceiverStream::new(verified.map_err(|problem| refused(&problem))?);
         let here = responses.map(|response| response.map_err(|problem| refused(&problem)));
         let mut all: Self::VerifyStream = Box::pin(here);
-        if shares.is_empty() {
-            for (mut sharer, shares) in self.sharers(pipeline)? {
-                let verified = sharer.verify(to_sharer(request.clone(), &shares)).await?;
-                all = Box::pin(all.merge(verified.into_inner()));
-            }
+        for (mut sharer, shares) in sharers {
+            let verified = sharer.verify(to_sharer(request.clone(), &shares)).await?;
+            all = Box::pin(all.merge(verified.into_inner()));
         }
         Ok(Response::new(all))
     }

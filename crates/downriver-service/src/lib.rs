@@ -17,7 +17,7 @@ use downriver_log::Log;
 use tonic::service::Routes;
 
 pub use admin::{
-    ConsumerGroup, Engine, Finding, GroupCommit, Reached, StoredSpec, TableName, Verified,
+    ConsumerGroup, Engine, Finding, GroupCommit, Reached, StoredSpec, TableName, Verified, Whose,
 };
 pub use route::{Peer, Where};
 

@@ -467,7 +467,7 @@ mod tests {
     use tokio::sync::{mpsc, watch};
 
     use super::*;
-    use crate::admin::{ConsumerGroup, Finding, GroupCommit, Reached, Verified};
+    use crate::admin::{ConsumerGroup, Finding, GroupCommit, Reached, Verified, Whose};
     use crate::route::Where;
 
     /// An engine of which only what a plan asks is answered.
@@ -593,8 +593,8 @@ mod tests {
             panic!("a plan reads nothing again")
         }
 
-        async fn retry(&self, _: &str) {
-            panic!("a plan tries nothing again")
+        async fn take_effect(&self, _: &str, _: bool) -> Result<(), Problem> {
+            panic!("a plan has no effect")
         }
 
         async fn wait(
@@ -620,7 +620,7 @@ mod tests {
             &self,
             _: &str,
             _: &[String],
-            _: &[u32],
+            _: Whose<'_>,
         ) -> Result<mpsc::Receiver<Verified>, Problem> {
             panic!("a plan verifies nothing")
         }

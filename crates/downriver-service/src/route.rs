@@ -241,7 +241,11 @@ fn join(mut one: pb::Status, other: pb::Status) -> pb::Status {
     }
     one.problem = one.problem.or(other.problem);
     one.tables.extend(other.tables);
-    one.tables.sort_by(|a, b| a.table.cmp(&b.table));
+    // One that the source refuses is told by the node that captures as well, and is that.
+    let place = |table: &pb::TableStatus| (table.table.clone(), table.state != "refused");
+    one.tables.sort_by_key(place);
+    one.tables
+        .dedup_by(|later, first| later.table == first.table);
     one.next_offset = one.next_offset.max(other.next_offset);
     one.delivered_offset = one.delivered_offset.min(other.delivered_offset);
     let time = |lag: &prost_types::Duration| (lag.seconds, lag.nanos);
@@ -309,5 +313,76 @@ pub(crate) fn resource(stored: StoredSpec, status: Option<pb::Status>) -> pb::Re
         name: stored.name,
         spec_json: stored.spec.to_string(),
         etag: stored.revision.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: &str, delivered: u64, lag: i64, tables: &[(&str, &str)]) -> pb::Status {
+        let tables = tables.iter().map(|(table, state)| pb::TableStatus {
+            table: (*table).into(),
+            state: (*state).into(),
+            ..pb::TableStatus::default()
+        });
+        pb::Status {
+            state: state.into(),
+            delivered_offset: delivered,
+            next_offset: 100,
+            lag: Some(prost_types::Duration {
+                seconds: lag,
+                nanos: 0,
+            }),
+            tables: tables.collect(),
+            ..pb::Status::default()
+        }
+    }
+
+    #[test]
+    fn shares_are_shown_as_one_pipeline() {
+        let here = status(
+            "streaming",
+            100,
+            0,
+            &[("s.b", "streaming"), ("s.d", "refused")],
+        );
+        let there = status(
+            "stopped",
+            70,
+            5,
+            &[("s.a", "stopped"), ("s.d", "streaming")],
+        );
+        let gone = Problem::new("DR-1109", "node n3 does not answer", "wait");
+        let all = joined(vec![Ok(here.clone()), Ok(there), Err(gone.clone())]);
+        assert_eq!((all.state.as_str(), all.delivered_offset), ("stopped", 70));
+        assert_eq!(
+            (all.next_offset, all.lag.map(|lag| lag.seconds)),
+            (100, Some(5))
+        );
+        let tables = all
+            .tables
+            .iter()
+            .map(|table| (table.table.as_str(), table.state.as_str()));
+        assert_eq!(
+            tables.collect::<Vec<_>>(),
+            [("s.a", "stopped"), ("s.b", "streaming"), ("s.d", "refused")]
+        );
+        assert_eq!(
+            all.problem.map(|problem| problem.code).as_deref(),
+            Some("DR-1109")
+        );
+        assert_eq!(joined(vec![Ok(here.clone())]), here);
+        assert_eq!(joined(vec![Err(gone)]).state, "pending");
+    }
+
+    #[test]
+    fn the_shares_that_are_asked_for_arrive_with_the_request() {
+        let asked = to_sharer(pb::WaitRequest::default(), &[1, 12]);
+        assert_eq!(
+            (shares_of(&asked), is_passed_on(&asked)),
+            (vec![1, 12], true)
+        );
+        assert!(shares_of(&passed_on(pb::WaitRequest::default())).is_empty());
     }
 }

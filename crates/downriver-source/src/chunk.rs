@@ -89,9 +89,18 @@ pub trait ChunkReader: Sized + Send {
     /// What its catalog says of a table.
     type Table: Send + 'static;
 
+    /// The configuration that comes to the same server, as a session says which that is; `None`: it is none of the source's.
+    fn at(config: &Self::Config, server: &str) -> Option<Self::Config>;
+
     /// # Errors
     /// The server cannot be reached, or refuses.
     fn connect(config: &Self::Config) -> impl Future<Output = Result<Self, SourceError>> + Send;
+
+    /// Which server the session has come to: the address, how the session is to be, and what the server says of itself.
+    ///
+    /// # Errors
+    /// The query failed.
+    fn server(&mut self) -> impl Future<Output = Result<String, SourceError>> + Send;
 
     /// Reads one chunk, row by row.
     ///

@@ -173,6 +173,7 @@ async fn a_name_that_moves_between_tables_of_two_nodes_is_one_node_s() -> Result
         let rebuild = format!(
             "drop table if exists _orders_old;
              create table _orders_new (like orders including all);
+             alter table _orders_new owner to shop_owner;
              insert into _orders_new select * from orders;
              begin;
              alter table orders rename to _orders_old;

@@ -114,6 +114,8 @@ impl Node {
     /// The store takes or deletes nothing now, or the disk has no room.
     pub async fn back_up(&self) -> Result<Backup, ControlError> {
         let unavailable = |reason: String| ControlError::Unavailable(reason);
+        // Of two at once the one that has less could be the newer one.
+        let _alone = self.backing_up.lock().await;
         let streams: Vec<String> = self.with_state(|state| {
             let streams = state.journal.streams.keys();
             streams.cloned().collect()
@@ -122,11 +124,7 @@ impl Node {
             let sealed = self.seal_now(&stream).await;
             sealed.map_err(|error| unavailable(error.to_string()))?;
         }
-        // One that is cut off leads still as far as it knows, and others have gone on.
-        self.read_index().await?;
-        if !self.leads() {
-            return Err(unavailable("this node does not lead any more".into()));
-        }
+        self.ensure_leads().await?;
         let (replicated, (last_log_id, last_membership)) = self.shared().copy();
         let waiting = replicated.journal.unsealed_bytes();
         self.disk_takes_snapshot(waiting).map_err(unavailable)?;
@@ -149,15 +147,31 @@ impl Node {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (path, bytes) = written.map_err(|error| unavailable(error.to_string()))?;
         let index = last_log_id.map_or(0, |id| id.index);
+        // It may have stood still since.
+        if let Err(error) = self.ensure_leads().await {
+            let _ = std::fs::remove_dir_all(&folder);
+            return Err(error);
+        }
         let put = put(&**self.store(), &path, index, bytes).await;
         let _ = std::fs::remove_dir_all(&folder);
         let backup = put.map_err(|error| unavailable(error.to_string()))?;
-        self.note_newest_backup(Some(backup.taken));
+        self.note_newest_backup(Some(backup.clone()));
         tracing::info!(key = backup.key, bytes, "a backup was taken");
         if let Err(error) = self.drop_old_backups().await {
             tracing::warn!(error = %error, "old backups are left");
         }
         Ok(backup)
+    }
+
+    /// One that is cut off leads still as far as it knows, and others have gone on.
+    async fn ensure_leads(&self) -> Result<(), ControlError> {
+        self.read_index().await?;
+        match self.leads() {
+            true => Ok(()),
+            false => Err(ControlError::Unavailable(
+                "this node does not lead any more".into(),
+            )),
+        }
     }
 
     async fn drop_old_backups(&self) -> Result<(), StoreError> {
@@ -198,17 +212,17 @@ pub(crate) async fn run(node: Arc<Node>) {
         let newest = backups(&**node.store())
             .await
             .map(|found| found.into_iter().next_back());
-        let newest = newest.map(|newest| newest.map(|newest| newest.taken));
-        let is_due = match newest {
+        let is_old = match newest {
             Ok(newest) => {
-                node.note_newest_backup(newest);
+                node.note_newest_backup(newest.clone());
                 match newest {
-                    Some(taken) => taken.elapsed().is_ok_and(|age| age >= every),
+                    Some(newest) => newest.taken.elapsed().is_ok_and(|age| age >= every),
                     None => leads_since.elapsed() >= every.min(FIRST_AFTER),
                 }
             }
             Err(_) => false,
-        } || leads_since.elapsed() >= every;
+        };
+        let is_due = is_old || leads_since.elapsed() >= every;
         if !is_due {
             continue;
         }

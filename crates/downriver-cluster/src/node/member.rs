@@ -34,11 +34,22 @@ impl Node {
     /// # Errors
     /// It is no member, or its address is none.
     pub fn channel_to(&self, id: u64) -> Result<tonic::transport::Channel, ControlError> {
-        let member = self
-            .member(id)
-            .ok_or_else(|| ControlError::Unavailable(format!("node {id} is not known here")))?;
-        let channel = self.peers.channel(&member.peer_address);
+        let channel = self.peers.channel(&self.peer_address(id)?);
         channel.map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    /// The same for what is large: a connection of its own.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn bulk_channel_to(&self, id: u64) -> Result<tonic::transport::Channel, ControlError> {
+        let channel = self.peers.bulk_channel(&self.peer_address(id)?);
+        channel.map_err(|error| ControlError::Unavailable(error.to_string()))
+    }
+
+    fn peer_address(&self, id: u64) -> Result<String, ControlError> {
+        let member = self.member(id).map(|member| member.peer_address);
+        member.ok_or_else(|| ControlError::Unavailable(format!("node {id} is not known here")))
     }
 
     /// Returns when everything that was committed before the call is applied here.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_api::cluster::v1::command_reply::Kind as R;
@@ -21,7 +21,7 @@ use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::backup::{self, Backups};
+use crate::backup::{self, Backup, Backups};
 use crate::control::Member;
 use crate::disk;
 use crate::elect;
@@ -187,7 +187,9 @@ pub struct Node {
     seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
     /// When the newest backup was taken, as far as this node has seen.
-    newest_backup: Mutex<Option<SystemTime>>,
+    newest_backup: Mutex<Option<Backup>>,
+    /// Held by whoever takes a backup.
+    pub(crate) backing_up: tokio::sync::Mutex<()>,
     fatal: watch::Sender<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     peers: Peers,
@@ -383,6 +385,7 @@ impl Node {
             seal_soon: Mutex::default(),
             protected: OnceLock::new(),
             newest_backup: Mutex::default(),
+            backing_up: tokio::sync::Mutex::default(),
             fatal,
             tasks: Mutex::new(proposing.into()),
             peers,
@@ -517,15 +520,14 @@ impl Node {
         self.protected.get()
     }
 
-    /// When the newest backup was taken, by the clock of the node that took it. `None`: there is none, or this node does not
-    /// look, because it does not lead.
+    /// The newest backup. `None`: there is none, or this node has not looked, because it does not lead or has just begun to.
     #[must_use]
-    pub fn newest_backup(&self) -> Option<SystemTime> {
-        *self.newest_backup.lock().expect("no holder panics")
+    pub fn newest_backup(&self) -> Option<Backup> {
+        self.newest_backup.lock().expect("no holder panics").clone()
     }
 
-    pub(crate) fn note_newest_backup(&self, taken: Option<SystemTime>) {
-        *self.newest_backup.lock().expect("no holder panics") = taken;
+    pub(crate) fn note_newest_backup(&self, newest: Option<Backup>) {
+        *self.newest_backup.lock().expect("no holder panics") = newest;
     }
 
     pub(crate) fn set_store_problem(&self, problem: Option<String>) {

@@ -78,12 +78,23 @@ pub(crate) struct Peers {
     shared: Arc<Shared>,
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    /// What is short, or must not wait.
+    Words,
+    /// What is large.
+    Bulk,
+}
+
+/// An address, the name that vouches for it, and what the connection is for.
+type Line = (String, Option<String>, Lane);
+
 struct Shared {
     node_id: u64,
     credentials: Option<Credentials>,
     cluster_id: Mutex<String>,
-    /// By address, and the name that vouches for it.
-    channels: Mutex<HashMap<(String, Option<String>), Channel>>,
+    channels: Mutex<HashMap<Line, Channel>>,
     heard: Mutex<BTreeMap<u64, Instant>>,
     /// Nodes that take no entries, and why. They answer, and can do nothing of what they are told.
     full: Mutex<BTreeMap<u64, String>>,
@@ -126,7 +137,12 @@ impl Peers {
 
     /// A connection to an address, `host:port`; made when it is first used, and again when it was lost.
     pub(crate) fn channel(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
-        self.channel_as(address, None)
+        self.channel_as(address, None, Lane::Words)
+    }
+
+    /// Another connection to it: what is short does not wait behind what is large.
+    pub(crate) fn bulk_channel(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
+        self.channel_as(address, None, Lane::Bulk)
     }
 
     /// The same, to whoever shows a certificate for this name instead of the host.
@@ -134,10 +150,11 @@ impl Peers {
         &self,
         address: &str,
         name: Option<&str>,
+        lane: Lane,
     ) -> Result<Channel, tonic::transport::Error> {
-        let key = (address.to_owned(), name.map(str::to_owned));
+        let line = (address.to_owned(), name.map(str::to_owned), lane);
         let mut channels = self.shared.channels.lock().expect("no holder panics");
-        if let Some(channel) = channels.get(&key) {
+        if let Some(channel) = channels.get(&line) {
             return Ok(channel.clone());
         }
         let scheme = match self.shared.credentials {
@@ -159,7 +176,7 @@ impl Peers {
             endpoint = endpoint.tls_config(tls)?;
         }
         let channel = endpoint.connect_with_connector_lazy(tcp(CONNECT_WITHIN));
-        channels.insert(key, channel.clone());
+        channels.insert(line, channel.clone());
         Ok(channel)
     }
 
@@ -172,9 +189,11 @@ impl Peers {
         address: &str,
         name: Option<&str>,
     ) -> Result<Client, tonic::transport::Error> {
-        Ok(PeerServiceClient::new(self.channel_as(address, name)?)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(
+            PeerServiceClient::new(self.channel_as(address, name, Lane::Words)?)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX),
+        )
     }
 
     /// Notes what a node answered. One whose disk takes nothing answers heartbeats all the same: it counts as silent until

@@ -12,11 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use downriver_api::cluster::v1 as pb;
 use downriver_api::cluster::v1::command::Kind as C;
 use downriver_event::{Incarnation, Offset};
-use downriver_log::journal::{Garbage, Stream};
+use downriver_log::journal::Stream;
 use downriver_log::segment::{self, ManifestRef, MergeError, Segment, SegmentPlace};
 use downriver_log::{Payload, ReadError, StoreError};
 
-use crate::backup::backups;
 use crate::node::{ControlError, Node};
 
 /// Objects of one stream that are deleted before they are forgotten.
@@ -248,13 +247,7 @@ impl Tidied<'_> {
     /// Deletes what nothing refers to. What was replaced by another object stays until the newest backup was taken after that:
     /// a restored log would begin behind it.
     async fn delete_garbage(&self) -> Result<(), TidyError> {
-        let waits = |one: &Garbage| one.since > 0;
-        let is_needed = self.look(|stream| stream.garbage.iter().any(waits));
-        let backed_up = match is_needed {
-            Some(true) => backups(&**self.node.store()).await?.into_iter().next_back(),
-            _ => None,
-        };
-        let backed_up = backed_up.map_or(0, |newest| newest.index);
+        let backed_up = self.node.newest_backup().map_or(0, |newest| newest.index);
         loop {
             let keys = self.look(|stream| {
                 // The oldest ones come first.

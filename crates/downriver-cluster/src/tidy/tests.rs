@@ -586,7 +586,7 @@ async fn what_the_newest_backup_refers_to_is_there_until_the_next_one() {
     let restored = backup::restore(&folder, &*world.store, (&seeds, None), "here:1", None).await;
     let stream = &restored.unwrap().streams[0];
     assert!(!stream.is_cut && stream.from == Offset(0), "{stream:?}");
-    let found = backups(&*world.store).await.unwrap();
+    let found = crate::backups(&*world.store).await.unwrap();
     assert_eq!(found.len(), 2, "that of the restored life is the newest");
     world.node.shutdown().await;
 }

@@ -32,6 +32,8 @@ pub struct EncodedChunk {
 /// A chunk that one node asks another for.
 #[derive(Clone, Debug)]
 pub struct WantedChunk {
+    /// As [`ChunkReader::server`] of the node that asks says it.
+    pub server: String,
     pub schema: Arc<TableSchema>,
     pub request: ChunkRequest,
 }
@@ -48,9 +50,8 @@ pub trait Helper: Send {
 
 /// The other nodes.
 pub trait Helpers: fmt::Debug + Send + Sync {
-    /// Who reads chunks for the worker of this number; `None`: it reads them itself. `server`: as
-    /// [`ChunkReader::server`] says it.
-    fn of_worker(&self, worker: usize, server: &str) -> Option<Box<dyn Helper>>;
+    /// Who reads chunks for the worker of this number; `None`: it reads them itself.
+    fn of_worker(&self, worker: usize) -> Option<Box<dyn Helper>>;
 }
 
 /// Nobody.
@@ -58,7 +59,7 @@ pub trait Helpers: fmt::Debug + Send + Sync {
 pub struct NoHelpers;
 
 impl Helpers for NoHelpers {
-    fn of_worker(&self, _: usize, _: &str) -> Option<Box<dyn Helper>> {
+    fn of_worker(&self, _: usize) -> Option<Box<dyn Helper>> {
         None
     }
 }
@@ -66,7 +67,7 @@ impl Helpers for NoHelpers {
 /// Reads a chunk and gives its blocks away. How many rows it has is told with it.
 pub(crate) async fn encode<R: ChunkReader>(
     session: &mut R,
-    schema: &TableSchema,
+    schema: &Arc<TableSchema>,
     request: ChunkRequest,
     put: &mut (dyn FnMut(EncodedBlock) -> Result<(), SourceError> + Send),
 ) -> Result<Result<(Chunk, u64), Reshaped<R::Table>>, SourceError> {
@@ -100,41 +101,51 @@ pub(crate) async fn encode<R: ChunkReader>(
 /// Reads chunks for another node over one session, until nobody asks any more.
 ///
 /// # Errors
-/// What the database says, or that the other node has come to a server that is none of the source's.
+/// What the database says, or that it is not the server that the other node has come to.
 pub async fn help(
     database: &Database,
-    server: &str,
     wanted: mpsc::Receiver<WantedChunk>,
     read: mpsc::Sender<Option<EncodedChunk>>,
 ) -> Result<(), String> {
     match database {
         Database::Postgres(source) => {
             let connection = &source.connection;
-            help_over::<postgres::snapshot::SnapshotSession>(connection, server, wanted, read).await
+            help_over::<postgres::snapshot::SnapshotSession>(connection, wanted, read).await
         }
         Database::Mysql(source) => {
             let connection = &source.connection;
-            help_over::<mysql::snapshot::SnapshotSession>(connection, server, wanted, read).await
+            help_over::<mysql::snapshot::SnapshotSession>(connection, wanted, read).await
         }
     }
 }
 
 async fn help_over<R: ChunkReader>(
     config: &R::Config,
-    server: &str,
     mut wanted: mpsc::Receiver<WantedChunk>,
     read: mpsc::Sender<Option<EncodedChunk>>,
 ) -> Result<(), String> {
-    let config = R::at(config, server).ok_or("it knows no such server")?;
     let said = |error: SourceError| error.problem().reason;
-    let mut session = R::connect(&config).await.map_err(said)?;
-    while let Some(WantedChunk { schema, request }) = wanted.recv().await {
+    let mut session: Option<(R, String)> = None;
+    while let Some(chunk) = wanted.recv().await {
+        let (session, server) = match &mut session {
+            Some(session) => session,
+            None => {
+                let config = R::at(config, &chunk.server);
+                let config = config.ok_or_else(|| format!("it knows no {}", chunk.server))?;
+                let mut begun = R::connect(&config).await.map_err(said)?;
+                let server = begun.server().await.map_err(said)?;
+                session.insert((begun, server))
+            }
+        };
+        if *server != chunk.server {
+            return Err(format!("it comes to {server}, and not to {}", chunk.server));
+        }
         let mut blocks = Vec::new();
         let put = &mut |block| {
             blocks.push(block);
             Ok(())
         };
-        let encoded = encode(&mut session, &schema, request, put).await;
+        let encoded = encode(session, &chunk.schema, chunk.request, put).await;
         let encoded = encoded.map_err(said)?.ok();
         let encoded = encoded.map(|(chunk, rows)| EncodedChunk {
             chunk,

@@ -16,6 +16,7 @@
 //! again from the log's position, so nothing that was in flight needs to be saved. A failure that will
 //! not go away stops the source with its problem.
 
+mod chunks;
 mod intake;
 pub(crate) mod merge;
 mod mysql;
@@ -43,6 +44,7 @@ use downriver_source::SourceError;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+pub use chunks::{EncodedChunk, Helper, Helpers, NoHelpers, WantedChunk, help};
 pub use mysql::MysqlSource;
 pub use passed::passed;
 pub use postgres::{PostgresSource, WalBehind};
@@ -62,6 +64,8 @@ pub struct SnapshotConfig {
     pub max_workers: usize,
     /// 0: no limit.
     pub rows_per_second: u64,
+    /// Who else reads chunks.
+    pub helpers: Arc<dyn Helpers>,
 }
 
 /// Whose changes are captured.

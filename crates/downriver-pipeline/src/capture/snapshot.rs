@@ -2,19 +2,20 @@
 //! session of its own and one table at a time; it reads the next chunk while the capture holds the last.
 
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use downriver_event::block::{BLOCK_RAW_BYTES_MAX, OldImage, RowOp};
-use downriver_event::{BlockBuilder, EncodedBlock, SourcePosition, TableId, TableSchema};
+use downriver_event::{EncodedBlock, SourcePosition, TableId, TableSchema};
 use downriver_source::SourceError;
-use downriver_source::chunk::{ChunkRead, ChunkReader, ChunkRequest, Reshaped, Seen};
+use downriver_source::chunk::{ChunkReader, ChunkRequest, Reshaped, Seen};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::SnapshotConfig;
+use super::chunks::{EncodedChunk, Helper, WantedChunk, encode};
 use super::merge::Key;
 use super::progress::Resume;
 use super::shelf::Shelf;
@@ -88,8 +89,11 @@ pub(crate) fn start<R: ChunkReader + 'static>(
     let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
     let (sender, receiver) = mpsc::channel(1);
     let mut running = JoinSet::new();
-    for _ in 0..workers {
+    for number in 0..workers {
         let worker = Worker::<R> {
+            helper: snapshot.helpers.of_worker(number),
+            server: None,
+            session: None,
             config: config.clone(),
             snapshot: snapshot.clone(),
             queue: Arc::clone(&queue),
@@ -103,6 +107,11 @@ pub(crate) fn start<R: ChunkReader + 'static>(
 }
 
 struct Worker<R: ChunkReader> {
+    /// Another node that reads for it, as long as that goes well.
+    helper: Option<Box<dyn Helper>>,
+    /// The server that this node has come to, if it was asked.
+    server: Option<String>,
+    session: Option<R>,
     config: R::Config,
     snapshot: SnapshotConfig,
     queue: Arc<Mutex<VecDeque<TableTask>>>,
@@ -116,7 +125,7 @@ struct Worker<R: ChunkReader> {
 struct Gone;
 
 impl<R: ChunkReader> Worker<R> {
-    async fn run(self) {
+    async fn run(mut self) {
         loop {
             let next = self.queue.lock().expect("no holder panics").pop_front();
             let Some(task) = next else { return };
@@ -139,14 +148,16 @@ impl<R: ChunkReader> Worker<R> {
         }
     }
 
-    async fn table(&self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
-        let mut session = R::connect(&self.config).await?;
+    async fn table(&mut self, mut task: TableTask) -> Result<Result<(), Gone>, SourceError> {
+        // One that failed is of no use to the next table.
+        self.session = None;
         if let Some(part) = &task.resume.part {
+            let session = self.session().await?;
             task.rows_estimated = session.estimated_rows(&task.schema, part).await?;
         }
         loop {
             let reread = task.resume.exhausted.then(|| task.resume.moved.clone());
-            let mut held = match self.read(&mut session, &mut task, reread).await? {
+            let mut held = match self.read(&mut task, reread).await? {
                 Ok(held) => held,
                 Err(Gone) => return Ok(Err(Gone)),
             };
@@ -163,7 +174,7 @@ impl<R: ChunkReader> Worker<R> {
                 return Ok(Err(Gone));
             }
             if last {
-                return self.moved_rows(&mut session, &mut task, moved).await;
+                return self.moved_rows(&mut task, moved).await;
             }
         }
     }
@@ -171,8 +182,7 @@ impl<R: ChunkReader> Worker<R> {
     /// Reads the rows that moved between chunks, until none moves any more. One whose move is not visible yet is
     /// asked for again.
     async fn moved_rows(
-        &self,
-        session: &mut R,
+        &mut self,
         task: &mut TableTask,
         mut moved: oneshot::Receiver<Vec<Key>>,
     ) -> Result<Result<(), Gone>, SourceError> {
@@ -188,7 +198,7 @@ impl<R: ChunkReader> Worker<R> {
                 tokio::time::sleep(MOVED_POLL).await;
             }
             before.clone_from(&keys);
-            let mut held = match self.read(session, task, Some(keys)).await? {
+            let mut held = match self.read(task, Some(keys)).await? {
                 Ok(held) => held,
                 Err(Gone) => return Ok(Err(Gone)),
             };
@@ -208,13 +218,12 @@ impl<R: ChunkReader> Worker<R> {
 
     /// Reads a chunk in the table's shape of now.
     async fn read(
-        &self,
-        session: &mut R,
+        &mut self,
         task: &mut TableTask,
         reread: Option<Vec<Key>>,
     ) -> Result<Result<HeldChunk, Gone>, SourceError> {
         loop {
-            let reshaped = match self.read_in_shape(session, task, reread.clone()).await? {
+            let reshaped = match self.read_in_shape(task, reread.clone()).await? {
                 Ok(held) => return Ok(Ok(held)),
                 Err(reshaped) => reshaped,
             };
@@ -239,9 +248,17 @@ impl<R: ChunkReader> Worker<R> {
         }
     }
 
+    /// The session with the database, which is begun when it is first needed.
+    async fn session(&mut self) -> Result<&mut R, SourceError> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => R::connect(&self.config).await?,
+        };
+        Ok(self.session.insert(session))
+    }
+
     async fn read_in_shape(
-        &self,
-        session: &mut R,
+        &mut self,
         task: &TableTask,
         reread: Option<Vec<Key>>,
     ) -> Result<Result<HeldChunk, Reshaped<R::Table>>, SourceError> {
@@ -253,43 +270,19 @@ impl<R: ChunkReader> Worker<R> {
             rows_max: self.snapshot.chunk_rows,
         };
         let began = Instant::now();
-        let now_us = micros_since_epoch();
-        let mut builder = BlockBuilder::new();
-        let mut blocks = Vec::new();
-        let mut rows = 0u64;
-        let of_bag = task.schema.is_bag();
-        let shelf = of_bag.then(|| Shelf::create(&self.spill, task.schema.id));
-        let mut shelf = shelf.transpose().map_err(|error| self.full(&error))?;
-        builder.begin("snapshot".into(), now_us);
-        let chunk = session
-            .read_chunk(&task.schema, request, &mut |row| {
-                row.push_into(builder.row(&task.schema, RowOp::Snapshot, OldImage::None))?;
-                rows += 1;
-                if rows.is_multiple_of(256)
-                    && builder.raw_bytes() >= BLOCK_RAW_BYTES_MAX - (512 << 10)
-                {
-                    builder.commit_unplaced();
-                    match (&mut shelf, builder.cut()) {
-                        (Some(shelf), Some(block)) => {
-                            shelf.push(&block).map_err(|error| self.full(&error))?;
-                        }
-                        (_, block) => blocks.extend(block),
-                    }
-                    builder.begin("snapshot".into(), now_us);
-                }
-                Ok(())
-            })
-            .await?;
-        let chunk = match chunk {
-            ChunkRead::Rows(chunk) => chunk,
-            ChunkRead::Reshaped(reshaped) => return Ok(Err(reshaped)),
+        let (encoded, shelf) = match self.read_elsewhere(task, &request).await {
+            Some(encoded) => (encoded, None),
+            None => match self.read_here(task, request).await? {
+                Ok(read) => read,
+                Err(reshaped) => return Ok(Err(reshaped)),
+            },
         };
-        builder.commit_unplaced();
-        match (&mut shelf, builder.cut()) {
-            (Some(shelf), Some(block)) => shelf.push(&block).map_err(|error| self.full(&error))?,
-            (_, block) => blocks.extend(block),
-        }
-        self.throttle(rows, began).await;
+        let EncodedChunk {
+            chunk,
+            blocks,
+            rows,
+        } = encoded;
+        throttle(self.snapshot.rows_per_second, rows, began).await;
         Ok(Ok(HeldChunk {
             schema: Arc::clone(&task.schema),
             generation: task.generation,
@@ -306,16 +299,87 @@ impl<R: ChunkReader> Worker<R> {
         }))
     }
 
-    fn full(&self, error: &std::io::Error) -> SourceError {
-        SourceError::spill(&self.spill, error)
+    /// `None`: it is to be read here. What a table without a key has waits in this node's files, and how much a part of a
+    /// table has is asked for here.
+    async fn read_elsewhere(
+        &mut self,
+        task: &TableTask,
+        request: &ChunkRequest,
+    ) -> Option<EncodedChunk> {
+        if self.helper.is_none() || task.schema.is_bag() || request.part.is_some() {
+            return None;
+        }
+        match self.ask_helper(task, request).await {
+            Ok(read) => read,
+            Err(reason) => {
+                tracing::warn!(
+                    table = task.schema.qualified_name(),
+                    reason,
+                    "another node reads no chunks for this one any more; they are read here"
+                );
+                self.helper = None;
+                None
+            }
+        }
     }
 
-    async fn throttle(&self, rows: u64, began: Instant) {
-        if self.snapshot.rows_per_second > 0 {
-            let wanted =
-                Duration::from_secs_f64(rows as f64 / self.snapshot.rows_per_second as f64);
-            tokio::time::sleep(wanted.saturating_sub(began.elapsed())).await;
+    async fn ask_helper(
+        &mut self,
+        task: &TableTask,
+        request: &ChunkRequest,
+    ) -> Result<Option<EncodedChunk>, String> {
+        if self.server.is_none() {
+            let server = self.session().await.map_err(|e| e.to_string())?.server();
+            self.server = Some(server.await.map_err(|error| error.to_string())?);
+            // It is the helper's session that is needed now.
+            self.session = None;
         }
+        let (Some(helper), Some(server)) = (&mut self.helper, &self.server) else {
+            return Ok(None);
+        };
+        let wanted = WantedChunk {
+            server: server.clone(),
+            schema: Arc::clone(&task.schema),
+            request: request.clone(),
+        };
+        helper.read(&wanted).await
+    }
+
+    async fn read_here(
+        &mut self,
+        task: &TableTask,
+        request: ChunkRequest,
+    ) -> Result<Result<(EncodedChunk, Option<Shelf>), Reshaped<R::Table>>, SourceError> {
+        let spill = self.spill.clone();
+        let full = |error: io::Error| SourceError::spill(&spill, &error);
+        let of_bag = task.schema.is_bag();
+        let shelf = of_bag.then(|| Shelf::create(&spill, task.schema.id));
+        let mut shelf = shelf.transpose().map_err(full)?;
+        let mut blocks = Vec::new();
+        let mut put = |block: EncodedBlock| match &mut shelf {
+            Some(shelf) => shelf.push(&block).map_err(full),
+            None => {
+                blocks.push(block);
+                Ok(())
+            }
+        };
+        let session = self.session().await?;
+        let read = encode(session, &task.schema, request, &mut put).await?;
+        Ok(read.map(|(chunk, rows)| {
+            let encoded = EncodedChunk {
+                chunk,
+                blocks,
+                rows,
+            };
+            (encoded, shelf)
+        }))
+    }
+}
+
+async fn throttle(rows_per_second: u64, rows: u64, began: Instant) {
+    if rows_per_second > 0 {
+        let wanted = Duration::from_secs_f64(rows as f64 / rows_per_second as f64);
+        tokio::time::sleep(wanted.saturating_sub(began.elapsed())).await;
     }
 }
 

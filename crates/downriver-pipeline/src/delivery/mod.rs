@@ -83,6 +83,8 @@ impl DeliveryConfig {
 impl DeliveryError {
     fn is_transient(&self) -> bool {
         match self {
+            // Of a table that is not shared it stops that alone.
+            Self::Lake(LakeError::Fenced(_)) => true,
             Self::Lake(error) => error.is_transient(),
             // What retention took is told of each table when they are opened anew.
             Self::Read(error) => matches!(

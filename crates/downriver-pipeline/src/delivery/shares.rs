@@ -1,10 +1,11 @@
 //! Which share of a pipeline's tables each one belongs to, where they are shared out over nodes.
 //!
 //! Names of the lake's tables move between tables of the source (see `tables::names`), and one delivery has to see all of
-//! it. So tables that had one name after each other belong together; these groups, by their oldest table, are dealt out in
-//! turn. A table that gets the name of another joins its group: from then on another delivery may have it, which takes it
-//! over as it would after a failure. Every node finds the same as soon as it has the same of the log, and until then the
-//! table's epoch decides.
+//! it. So tables that had one name after each other belong together; these groups are dealt out in turn, by the number of
+//! their oldest table, so that a new table mostly moves none. A table that gets the name of another joins its group: from
+//! then on another delivery may have it, which takes it over as it would after a failure. Every node finds the same as soon
+//! as it has the same of the log. Until then two may hold a table for theirs: what they commit is fenced by its epoch, and
+//! whoever is refused looks again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

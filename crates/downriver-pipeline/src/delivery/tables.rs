@@ -24,12 +24,16 @@ pub(super) use names::Claim;
 
 /// Tables that commit at the same time.
 const COMMITS_AT_ONCE: usize = 4;
+/// In the folder of a share: one folder for each table.
+const TABLES: &str = "tables";
 /// How often the progress of a table that has nothing to commit is stored.
 const IDLE_PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Table {
     qualified: String,
     target: TableName,
+    /// Others deliver tables of the same pipeline, and may hold this one for theirs for a moment.
+    is_shared: bool,
     /// `None`: it stands still.
     writer: Option<TableWriter>,
     /// Another table of the source has the lake's table: changes are passed over, until one says that this has a name.
@@ -94,7 +98,8 @@ impl<'a> Tables<'a> {
     /// took in all tables that there were: such a table came after what the others have.
     pub(super) fn first_of_new(&self, state: &StreamState) -> Result<Offset, DeliveryError> {
         let mut first = state.trimmed;
-        if first == Offset(0) {
+        // Nor can it be told by tables of which some have another reader, which may be ahead.
+        if first == Offset(0) || self.config.share.of > 1 {
             return Ok(first);
         }
         for (table, _) in state.schemas.keys() {
@@ -119,9 +124,26 @@ impl<'a> Tables<'a> {
         let sharing = self.config.sharing();
         let before = std::mem::replace(&mut self.shares, sharing.deal(schemas));
         self.shared_out = Arc::clone(schemas);
+        self.forget_others();
         let ours = self.config.share.index;
         let mut known = before.into_iter();
         known.any(|(table, share)| (share == ours) != self.is_ours(table))
+    }
+
+    /// Removes what this node has of tables that another share has now: their key indexes.
+    fn forget_others(&self) {
+        let folders = std::fs::read_dir(self.config.folder.join(TABLES)).into_iter();
+        for folder in folders.flatten().flatten() {
+            let name = folder.file_name();
+            let id = name
+                .to_str()
+                .and_then(|name| name.parse().ok())
+                .map(TableId);
+            let is_others = id.is_some_and(|id| self.shares.contains_key(&id) && !self.is_ours(id));
+            if is_others && let Err(error) = std::fs::remove_dir_all(folder.path()) {
+                tracing::warn!(error = %error, "what was kept of a table that another node has now is left");
+            }
+        }
     }
 
     fn is_ours(&self, table: TableId) -> bool {
@@ -224,6 +246,7 @@ impl<'a> Tables<'a> {
         let mut table = Table {
             qualified,
             target: target.clone(),
+            is_shared: config.share.of > 1,
             writer: None,
             displaced: false,
             refused_at: None,
@@ -253,7 +276,7 @@ impl<'a> Tables<'a> {
             table.holds = None;
             return Ok(table);
         }
-        let folder = config.folder.join("tables").join(schema.id.0.to_string());
+        let folder = config.folder.join(TABLES).join(schema.id.0.to_string());
         let open = TableConfig {
             name: target,
             pipeline: config.pipeline.clone(),
@@ -279,7 +302,7 @@ impl<'a> Tables<'a> {
                     table.wait_for_snapshot(state.trimmed).await?;
                 }
             }
-            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) if table.may_pass(&error) => return Err(error.into()),
             Err(LakeError::OfAnother(problem)) => {
                 table.displace(problem);
                 table.delivered = known.map_or(first, |_| stored.delivered);
@@ -561,11 +584,16 @@ impl Table {
         self.problem = Some(problem);
     }
 
+    /// Whether to begin again. Whoever took a shared table over may have done so by what it knew of the log then.
+    fn may_pass(&self, error: &LakeError) -> bool {
+        error.is_transient() || (self.is_shared && matches!(error, LakeError::Fenced(_)))
+    }
+
     /// A definite error stops this table alone.
     fn take<T: Default>(&mut self, result: Result<T, LakeError>) -> Result<T, DeliveryError> {
         match result {
             Ok(value) => Ok(value),
-            Err(error) if error.is_transient() => Err(error.into()),
+            Err(error) if self.may_pass(&error) => Err(error.into()),
             Err(error) => {
                 self.stop(error.problem());
                 Ok(T::default())

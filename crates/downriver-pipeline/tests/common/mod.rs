@@ -10,7 +10,8 @@ use downriver_event::{Offset, SourcePosition};
 use downriver_log::Log;
 use downriver_log::store::LocalStore;
 use downriver_pipeline::capture::{
-    self, CaptureConfig, CaptureControl, Database, PostgresSource, SnapshotConfig, WalBehind,
+    self, CaptureConfig, CaptureControl, Database, NoHelpers, PostgresSource, SnapshotConfig,
+    WalBehind,
 };
 use downriver_pipeline::status::Board;
 use downriver_pipeline::{SourceStatus, TableState};
@@ -47,6 +48,7 @@ pub(crate) fn config(postgres: &Postgres, folder: &Path) -> CaptureConfig {
             chunk_rows: 150,
             max_workers: 2,
             rows_per_second: 0,
+            helpers: Arc::new(NoHelpers),
         },
         repairs_holes: false,
         spill: folder.join("spill"),

@@ -23,6 +23,8 @@ pub struct MysqlConfig {
     pub server_id: u32,
     /// Snapshots lock their table for a moment, whatever identifiers the server gives: the stream goes by places.
     pub by_place: bool,
+    /// Names that differ in case are one to the server, and the patterns are in lower case.
+    pub folds_names: bool,
 }
 
 impl std::fmt::Debug for MysqlConfig {
@@ -95,6 +97,7 @@ impl MysqlConfig {
             columns: ColumnRules::new(&[], Vec::new(), ColumnOrder::Places),
             server_id: 0,
             by_place: false,
+            folds_names: false,
         })
     }
 
@@ -110,6 +113,7 @@ impl MysqlConfig {
         let tables = self.tables.iter().map(|table| table.to_lowercase());
         Self {
             tables: tables.collect(),
+            folds_names: true,
             ..self.clone()
         }
     }

@@ -69,9 +69,33 @@ struct Opened {
     high: BinlogPlace,
 }
 
+/// How a session is to be.
+const BY_PLACE: &str = "by-place";
+const FOLDS_NAMES: &str = "folds-names";
+
+fn address_of(config: &MysqlConfig) -> String {
+    let ways = [
+        (config.by_place, BY_PLACE),
+        (config.folds_names, FOLDS_NAMES),
+    ];
+    let ways = ways.into_iter().filter(|(is, _)| *is);
+    let ways: String = ways.map(|(_, way)| format!("{way} ")).collect();
+    format!("{}:{} {ways}", config.host, config.port)
+}
+
 impl ChunkReader for SnapshotSession {
     type Config = MysqlConfig;
     type Table = SourceTable;
+
+    fn at(config: &MysqlConfig, server: &str) -> Option<MysqlConfig> {
+        let has = |way: &str| server.split(' ').any(|word| word == way);
+        let mut there = config.clone();
+        if has(FOLDS_NAMES) {
+            there = there.in_lower_case();
+        }
+        there.by_place = has(BY_PLACE);
+        server.starts_with(&address_of(&there)).then_some(there)
+    }
 
     async fn connect(config: &MysqlConfig) -> Result<Self, SourceError> {
         Ok(Self {
@@ -80,6 +104,13 @@ impl ChunkReader for SnapshotSession {
             guard: None,
             is_spoiled: false,
         })
+    }
+
+    async fn server(&mut self) -> Result<String, SourceError> {
+        let query = "show global variables where variable_name in ('hostname', 'port', 'server_id', 'server_uuid', 'server_uid')";
+        let said: Vec<(String, String)> = self.session().query(query).await?;
+        let said: Vec<String> = said.into_iter().map(|(_, value)| value).collect();
+        Ok(format!("{}{}", address_of(&self.config), said.join("/")))
     }
 
     async fn read_chunk(

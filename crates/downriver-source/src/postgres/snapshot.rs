@@ -9,6 +9,7 @@
 //! Chunks are ranges of the table's key; bounds are compared by the server only, in the key's own collation.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use bytes::Bytes;
 use downriver_event::{RowFilter, SourcePosition, TableId, TableSchema};
@@ -46,7 +47,9 @@ impl PgSnapshot {
         Self::parse(row.get(0)).ok_or_else(|| malformed("a transaction snapshot"))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads it as the server prints it: `xmin:xmax:xid,xid`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
@@ -71,7 +74,19 @@ impl PgSnapshot {
     }
 }
 
+impl fmt::Display for PgSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running: Vec<String> = self.running.iter().map(u64::to_string).collect();
+        write!(f, "{}:{}:{}", self.xmin, self.xmax, running.join(","))
+    }
+}
+
+fn address_of(config: &PostgresConfig) -> String {
+    format!("{}:{}", config.host, config.port)
+}
+
 pub struct SnapshotSession {
+    address: String,
     catalog: Catalog,
     /// The table that was read last, and the types that its key's columns are compared as.
     key_types: Option<(TableId, Vec<String>)>,
@@ -81,11 +96,27 @@ impl ChunkReader for SnapshotSession {
     type Config = PostgresConfig;
     type Table = SourceTable;
 
+    fn at(config: &PostgresConfig, server: &str) -> Option<PostgresConfig> {
+        let address = server.split(' ').next();
+        config
+            .servers()
+            .find(|one| Some(address_of(one).as_str()) == address)
+    }
+
     async fn connect(config: &PostgresConfig) -> Result<Self, SourceError> {
         Ok(Self {
+            address: address_of(config),
             catalog: Catalog::connect(config).await?,
             key_types: None,
         })
+    }
+
+    async fn server(&mut self) -> Result<String, SourceError> {
+        let query = "select system_identifier::text, pg_is_in_recovery() from pg_control_system()";
+        let row = self.client().query_one(query, &[]).await?;
+        let (system, is_standby): (String, bool) = (row.get(0), row.get(1));
+        let role = if is_standby { "standby" } else { "primary" };
+        Ok(format!("{} {system} {role}", self.address))
     }
 
     async fn read_chunk(

@@ -97,7 +97,8 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let engine = NodeEngine::new(Arc::clone(&node), data.clone(), addresses);
     let log: Arc<dyn Log> = node.clone();
-    node.also_serve(downriver_service::routes(engine.clone(), Arc::clone(&log)));
+    let services = downriver_service::routes(engine.clone(), Arc::clone(&log));
+    node.also_serve(services.add_service(engine::chunk_service(Arc::clone(&engine))));
     let assigner = tokio::spawn(Arc::clone(&engine).assign(stop.clone()));
     let reconciler = tokio::spawn(Arc::clone(&engine).reconcile(stop.clone()));
     let services = downriver_service::router(engine.clone(), log).await;
@@ -159,6 +160,8 @@ pub(crate) async fn run(options: NodeOptions) -> anyhow::Result<()> {
 
 /// What is replicated, under the data folder.
 const NODE_FOLDER: &str = "node";
+/// In the data folder: held by the process that uses it.
+const LOCK: &str = "lock";
 const ADDRESSES: &str = "addresses.json";
 
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -206,7 +209,7 @@ impl ClusterOptions {
 
 /// One process per data folder.
 fn lock(data: &Path) -> anyhow::Result<std::fs::File> {
-    let path = data.join("lock");
+    let path = data.join(LOCK);
     let file = std::fs::File::create(&path)?;
     file.try_lock().map_err(|_| {
         anyhow::anyhow!(

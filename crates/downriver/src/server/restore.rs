@@ -28,12 +28,14 @@ pub(crate) async fn run(options: NodeOptions, key: Option<&str>) -> anyhow::Resu
     let Some(cluster) = &options.cluster else {
         bail!("the file is no cluster's");
     };
-    let is_empty = match std::fs::read_dir(&options.data) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    std::fs::create_dir_all(&options.data)?;
+    let _lock = super::lock(&options.data)?;
+    let mut there = std::fs::read_dir(&options.data)?;
+    let is_other = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.map_or(true, |entry| entry.file_name() != super::LOCK)
     };
     ensure!(
-        is_empty,
+        !there.any(is_other),
         "DR-1112: {} is not empty: a restore begins with an empty data folder",
         options.data.display()
     );

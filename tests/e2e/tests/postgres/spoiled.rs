@@ -71,6 +71,8 @@ async fn a_value_that_cannot_be_logged_stops_its_table_alone_until_it_is_correct
     // Without the memory of it the table is read, as changes of it were left out.
     shop.postgres.execute(spoil).await?;
     until_carts(&shop, "the table to be refused", "refused", Some("DR-1043")).await?;
+    // The log is past the row: else that comes again.
+    shop.daemon.wait(CATCH_UP).await?;
     shop.daemon.kill();
     shop.daemon.start().await?;
     until_carts(&shop, "the snapshot to stop", "stopped", Some("DR-1043")).await?;

@@ -23,11 +23,11 @@ use downriver_source::mysql::config::MysqlConfig;
 use downriver_source::postgres::config::PostgresConfig;
 use downriver_source::postgres::setup;
 use downriver_source::{SourceError, mysql, postgres};
-use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::status::source_status;
+use super::chunks::OtherNodes;
 use super::replicated::stream_id_key;
 use super::source_config::{Connection, connection, mysql_config, postgres_config};
 use super::{NodeEngine, Turn, locked, unavailable};
@@ -128,7 +128,7 @@ impl NodeEngine {
         let Some(turn) = self.turn(&source_task(name)) else {
             return Ok(());
         };
-        let mut config = self.capture_config(name, &stored.spec)?;
+        let mut config = self.capture_config(name, stored)?;
         if let Database::Postgres(source) = &mut config.database {
             let id = self.id_in(&stream_id_key(name)).await;
             let id = id.map_err(|error| unavailable(&error))?;
@@ -158,8 +158,9 @@ impl NodeEngine {
         Ok(())
     }
 
-    fn capture_config(&self, name: &str, spec: &Value) -> Result<CaptureConfig, Problem> {
-        let Spec::Source(source) = Spec::parse("Source", spec)? else {
+    fn capture_config(&self, name: &str, stored: &StoredSpec) -> Result<CaptureConfig, Problem> {
+        let revision = stored.revision;
+        let Spec::Source(source) = Spec::parse("Source", &stored.spec)? else {
             unreachable!("a source is parsed as one");
         };
         let options = source.snapshot();
@@ -171,6 +172,11 @@ impl NodeEngine {
                 chunk_rows: options.chunk_rows,
                 max_workers: options.max_workers,
                 rows_per_second: options.rows_per_second,
+                helpers: Arc::new(OtherNodes {
+                    node: Arc::clone(&self.node),
+                    source: name.to_owned(),
+                    revision,
+                }),
             },
             repairs_holes: source.repairs_holes(),
             spill: self.spill(name),
@@ -248,7 +254,7 @@ impl NodeEngine {
     }
 }
 
-fn database(name: &str, source: &Source) -> Result<Database, Problem> {
+pub(super) fn database(name: &str, source: &Source) -> Result<Database, Problem> {
     Ok(match source {
         Source::Postgres(spec) => Database::Postgres(Box::new(PostgresSource {
             connection: postgres_config(name, spec)?,

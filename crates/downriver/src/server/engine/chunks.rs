@@ -3,26 +3,32 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use downriver_api::admin::v1 as admin;
 use downriver_api::cluster::v1::chunk_service_client::ChunkServiceClient;
-use downriver_api::cluster::v1::chunk_service_server::ChunkService;
-use downriver_api::cluster::v1::{self as pb, chunk_end::Seen as PbSeen, read_chunks_response::Part};
+use downriver_api::cluster::v1::chunk_service_server::{ChunkService, ChunkServiceServer};
+use downriver_api::cluster::v1::{
+    self as pb, chunk_end::Seen as PbSeen, read_chunks_response::Part,
+};
 use downriver_cluster::Node;
 use downriver_event::{EncodedBlock, SourcePosition, TableSchema};
 use downriver_pipeline::capture::{EncodedChunk, Helper, Helpers, WantedChunk, help};
 use downriver_service::MESSAGE_BYTES_MAX;
 use downriver_service::spec::Spec;
 use downriver_source::chunk::{Chunk, ChunkRequest, Seen};
+use downriver_source::postgres::snapshot::PgSnapshot;
 use tokio::sync::mpsc;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::NodeEngine;
 use super::captures::database;
 
+/// A chunk that takes longer is read here.
+const SAYS_WITHIN: Duration = Duration::from_secs(120);
 /// Blocks on their way.
 const PARTS_MAX: usize = 4;
 
@@ -43,14 +49,14 @@ impl fmt::Debug for OtherNodes {
 }
 
 impl Helpers for OtherNodes {
-    fn of_worker(&self, worker: usize, server: &str) -> Option<Box<dyn Helper>> {
+    fn of_worker(&self, worker: usize) -> Option<Box<dyn Helper>> {
         let members = self.node.members().into_iter();
         let members = members.filter(|view| view.is_alive != Some(false));
         let members = members.map(|view| view.member);
         let able = members.filter(|member| !member.draining && !member.removed);
         let nodes: Vec<u64> = able.map(|member| member.id).collect();
         let id = in_turn(worker, self.node.id(), &nodes)?;
-        let channel = self.node.channel_to(id).ok()?;
+        let channel = self.node.bulk_channel_to(id).ok()?;
         Some(Box::new(OtherNode {
             name: self.node.member(id).map(|member| member.name)?,
             client: ChunkServiceClient::new(channel)
@@ -59,7 +65,6 @@ impl Helpers for OtherNodes {
             begin: pb::ReadChunksRequest {
                 source: self.source.clone(),
                 revision: self.revision,
-                server: server.to_owned(),
                 ..pb::ReadChunksRequest::default()
             },
             session: None,
@@ -116,7 +121,9 @@ impl OtherNode {
         };
         let mut blocks = Vec::new();
         loop {
-            match parts.message().await?.ok_or_else(gone)?.part {
+            let part = tokio::time::timeout(SAYS_WITHIN, parts.message()).await;
+            let part = part.map_err(|_| Status::deadline_exceeded("it says nothing more"))?;
+            match part?.ok_or_else(gone)?.part {
                 Some(Part::Block(block)) => blocks.push(EncodedBlock {
                     frame: block.frame,
                     events: block.events,
@@ -144,6 +151,7 @@ impl OtherNode {
 fn to_pb(begin: &pb::ReadChunksRequest, wanted: &WantedChunk) -> pb::ReadChunksRequest {
     let request = &wanted.request;
     pb::ReadChunksRequest {
+        server: wanted.server.clone(),
         schema: Some(wanted.schema.to_pb()),
         after: request.after.clone(),
         by_keys: request.keys.is_some(),
@@ -159,6 +167,7 @@ fn wanted_from_pb(request: pb::ReadChunksRequest) -> Result<WantedChunk, Status>
     let schema = TableSchema::from_pb(schema);
     let schema = schema.map_err(|error| Status::invalid_argument(error.to_string()))?;
     Ok(WantedChunk {
+        server: request.server,
         schema: Arc::new(schema),
         request: ChunkRequest {
             part: None,
@@ -171,7 +180,7 @@ fn wanted_from_pb(request: pb::ReadChunksRequest) -> Result<WantedChunk, Status>
 
 fn chunk_from_pb(end: &pb::ChunkEnd) -> Option<Chunk> {
     let seen = match end.seen.as_ref()? {
-        PbSeen::Snapshot(snapshot) => Seen::In(snapshot.parse().ok()?),
+        PbSeen::Snapshot(snapshot) => Seen::In(PgSnapshot::parse(snapshot)?),
         PbSeen::UpTo(position) => Seen::UpTo(SourcePosition::from_pb(position)?),
         PbSeen::UpToPlace(place) => Seen::UpToPlace(place.parse().ok()?),
     };
@@ -196,7 +205,16 @@ fn end_to_pb(chunk: &Chunk, rows: u64) -> pb::ChunkEnd {
 }
 
 /// Answers nodes of the cluster: rows as the source has them are for nobody else.
-pub(in crate::server) struct Chunks(pub(in crate::server) Arc<NodeEngine>);
+struct Chunks(Arc<NodeEngine>);
+
+/// For other nodes alone.
+pub(in crate::server) fn chunk_service(
+    engine: Arc<NodeEngine>,
+) -> ChunkServiceServer<impl ChunkService> {
+    ChunkServiceServer::new(Chunks(engine))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
 
 type Parts = Pin<Box<dyn Stream<Item = Result<pb::ReadChunksResponse, Status>> + Send>>;
 
@@ -211,10 +229,11 @@ impl ChunkService for Chunks {
         let mut requests = requests.into_inner();
         let first = requests.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("nothing is asked"))?;
-        let (source, server) = (first.source.clone(), first.server.clone());
+        let source = first.source.clone();
         let stored = self.0.stored_of(admin::Kind::Source).remove(&source);
         let stored = stored.filter(|stored| stored.revision == first.revision);
-        let stored = stored.ok_or_else(|| Status::failed_precondition("it knows another source"))?;
+        let stored =
+            stored.ok_or_else(|| Status::failed_precondition("it knows another source"))?;
         let problem = |problem: downriver_event::problem::Problem| {
             Status::failed_precondition(format!("{}: {}", problem.code, problem.reason))
         };
@@ -224,7 +243,7 @@ impl ChunkService for Chunks {
         };
         let database = database(&source, &spec).map_err(problem)?;
         let (wants, wanted) = mpsc::channel(1);
-        let (reads, mut read) = mpsc::channel(1);
+        let (reads, mut read) = mpsc::channel::<Option<EncodedChunk>>(1);
         let (parts, receiver) = mpsc::channel(PARTS_MAX);
         let first = wanted_from_pb(first)?;
         // Ends only where what is asked cannot be understood.
@@ -261,7 +280,7 @@ impl ChunkService for Chunks {
         };
         let stopping = self.0.stopping.clone();
         tokio::spawn(async move {
-            let helping = async { tokio::join!(help(&database, &server, wanted, reads), answering) };
+            let helping = async { tokio::join!(help(&database, wanted, reads), answering) };
             let failed = tokio::select! {
                 () = stopping.cancelled() => Some(Status::unavailable("it is about to stop")),
                 asked = asking => asked.err(),

@@ -2,6 +2,7 @@
 //! services.
 //!
 //! - `captures`: one for each source.
+//! - `chunks`: parts of snapshots, read for the node that captures their source.
 //! - `lakes`: one for each sink: its store and its catalog.
 //! - `pipelines`: a delivery for each pipeline that is not paused, and how long the log is kept for it.
 //! - `shares`: which of a pipeline's tables are delivered here, where they are shared out over nodes.
@@ -16,6 +17,7 @@
 mod approved;
 mod backups;
 mod captures;
+mod chunks;
 mod groups;
 mod lakes;
 mod nodes;
@@ -45,6 +47,7 @@ use downriver_log::Log as _;
 use downriver_service::spec::{Source, Spec};
 use downriver_service::{
     ConsumerGroup, Engine, Finding, GroupCommit, Reached, StoredSpec, TableName, Verified, Where,
+    Whose,
 };
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
@@ -57,6 +60,7 @@ use lakes::Lake;
 use pipelines::RunningDelivery;
 use rates::Rates;
 
+pub(super) use chunks::chunk_service;
 pub(super) use lakes::s3_options;
 pub(super) use nodes::NodeFigures;
 pub(super) use pipelines::PipelineView;
@@ -477,8 +481,13 @@ impl Engine for NodeEngine {
         self.resnapshot_tables(pipeline, tables, part).await
     }
 
-    async fn retry(&self, pipeline: &str) {
-        self.retry_stopped(pipeline).await;
+    async fn take_effect(&self, pipeline: &str, retries: bool) -> Result<(), Problem> {
+        self.come_up().await?;
+        if retries {
+            self.end_stopped(pipeline).await;
+        }
+        self.reconcile_now().await;
+        Ok(())
     }
 
     async fn wait(
@@ -504,9 +513,9 @@ impl Engine for NodeEngine {
         &self,
         pipeline: &str,
         tables: &[String],
-        shares: &[u32],
+        whose: Whose<'_>,
     ) -> Result<mpsc::Receiver<Verified>, Problem> {
-        self.verify_tables(pipeline, tables, shares).await
+        self.verify_tables(pipeline, tables, whose).await
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

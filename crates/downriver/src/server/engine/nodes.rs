@@ -134,7 +134,7 @@ impl NodeEngine {
             hears_leader: self.node.hears_leader(),
             disk_free_bytes: self.node.disk_free_bytes(),
             // One of a clock that is ahead was taken now.
-            backup_age: newest.map(|taken| taken.elapsed().unwrap_or_default()),
+            backup_age: newest.map(|newest| newest.taken.elapsed().unwrap_or_default()),
             nodes,
         }
     }

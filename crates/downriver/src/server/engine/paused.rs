@@ -112,23 +112,20 @@ impl NodeEngine {
         self.set_paused(name, &paused).await
     }
 
-    /// Tries again what was stopped here by a problem.
-    pub(super) async fn retry_stopped(&self, name: &str) {
-        self.end_stopped(name).await;
-        self.reconcile_once().await;
-        self.changed.send_modify(|changes| *changes += 1);
-    }
-
-    /// Returns when it has taken effect.
+    /// Returns when it has taken effect here.
     async fn set_paused(&self, pipeline: &str, paused: &Paused) -> Result<(), Problem> {
         let stored = self
             .node
             .put_record(&paused_key(pipeline), paused.record())
             .await;
         stored.map_err(|error| unavailable(&error))?;
+        self.reconcile_now().await;
+        Ok(())
+    }
+
+    pub(super) async fn reconcile_now(&self) {
         self.reconcile_once().await;
         self.changed.send_modify(|changes| *changes += 1);
-        Ok(())
     }
 
     /// The tables that a pipeline delivers, or would if they were not refused, as "schema.table".

@@ -1,7 +1,7 @@
 //! Deliveries: one for each share of a pipeline that is not paused as a whole; and where the log must begin for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,9 @@ use super::paused::{Paused, paused_key};
 use super::replicated::{ReplicatedProgress, pipeline_id_key};
 use super::shares::share_of;
 use super::{NodeEngine, Turn, locked, unavailable};
+
+/// In a pipeline's folder: one folder for each share but the first.
+const SHARES: &str = "shares";
 
 pub(super) struct RunningDelivery {
     turn: Turn,
@@ -85,9 +88,14 @@ impl NodeEngine {
             let stale = deliveries.extract_if(.., |key, running| !current(key, running));
             stale.map(|(_, running)| running).collect()
         };
+        // All at once: none is to go on while another one takes long.
+        for delivery in &ending {
+            delivery.stop.cancel();
+        }
         for delivery in ending {
             delivery.end().await;
         }
+        self.remove_old_folders().await;
         for (key, (turn, stored)) in wanted {
             let (name, share) = (&key.0, key.1);
             if !locked(&self.deliveries).contains_key(&key)
@@ -110,6 +118,15 @@ impl NodeEngine {
             )
         });
         handles.collect()
+    }
+
+    /// Whether nothing of a pipeline runs here by another specification than the one that is stored.
+    pub(super) fn runs_as_stored(&self, name: &str) -> bool {
+        let stored = self.stored_of(pb::Kind::Pipeline);
+        let revision = stored.get(name).map(|stored| stored.revision);
+        let deliveries = locked(&self.deliveries);
+        let mut of_it = deliveries.range((name.to_owned(), 0)..=(name.to_owned(), u32::MAX));
+        of_it.all(|(_, running)| Some(running.revisions.0) == revision)
     }
 
     /// Handles of the deliveries of a pipeline that run here, by share.
@@ -246,8 +263,42 @@ impl NodeEngine {
         let folder = self.delivery_folder(pipeline);
         match share {
             0 => folder,
-            share => folder.join("shares").join(share.to_string()),
+            share => folder.join(SHARES).join(share.to_string()),
         }
+    }
+
+    /// Removes what this node has of pipelines and of shares that are there no more.
+    async fn remove_old_folders(&self) {
+        // One that has just begun may not know yet what there is.
+        if self.old_folders().is_empty() || self.come_up().await.is_err() {
+            return;
+        }
+        for folder in self.old_folders() {
+            remove(&folder);
+        }
+    }
+
+    fn old_folders(&self) -> Vec<PathBuf> {
+        let pipelines = self.stored_of(pb::Kind::Pipeline);
+        let mut old = Vec::new();
+        for (name, folder) in folders_in(&self.data.join("lake")) {
+            let Some(stored) = pipelines.get(&name) else {
+                old.push(folder);
+                continue;
+            };
+            let Ok(Spec::Pipeline(pipeline)) = Spec::parse("Pipeline", &stored.spec) else {
+                continue;
+            };
+            for (share, folder) in folders_in(&folder.join(SHARES)) {
+                if share
+                    .parse()
+                    .is_ok_and(|share: u32| share >= pipeline.shares())
+                {
+                    old.push(folder);
+                }
+            }
+        }
+        old
     }
 
     /// Every pipeline that this node is to run, by name.
@@ -406,15 +457,22 @@ impl NodeEngine {
         let Ok(Spec::Pipeline(pipeline)) = Spec::parse("Pipeline", &stored.spec) else {
             return Offset(0);
         };
-        let running = self.running_shares(name);
-        let mut shares: BTreeSet<u32> = (0..pipeline.shares()).collect();
-        shares.retain(|share| !running.contains_key(share));
-        let still = self.still(name, &pipeline, &Paused::All, &shares);
-        // A share that has no table yet takes none that is there already.
-        let still = still.filter(|still| running.is_empty() || !still.tables.is_empty());
-        let running = running.into_values().map(|(status, _)| status.get().needed);
-        let all = running.chain(still.map(|still| still.needed));
-        all.min().unwrap_or_default()
+        let Some(running) = self.running_status(name) else {
+            let all = (0..pipeline.shares()).collect();
+            let still = self.still(name, &pipeline, &Paused::All, &all);
+            return still.map_or(Offset(0), |still| still.needed);
+        };
+        if pipeline.shares() == 1 {
+            return running.needed;
+        }
+        // Those of other shares, and those that are on their way from one to another.
+        let all = (0..pipeline.shares()).collect();
+        let still = self.still(name, &pipeline, &Paused::All, &all);
+        let tables = still.map(|still| still.tables).unwrap_or_default();
+        let others = tables.into_iter();
+        let others = others.filter(|(table, _)| !running.tables.contains_key(table));
+        let others = others.map(|(_, table)| table.delivered);
+        others.fold(running.needed, Offset::min)
     }
 
     pub(super) fn keep_all_of(&self, source: &str) {
@@ -469,11 +527,7 @@ impl NodeEngine {
         self.node.put_record(&approved_key(name), None).await?;
         self.node.put_record(&pipeline_id_key(name), None).await?;
         self.node.drop_pipeline(name).await?;
-        if let Err(error) = std::fs::remove_dir_all(self.delivery_folder(name))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(pipeline = name, error = %error, "the folder of a deleted pipeline is left");
-        }
+        remove(&self.delivery_folder(name));
         Ok(())
     }
 
@@ -488,5 +542,21 @@ impl NodeEngine {
                 tracing::warn!(pipeline = name, error = %error, "progress of a deleted pipeline is left for now");
             }
         }
+    }
+}
+
+/// The folders in one, by name; none if it is not there.
+fn folders_in(folder: &Path) -> Vec<(String, PathBuf)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let named =
+        entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
+    named.collect()
+}
+
+fn remove(folder: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(folder = %folder.display(), error = %error, "a folder that nobody needs is left");
     }
 }

@@ -10,7 +10,7 @@ use downriver_pipeline::delivery::{Share, Sharing};
 use downriver_service::Where;
 use downriver_service::spec::Pipeline;
 
-use super::{NodeEngine, Turn};
+use super::{NodeEngine, Turn, unavailable};
 
 impl NodeEngine {
     /// The shares of a pipeline that this node is to run, and since when.
@@ -19,6 +19,12 @@ impl NodeEngine {
         let turns =
             shares.filter_map(|share| Some((share, self.turn(&pipeline_task(name, share))?)));
         turns.collect()
+    }
+
+    /// Returns when this node knows what was stored before the call.
+    pub(super) async fn come_up(&self) -> Result<(), Problem> {
+        let known = self.node.read_index().await;
+        known.map_err(|error| unavailable(&error))
     }
 
     /// Where the shares but the first run, by node.

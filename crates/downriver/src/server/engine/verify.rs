@@ -17,7 +17,7 @@ use downriver_pipeline::verify::{
 use downriver_pipeline::{SourceStatus, TableState};
 use downriver_service::problem::to_pb;
 use downriver_service::spec::Pipeline;
-use downriver_service::{Peer, Verified, Where};
+use downriver_service::{Peer, Verified, Where, Whose};
 use tokio::sync::mpsc;
 
 use super::lakes::open_warehouse;
@@ -28,21 +28,21 @@ use super::{NodeEngine, locked};
 const REPORTS_MAX: usize = 64;
 
 impl NodeEngine {
-    /// Every selected table ends with a verdict; one that is not delivered now has the reason as its verdict. `shares`: as
-    /// in [`downriver_service::Engine::verify`].
+    /// Every selected table ends with a verdict; one that is not delivered now has the reason as its verdict.
     pub(super) async fn verify_tables(
         &self,
         name: &str,
         patterns: &[String],
-        shares: &[u32],
+        whose: Whose<'_>,
     ) -> Result<mpsc::Receiver<Verified>, Problem> {
+        self.come_up().await?;
         let pipeline = self.pipeline_spec(name)?;
-        let mut tables = match shares {
-            [] => self.select(name, patterns)?,
+        let mut tables = match whose {
+            Whose::AllBut(_) => self.select(name, patterns)?,
             // Whether every pattern selects something was looked at where it was asked.
-            _ => self.selected(name, &pipeline, patterns),
+            Whose::Shares(_) => self.selected(name, &pipeline, patterns),
         };
-        self.leave_to_others(name, &pipeline, shares, &mut tables);
+        self.leave_to_others(&pipeline, whose, &mut tables);
         let (_, status) = self.seen_running(name, &pipeline)?;
         let mut apart = Vec::new();
         for (table, status) in &status.tables {
@@ -101,30 +101,25 @@ impl NodeEngine {
         Ok(receiver)
     }
 
-    /// Keeps the tables of these shares; without any of what is not another node's.
     fn leave_to_others(
         &self,
-        name: &str,
         pipeline: &Pipeline,
-        shares: &[u32],
+        whose: Whose<'_>,
         tables: &mut BTreeSet<String>,
     ) {
-        let others = self.sharers_of(name).into_iter();
-        let others = others.filter(|(place, _)| !matches!(place, Where::Here));
-        let others: BTreeSet<u32> = others.flat_map(|(_, shares)| shares).collect();
-        let is_ours = |share: &u32| match shares {
-            [] => !others.contains(share),
-            some => some.contains(share),
-        };
         let names = self.logged_tables(&pipeline.source);
         let dealt: BTreeMap<String, u32> = self
             .dealt(pipeline)
             .into_iter()
             .filter_map(|(id, share)| Some((names.get(&id)?.to_string(), share)))
             .collect();
-        // What the log does not know is for the one that answers for the pipeline.
-        let alone = shares.is_empty();
-        tables.retain(|table| dealt.get(table).map_or(alone, is_ours));
+        tables.retain(|table| match (whose, dealt.get(table)) {
+            (Whose::AllBut(others), Some(share)) => !others.contains(share),
+            (Whose::Shares(ours), Some(share)) => ours.contains(share),
+            // What the log does not know is for the one that answers for the pipeline.
+            (Whose::AllBut(_), None) => true,
+            (Whose::Shares(_), None) => false,
+        });
     }
 
     fn captured(&self, source: &str) -> Result<CapturedSource, Problem> {

@@ -36,10 +36,19 @@ impl NodeEngine {
         timeout: Duration,
     ) -> Result<Reached, Problem> {
         let deadline = Instant::now() + timeout;
+        // Whoever asks for shares may know already what is another's now.
+        while !shares.is_empty()
+            && let Err(problem) = self.come_up().await
+        {
+            if Instant::now() >= deadline {
+                return Err(problem);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         let pipeline = self.pipeline_spec(name)?;
         // What stands still is said before the database is asked.
         self.seen(name, &pipeline, until)?;
-        let asked = match until {
+        let mut asked = match until {
             Some(_) => None,
             None => {
                 let source = self.source_spec(&pipeline.source)?;
@@ -55,7 +64,6 @@ impl NodeEngine {
             }
         };
         let position = asked.as_ref().map(|asked| asked.position.clone());
-        let mut asked = asked;
         loop {
             // It moved to another node meanwhile, which is to be asked.
             if !self.is_answered_here(name, &pipeline, shares) {
@@ -74,6 +82,7 @@ impl NodeEngine {
             }
             if let Some(until) = until
                 && status.delivered >= until
+                && self.runs_as_stored(name)
                 && !self.is_resuming(name, &status)
             {
                 return Ok(Reached {
