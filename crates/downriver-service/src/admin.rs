@@ -373,6 +373,22 @@ fn not_found(kind: pb::Kind, name: &str) -> Status {
     status(Code::NotFound, &problem)
 }
 
+/// What is stored takes effect by itself where a node did not answer.
+fn all_took_effect(later: &[Status]) -> Result<(), Status> {
+    let Some(why) = later.first() else {
+        return Ok(());
+    };
+    let problem = Problem::new(
+        "DR-1109",
+        format!(
+            "it is stored, and has no effect yet on every node that runs the pipeline: {}",
+            why.message()
+        ),
+        "nothing: a node that comes back does what is stored; see downriver describe",
+    );
+    Err(status(Code::Unavailable, &problem))
+}
+
 fn refused(problem: &Problem) -> Status {
     status(Code::FailedPrecondition, problem)
 }
@@ -548,16 +564,19 @@ impl AdminService for Admin {
         }
         let is_sharer = !shares_of(&request).is_empty();
         let request = request.into_inner();
-        self.known_pipeline(&request.pipeline)?;
         if is_sharer {
             self.take_effect(&request.pipeline, false).await?;
             return Ok(Response::new(pb::PauseResponse {}));
         }
+        self.known_pipeline(&request.pipeline)?;
         let paused = self.engine.pause(&request.pipeline, &request.tables).await;
         paused.map_err(|problem| refused(&problem))?;
+        let mut later = Vec::new();
         for (mut sharer, shares) in self.sharers(&request.pipeline)? {
-            sharer.pause(to_sharer(request.clone(), &shares)).await?;
+            let paused = sharer.pause(to_sharer(request.clone(), &shares)).await;
+            later.extend(paused.err());
         }
+        all_took_effect(&later)?;
         Ok(Response::new(pb::PauseResponse {}))
     }
 
@@ -570,16 +589,19 @@ impl AdminService for Admin {
         }
         let is_sharer = !shares_of(&request).is_empty();
         let request = request.into_inner();
-        self.known_pipeline(&request.pipeline)?;
         if is_sharer {
             self.take_effect(&request.pipeline, true).await?;
             return Ok(Response::new(pb::ResumeResponse {}));
         }
+        self.known_pipeline(&request.pipeline)?;
         let resumed = self.engine.resume(&request.pipeline, &request.tables).await;
         resumed.map_err(|problem| refused(&problem))?;
+        let mut later = Vec::new();
         for (mut sharer, shares) in self.sharers(&request.pipeline)? {
-            sharer.resume(to_sharer(request.clone(), &shares)).await?;
+            let resumed = sharer.resume(to_sharer(request.clone(), &shares)).await;
+            later.extend(resumed.err());
         }
+        all_took_effect(&later)?;
         Ok(Response::new(pb::ResumeResponse {}))
     }
 
@@ -642,7 +664,10 @@ impl AdminService for Admin {
         let is_passed_on = is_passed_on(&request);
         let shares = shares_of(&request);
         let request = request.into_inner();
-        self.known_pipeline(&request.pipeline)?;
+        // A node that is asked for shares may be behind, and comes up first.
+        if shares.is_empty() {
+            self.known_pipeline(&request.pipeline)?;
+        }
         let timeout = request.timeout.and_then(|timeout| timeout.try_into().ok());
         let deadline = tokio::time::Instant::now() + timeout.unwrap_or(WAIT_DEFAULT);
         loop {
@@ -715,7 +740,9 @@ impl AdminService for Admin {
         let shares = shares_of(&request);
         let request = request.into_inner();
         let pipeline = &request.pipeline;
-        self.known_pipeline(pipeline)?;
+        if shares.is_empty() {
+            self.known_pipeline(pipeline)?;
+        }
         let sharers = match shares.is_empty() {
             true => self.sharers(pipeline)?,
             false => Vec::new(),

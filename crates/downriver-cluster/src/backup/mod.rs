@@ -91,6 +91,13 @@ pub async fn backups(store: &dyn ObjectStore) -> Result<Vec<Backup>, StoreError>
         .collect())
 }
 
+/// When a backup counts as taken that is to be the newest: that is the one which has most, whatever clocks say.
+async fn time_of_next(store: &dyn ObjectStore) -> Result<SystemTime, StoreError> {
+    let newest = backups(store).await?.into_iter().next_back();
+    let after = newest.map(|newest| newest.taken + Duration::from_millis(1));
+    Ok(after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now())))
+}
+
 /// Puts a file into the store as the newest backup.
 async fn put(
     store: &dyn ObjectStore,
@@ -98,11 +105,7 @@ async fn put(
     index: u64,
     bytes: u64,
 ) -> Result<Backup, StoreError> {
-    // The newest one is that which has most, whatever clocks say.
-    let newest = backups(store).await?.into_iter().next_back();
-    let after = newest.map(|newest| newest.taken + Duration::from_millis(1));
-    let taken = after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now()));
-    let backup = Backup::new(taken, index, bytes);
+    let backup = Backup::new(time_of_next(store).await?, index, bytes);
     store.put_file(&backup.key, path).await?;
     Ok(backup)
 }
@@ -147,19 +150,31 @@ impl Node {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (path, bytes) = written.map_err(|error| unavailable(error.to_string()))?;
         let index = last_log_id.map_or(0, |id| id.index);
-        // It may have stood still since.
-        if let Err(error) = self.ensure_leads().await {
-            let _ = std::fs::remove_dir_all(&folder);
-            return Err(error);
-        }
-        let put = put(&**self.store(), &path, index, bytes).await;
+        let put = self.put_backup(&path, index, bytes).await;
         let _ = std::fs::remove_dir_all(&folder);
-        let backup = put.map_err(|error| unavailable(error.to_string()))?;
+        let backup = put?;
         self.note_newest_backup(Some(backup.clone()));
         tracing::info!(key = backup.key, bytes, "a backup was taken");
         if let Err(error) = self.drop_old_backups().await {
             tracing::warn!(error = %error, "old backups are left");
         }
+        Ok(backup)
+    }
+
+    async fn put_backup(
+        &self,
+        path: &Path,
+        index: u64,
+        bytes: u64,
+    ) -> Result<Backup, ControlError> {
+        let unavailable = |error: StoreError| ControlError::Unavailable(error.to_string());
+        let store = &**self.store();
+        let taken = time_of_next(store).await.map_err(unavailable)?;
+        // Behind it: a node that stood still puts nothing in front of what another has taken since.
+        self.ensure_leads().await?;
+        let backup = Backup::new(taken, index, bytes);
+        let put = store.put_file(&backup.key, path).await;
+        put.map_err(unavailable)?;
         Ok(backup)
     }
 

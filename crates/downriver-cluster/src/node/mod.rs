@@ -186,7 +186,7 @@ pub struct Node {
     /// Streams that are to be sealed though neither old nor large.
     seal_soon: Mutex<HashSet<String>>,
     protected: OnceLock<Protected>,
-    /// When the newest backup was taken, as far as this node has seen.
+    /// As far as this node has seen.
     newest_backup: Mutex<Option<Backup>>,
     /// Held by whoever takes a backup.
     pub(crate) backing_up: tokio::sync::Mutex<()>,

@@ -83,7 +83,7 @@ impl DeliveryConfig {
 impl DeliveryError {
     fn is_transient(&self) -> bool {
         match self {
-            // Of a table that is not shared it stops that alone.
+            // It comes here only of a table that is shared, see `may_pass`: whose task it is not any more opens none.
             Self::Lake(LakeError::Fenced(_)) => true,
             Self::Lake(error) => error.is_transient(),
             // What retention took is told of each table when they are opened anew.

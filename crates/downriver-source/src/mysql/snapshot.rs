@@ -38,7 +38,7 @@ use super::key::KeyColumns;
 use super::refusal::{is_gone, waited_for_lock};
 use super::row::{SelectedRow, expression};
 use super::server::{Flavor, no_binlog};
-use super::sql::{connect, identifier, number, qualified, text};
+use super::sql::{connect, identifier, number, qualified, text, variables};
 use crate::chunk::{Chunk, ChunkRead, ChunkReader, ChunkRequest, Reshaped, RowSink, Seen};
 use crate::error::SourceError;
 use crate::rules::{ColumnRules, is_generated, rules_moved};
@@ -107,9 +107,12 @@ impl ChunkReader for SnapshotSession {
     }
 
     async fn server(&mut self) -> Result<String, SourceError> {
-        let query = "show global variables where variable_name in ('hostname', 'port', 'server_id', 'server_uuid', 'server_uid')";
-        let said: Vec<(String, String)> = self.session().query(query).await?;
-        let said: Vec<String> = said.into_iter().map(|(_, value)| value).collect();
+        let names = ["hostname", "port", "server_id", "server_uuid", "server_uid"];
+        let said = variables(self.session(), "global", &names).await?;
+        let said: Vec<&str> = names
+            .iter()
+            .filter_map(|name| Some(said.get(*name)?.as_str()))
+            .collect();
         Ok(format!("{}{}", address_of(&self.config), said.join("/")))
     }
 

@@ -112,11 +112,13 @@ impl ChunkReader for SnapshotSession {
     }
 
     async fn server(&mut self) -> Result<String, SourceError> {
-        let query = "select system_identifier::text, pg_is_in_recovery() from pg_control_system()";
+        // A copy of the server has its identifier, and began at another time.
+        let query = "select system_identifier::text,
+                            extract(epoch from pg_postmaster_start_time())::text
+                       from pg_control_system()";
         let row = self.client().query_one(query, &[]).await?;
-        let (system, is_standby): (String, bool) = (row.get(0), row.get(1));
-        let role = if is_standby { "standby" } else { "primary" };
-        Ok(format!("{} {system} {role}", self.address))
+        let (system, began): (String, String) = (row.get(0), row.get(1));
+        Ok(format!("{} {system} {began}", self.address))
     }
 
     async fn read_chunk(

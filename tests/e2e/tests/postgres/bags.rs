@@ -128,7 +128,7 @@ async fn of_equal_rows_exactly_those_go_that_went_at_the_source() -> Result<()> 
     }
     // A backlog, and the index that is made again from the table.
     shop.daemon.stop()?;
-    let lake = shop.daemon.data().join("lake");
+    let lake = shop.daemon.data().join("delivery");
     ensure!(lake.is_dir(), "{} is no folder", lake.display());
     std::fs::remove_dir_all(&lake)?;
     change(&shop).await?;

@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::NodeEngine;
 use super::captures::database;
 
-/// A chunk that takes longer is read here.
+/// Who takes longer for a chunk is given up.
 const SAYS_WITHIN: Duration = Duration::from_secs(120);
 /// Blocks on their way.
 const PARTS_MAX: usize = 4;
@@ -283,6 +283,7 @@ impl ChunkService for Chunks {
             let helping = async { tokio::join!(help(&database, wanted, reads), answering) };
             let failed = tokio::select! {
                 () = stopping.cancelled() => Some(Status::unavailable("it is about to stop")),
+                () = parts.closed() => None,
                 asked = asking => asked.err(),
                 (helped, (chunks, rows)) = helping => {
                     tracing::info!(source, chunks, rows, "read chunks for another node");

@@ -25,6 +25,9 @@ use super::replicated::{ReplicatedProgress, pipeline_id_key};
 use super::shares::share_of;
 use super::{NodeEngine, Turn, locked, unavailable};
 
+/// In the data folder: one folder for each pipeline. Nothing of anybody else lies here: what belongs to no pipeline is
+/// removed.
+const DELIVERY: &str = "delivery";
 /// In a pipeline's folder: one folder for each share but the first.
 const SHARES: &str = "shares";
 
@@ -256,7 +259,7 @@ impl NodeEngine {
     }
 
     fn delivery_folder(&self, pipeline: &str) -> PathBuf {
-        self.data.join("lake").join(pipeline)
+        self.data.join(DELIVERY).join(pipeline)
     }
 
     fn share_folder(&self, pipeline: &str, share: u32) -> PathBuf {
@@ -280,20 +283,23 @@ impl NodeEngine {
 
     fn old_folders(&self) -> Vec<PathBuf> {
         let pipelines = self.stored_of(pb::Kind::Pipeline);
+        let running: BTreeSet<(String, u32)> = locked(&self.deliveries).keys().cloned().collect();
         let mut old = Vec::new();
-        for (name, folder) in folders_in(&self.data.join("lake")) {
+        for (name, folder) in folders_in(&self.data.join(DELIVERY)) {
             let Some(stored) = pipelines.get(&name) else {
-                old.push(folder);
+                if !running.iter().any(|(pipeline, _)| *pipeline == name) {
+                    old.push(folder);
+                }
                 continue;
             };
             let Ok(Spec::Pipeline(pipeline)) = Spec::parse("Pipeline", &stored.spec) else {
                 continue;
             };
             for (share, folder) in folders_in(&folder.join(SHARES)) {
-                if share
-                    .parse()
-                    .is_ok_and(|share: u32| share >= pipeline.shares())
-                {
+                let is_old = |share: u32| {
+                    share >= pipeline.shares() && !running.contains(&(name.clone(), share))
+                };
+                if share.parse().is_ok_and(is_old) {
                     old.push(folder);
                 }
             }
@@ -462,7 +468,7 @@ impl NodeEngine {
             let still = self.still(name, &pipeline, &Paused::All, &all);
             return still.map_or(Offset(0), |still| still.needed);
         };
-        if pipeline.shares() == 1 {
+        if pipeline.shares() == 1 && self.runs_as_stored(name) {
             return running.needed;
         }
         // Those of other shares, and those that are on their way from one to another.
@@ -548,6 +554,7 @@ impl NodeEngine {
 /// The folders in one, by name; none if it is not there.
 fn folders_in(folder: &Path) -> Vec<(String, PathBuf)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.path().is_dir());
     let named =
         entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
     named.collect()
