@@ -377,6 +377,8 @@ async fn a_shape_that_was_mended_before_it_is_read_is_passed() -> Result<()> {
         .execute("alter table later rename \"NAME\" to other; delete from later where id = 20")
         .await?;
     shop.daemon.start().await?;
+    // Before it comes to the shape that is refused the table streams as well.
+    shop.caught_up().await?;
     let is_again = |source: &serde_json::Value| {
         daemon::table_in(source, "public.later").is_some_and(|table| table["state"] == "streaming")
             && source["state"] == "streaming"
