@@ -3,6 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -263,20 +264,20 @@ impl ChunkService for Chunks {
             std::future::pending::<Result<(), Status>>().await
         };
         let answers = parts.clone();
+        let (chunks, rows) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (chunks_read, rows_read) = (Arc::clone(&chunks), Arc::clone(&rows));
         let answering = async move {
-            let (mut chunks, mut rows) = (0u64, 0u64);
             while let Some(encoded) = read.recv().await {
                 if let Some(encoded) = &encoded {
-                    chunks += 1;
-                    rows += encoded.rows;
+                    chunks_read.fetch_add(1, Ordering::Relaxed);
+                    rows_read.fetch_add(encoded.rows, Ordering::Relaxed);
                 }
                 for part in to_parts(encoded) {
                     if answers.send(Ok(part)).await.is_err() {
-                        return (chunks, rows);
+                        return;
                     }
                 }
             }
-            (chunks, rows)
         };
         let stopping = self.0.stopping.clone();
         tokio::spawn(async move {
@@ -285,11 +286,9 @@ impl ChunkService for Chunks {
                 () = stopping.cancelled() => Some(Status::unavailable("it is about to stop")),
                 () = parts.closed() => None,
                 asked = asking => asked.err(),
-                (helped, (chunks, rows)) = helping => {
-                    tracing::info!(source, chunks, rows, "read chunks for another node");
-                    helped.err().map(Status::unavailable)
-                }
+                (helped, ()) = helping => helped.err().map(Status::unavailable),
             };
+            tracing::info!(source, ?chunks, ?rows, "read chunks for another node");
             if let Some(failed) = failed {
                 // Whoever asked may be gone.
                 let _ = parts.send(Err(failed)).await;
