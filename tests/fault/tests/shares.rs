@@ -1,7 +1,6 @@
 //! A pipeline whose tables are shared out over the nodes.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use downriver_testkit::readers::{self, Lake};
@@ -34,6 +33,15 @@ async fn owners(shop: &ClusteredShop, asked: usize) -> Result<Vec<usize>> {
         owners.push(shop.cluster.owner(asked, &task(share)).await?);
     }
     Ok(owners)
+}
+
+/// Waits until changes flow.
+async fn until_changes(shop: &ClusteredShop, asked: usize) -> Result<()> {
+    let before = shop.tail(asked).await?;
+    host::until("changes to flow", CATCH_UP, async || {
+        Ok(shop.tail(asked).await? > before + 100)
+    })
+    .await
 }
 
 /// How many tables each node delivers, as its own metrics say.
@@ -86,7 +94,7 @@ async fn each_node_delivers_tables_of_its_own_and_any_answers_for_all() -> Resul
             ..Style::default()
         };
         let workload = Workload::start(&shop.postgres, style);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        until_changes(&shop, asked).await?;
         workload.stop().await?;
         shop.ensure_equal(asked).await?;
         ensure_verified(&shop, asked, &shop::TABLES).await?;
@@ -135,7 +143,7 @@ async fn a_killed_node_s_share_goes_on_with_another_and_comes_back_to_it() -> Re
             ..Style::default()
         };
         let workload = Workload::start(&shop.postgres, style);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        until_changes(&shop, 0).await?;
         let before = owners(&shop, 0).await?;
         let source = shop.cluster.owner(0, "source/shop").await?;
         ensure!(before[0] == source, "the first share runs with its source");

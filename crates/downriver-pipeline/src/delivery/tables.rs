@@ -118,7 +118,7 @@ impl<'a> Tables<'a> {
     /// Finds the tables of this delivery's share. Whether one belongs to it now that belonged to another, or the other way
     /// round.
     pub(super) fn share_out(&mut self, schemas: &Arc<Schemas>) -> bool {
-        if Arc::ptr_eq(&self.shared_out, schemas) {
+        if self.config.share.of == 1 || Arc::ptr_eq(&self.shared_out, schemas) {
             return false;
         }
         let sharing = self.config.sharing();
@@ -147,7 +147,8 @@ impl<'a> Tables<'a> {
     }
 
     fn is_ours(&self, table: TableId) -> bool {
-        self.shares.get(&table) == Some(&self.config.share.index)
+        let share = self.config.share;
+        share.of == 1 || self.shares.get(&table) == Some(&share.index)
     }
 
     /// Whether nothing of any table is stored: what there is in the log is no change for the pipeline.
